@@ -1,0 +1,1 @@
+"""Floor 1: from a folder of films to batches of tensors."""

@@ -1,0 +1,1 @@
+"""Floor 2: the network, its five stages, the one training loop, its checkpoints."""
