@@ -1,0 +1,57 @@
+"""Fixtures of every floor: the real films beside the checkout, a tiny phantom set, an outputs folder of its own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"real data absent: no folder shared/{name} beside the checkout")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_outputs(tmp_path_factory, monkeypatch):
+    """Every test writes its runs, stores and phantom sets into a folder of its own, never into the user's."""
+    folder = tmp_path_factory.mktemp("outputs")
+    monkeypatch.setenv("CXR_OUTPUTS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nih_1k() -> Path:
+    """1,049 real films of 256 px in the NIH layout."""
+    return _shared("nih-1k")
+
+
+@pytest.fixture(scope="session")
+def nih_fullres() -> Path:
+    """96 original films of 1024 px, six of them RGBA, with 12 boxes."""
+    return _shared("nih-fullres")
+
+
+@pytest.fixture(scope="session")
+def nih_metadata() -> Path:
+    """All 112,120 rows, the official lists, all boxes, a published model's predictions."""
+    return _shared("nih-metadata")
+
+
+@pytest.fixture(scope="session")
+def dicom() -> Path:
+    return _shared("dicom")
+
+
+@pytest.fixture(scope="session")
+def tiny_phantom(tmp_path_factory) -> Path:
+    """96 phantom films of 64 px, every finding present: small, so that a stage of training takes seconds."""
+    from cxrlib.data import phantom
+
+    return phantom.write(tmp_path_factory.mktemp("phantom") / "tiny", images=96, size=64, seed=1)
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
