@@ -1,0 +1,120 @@
+"""One film file to one grey array: PNG of any mode or JPEG, decoded whole or refused by name.
+
+OpenCV decodes (grey PNG of 1024²: about three times as fast as colour), but it hands out half a picture for half a
+file. So the file is looked through first: Pillow reads the header, and the PNG's chunks are checked against their
+own checksums. Nothing is allocated for a file whose header promises more than ``MAX_PIXELS``.
+"""
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cxrlib.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_PIXELS = 64_000_000
+"""Largest film taken, in pixels: 8000². A full-field digital chest film has about 9 million."""
+
+_FORMATS = ("PNG", "JPEG")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def read(path: str | Path) -> np.ndarray:
+    """Read a film as (height, width) uint8, 0 black. 16-bit pixels keep their upper eight bits; alpha is dropped.
+
+    Raises UserError naming the file where it is absent, empty, truncated, damaged, too large or no PNG or JPEG.
+    """
+    return decode(load(path), path)
+
+
+def load(path: str | Path) -> bytes:
+    """Bytes of a file. Raises UserError where it is absent, empty or cannot be read."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not data:
+        raise UserError(f"{path} is empty (0 bytes); download it again")
+    return data
+
+
+def decode(data: bytes, path: str | Path) -> np.ndarray:
+    """Turn the bytes of a film into (height, width) uint8; ``path`` only goes into messages. Raises as ``read``."""
+    _, size = header(data, path)
+    damage = _png_damage(data) if data.startswith(_PNG_SIGNATURE) else _jpeg_damage(data)
+    if damage:
+        raise UserError(f"{path} is damaged ({damage}); download it again")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error:
+        pixels = None
+    if pixels is None or pixels.size != size[0] * size[1]:
+        raise UserError(f"{path} is damaged (its pixels cannot be decoded); download it again")
+    return pixels
+
+
+def size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a film from its header, without decoding it. Raises UserError as ``read`` does."""
+    return header(load(path), path)[1]
+
+
+def header(data: bytes, path: str | Path) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode (``L``, ``RGBA``, ``I;16``, ``P`` …) and (width, height) of the bytes of a film.
+
+    Raises UserError where they are neither PNG nor JPEG, or promise more than ``MAX_PIXELS``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data), formats=_FORMATS) as image:
+                mode, (width, height) = image.mode, image.size
+    except _BOMBS:
+        raise UserError(f"{path} claims more than {MAX_PIXELS:,} pixels; not decoded, remove it") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is neither PNG nor JPEG, or its header is damaged; download it again") from None
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
+        raise UserError(f"{path} is damaged ({error}); download it again") from None
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path} claims {width} x {height} pixels, more than {MAX_PIXELS:,}; not decoded, remove it")
+    return mode, (width, height)
+
+
+def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Bring (height, width) uint8 to (size, size) by averaging areas; enlarging interpolates linearly.
+
+    A film that is not square is squeezed, so box coordinates scale along each axis by itself.
+    """
+    if pixels.shape == (size, size):
+        return pixels
+    enlarging = min(pixels.shape) < size
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR if enlarging else cv2.INTER_AREA)
+
+
+def _png_damage(data: bytes) -> str:
+    """What is wrong with the chunks of a PNG, or "": each has a length, a name, its data and a CRC-32 of both."""
+    view, at = memoryview(data), len(_PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            return "truncated"
+        if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            return f"wrong checksum at byte {at}"
+        if name == b"IEND":
+            return ""
+        at = end
+    return "truncated"
+
+
+def _jpeg_damage(data: bytes) -> str:
+    """ "truncated" for a JPEG without its end marker, else ""."""
+    return "" if b"\xff\xd9" in data[-65536:] else "truncated"

@@ -1,0 +1,170 @@
+"""A data folder in the NIH layout, read into one table: a row per film, every row validated.
+
+Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""),
+view ("PA", "AP" or ""), then the 15 labels as uint8. Messages name the line of the CSV, its header being line 1.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cxrlib import labels
+from cxrlib.data import images, tables
+from cxrlib.errors import UserError
+
+TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+BOXES = "BBox_List_2017.csv"
+BOX_PIXELS = 1024
+"""Boxes are in the pixels of the original 1024² films, whatever the size of the films at hand."""
+
+_HEADERS = {
+    "Image Index": "image",
+    "Finding Labels": "finding_labels",
+    "Follow-up #": "follow_up",
+    "Patient ID": "patient",
+    "Patient Age": "age",
+    "Patient Gender": "sex",
+    "Patient Sex": "sex",
+    "View Position": "view",
+}
+COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", *labels.LABELS)
+
+
+def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
+    """Read the films of a data folder: its CSV, validated, and where each film lies.
+
+    With ``allow_missing`` films without a file are left out and named in ``films.attrs["missing"]``.
+    Raises UserError where the folder, the CSV or a film is absent, or a row of the CSV is wrong.
+    """
+    folder = Path(folder)
+    films = read_csv(find_table(folder))
+    files = _scan(folder)
+    films["path"] = [files.get(name, "") for name in films["image"]]
+    absent = (films["path"] == "").to_numpy()
+    missing = films.loc[absent, "image"].tolist()
+    if missing and not allow_missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of the {len(films)} films in its CSV are not under images/ or images_*/images/, "
+            f"first {missing[0]}; complete the download, or go on with what is there by --allow-missing"
+        )
+    if len(missing) == len(films):
+        raise UserError(f"{folder} holds none of the {len(films)} films of its CSV; look for an images folder")
+    films = films[~absent].reset_index(drop=True)
+    films.attrs["missing"] = missing
+    return films[list(COLUMNS)]
+
+
+def read_csv(csv: str | Path) -> pd.DataFrame:
+    """Read and validate ``Data_Entry_2017.csv`` (the header of 2017 or of 2020, gzip or not), without ``path``.
+
+    Raises UserError naming file, line and value for the first row that is wrong.
+    """
+    csv = Path(csv)
+    table = _columns(tables.cells(csv), csv)
+    films = pd.DataFrame({"image": tables.image_names(table["image"], csv)})
+    films["patient"] = tables.integers(table["patient"], csv, "Patient ID")
+    films["follow_up"] = tables.integers(table["follow_up"], csv, "Follow-up #")
+    films["age"] = tables.ages(table["age"], csv)
+    films["sex"] = tables.choice(table["sex"], csv, "Patient Gender", ("M", "F", ""))
+    films["view"] = tables.choice(table["view"], csv, "View Position", ("PA", "AP", ""))
+    matrix = tables.label_rows(table["finding_labels"], csv)
+    matrix = pd.DataFrame(matrix, index=films.index, columns=list(labels.LABELS))
+    return pd.concat([films, matrix], axis=1).reset_index(drop=True)
+
+
+def find_table(folder: Path) -> Path:
+    """Path of the CSV of a data folder. Raises UserError where the folder or the CSV is absent."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the one that holds {TABLES[0]} and images/")
+    for name in TABLES:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise UserError(f"{folder} holds no {TABLES[0]}; it comes with the NIH download and belongs beside images/")
+
+
+def find_images(folder: str | Path) -> dict[str, Path]:
+    """Where each film lies: ``images/``, ``images_001/images/`` … ``images_012/images/``, or a mix of both.
+
+    Raises UserError where two files of one name differ in size; equal ones count once.
+    """
+    return {name: Path(path) for name, path in _scan(Path(folder)).items()}
+
+
+def label_matrix(films: pd.DataFrame) -> np.ndarray:
+    """The labels of the films as (N, 15) uint8, in the order of ``labels.LABELS``."""
+    return films[list(labels.LABELS)].to_numpy(np.uint8)
+
+
+def fingerprint(films: pd.DataFrame) -> str:
+    """16 hex digits for the films, their patients, data and labels, in this order; where they lie does not count."""
+    sha = hashlib.sha256()
+    for column in ("image", "sex", "view"):
+        sha.update("\n".join(films[column]).encode() + b"\0")
+    for column in ("patient", "follow_up"):
+        sha.update(films[column].to_numpy("<i8").tobytes())
+    sha.update(films["age"].to_numpy("<f8").round(4).tobytes())
+    sha.update(label_matrix(films).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def read_boxes(folder: str | Path) -> pd.DataFrame:
+    """The radiologists' boxes: image, finding, x, y, w, h in pixels of the original 1024² film.
+
+    An empty table where the folder has no box file. Raises UserError naming the line of a wrong row.
+    """
+    found = [path for path in (Path(folder) / BOXES, Path(folder) / f"{BOXES}.gz") if path.is_file()]
+    names = ["image", "finding", "x", "y", "w", "h"]
+    if not found:
+        return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
+    raw = tables.cells(found[0])
+    if raw.shape[1] < len(names):
+        raise UserError(f"{found[0]}: needs Image Index, Finding Label and four columns of the box in its header")
+    boxes = raw.iloc[:, : len(names)].set_axis(names, axis=1)
+    boxes["image"] = tables.image_names(boxes["image"], found[0], unique=False)
+    boxes["finding"] = tables.box_findings(boxes["finding"], found[0])
+    for name in names[2:]:
+        boxes[name] = tables.coordinates(boxes[name], found[0], name)
+    return boxes.reset_index(drop=True)
+
+
+def scale_boxes(boxes: pd.DataFrame, width: float, height: float) -> pd.DataFrame:
+    """The boxes in the pixels of films of ``width`` x ``height``, such as a re-sized mirror or a store."""
+    across, down = width / BOX_PIXELS, height / BOX_PIXELS
+    return boxes.assign(x=boxes.x * across, y=boxes.y * down, w=boxes.w * across, h=boxes.h * down)
+
+
+def image_folders(folder: Path) -> Iterator[Path]:
+    """The folders that may hold films: ``images*`` of the data folder, and ``images*`` inside those."""
+    for outer in sorted(folder.glob("images*")):
+        if outer.is_dir():
+            yield outer
+            yield from (inner for inner in sorted(outer.glob("images*")) if inner.is_dir())
+
+
+def _scan(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for place in image_folders(folder):
+        for entry in os.scandir(place.absolute()):
+            name = entry.name
+            if name.startswith(".") or not name.lower().endswith(images.SUFFIXES) or not entry.is_file():
+                continue
+            first = found.setdefault(name, entry.path)
+            if first is not entry.path and Path(first).stat().st_size != entry.stat().st_size:
+                raise UserError(f"{first} and {entry.path} have one name and differ; keep the right one")
+    return found
+
+
+def _columns(table: pd.DataFrame, csv: Path) -> pd.DataFrame:
+    table = table.rename(columns=lambda name: _HEADERS.get(name.strip(), name))
+    absent = [header for header, name in _HEADERS.items() if name not in table and header != "Patient Sex"]
+    if absent:
+        raise UserError(f"{csv} has no column {', '.join(map(repr, absent))}; its header must be that of {TABLES[0]}")
+    table = table[list(dict.fromkeys(_HEADERS.values()))]
+    if table.columns.has_duplicates:
+        raise UserError(f"{csv} names a column twice; its header must be that of {TABLES[0]}")
+    return table
