@@ -1,0 +1,118 @@
+"""What a decoding process does: turn a chunk of films into rows of the pixel file, and say what came of each."""
+
+import os
+import signal
+import threading
+import zlib
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from cxrlib import paths
+from cxrlib.data import images
+from cxrlib.errors import UserError
+
+PIXELS = "pixels.npy"
+
+
+class Row(NamedTuple):
+    """A decoded film: where its pixels lie, and its source's and its pixels' size, time and CRC-32."""
+
+    file: str
+    at: int
+    bytes: int
+    mtime_ns: int
+    source_crc: int
+    width: int
+    height: int
+    pixel_crc: int
+
+
+class Task(NamedTuple):
+    """A row to be filled: from ``row`` where the film is decoded already, else from the file at ``path``."""
+
+    name: str
+    bytes: int
+    mtime_ns: int
+    path: str
+    row: Row | None
+
+
+def start_worker() -> None:
+    """Set a decoding process up: one thread, deaf to Ctrl-C (its parent hears it), gone when its parent is."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent_process().join()
+    os._exit(1)
+
+
+def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, list]:
+    """Fill the rows from ``start`` on, sync them to disk, and give a column per field of ``Row`` and ``reason``.
+
+    ``reason`` is "" or why a film could not be decoded; its row stays black and must not be used.
+    """
+    block = np.zeros((len(tasks), size, size), np.uint8)
+    columns: dict[str, list] = {"name": [task.name for task in tasks], "reason": []}
+    for name in ("bytes", "mtime_ns", "source_crc", "width", "height", "pixel_crc"):
+        columns[name] = []
+    for pixel_row, task in zip(block, tasks, strict=True):
+        row, reason = _fill(pixel_row, size, task)
+        columns["reason"].append(reason)
+        for name in row._fields[2:]:
+            columns[name].append(getattr(row, name))
+    with Path(pixels).open("r+b") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        file.seek(start * size * size, os.SEEK_CUR)
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return columns
+
+
+def _fill(target: np.ndarray, size: int, task: Task) -> tuple[Row, str]:
+    if task.row is not None:
+        pixels = np.load(task.row.file, mmap_mode="r")[task.row.at]
+        if zlib.crc32(pixels) == task.row.pixel_crc:
+            target[:] = pixels
+            return task.row, ""
+    empty = Row("", 0, task.bytes, task.mtime_ns, 0, 0, 0, 0)
+    try:
+        data = images.load(task.path)
+        film = images.decode(data, task.path)
+    except UserError as error:
+        return empty, str(error)
+    target[:] = images.shrink(film, size)
+    height, width = film.shape
+    return empty._replace(source_crc=zlib.crc32(data), width=width, height=height, pixel_crc=zlib.crc32(target)), ""
+
+
+def allocate(path: Path, shape: tuple[int, int, int]) -> None:
+    """Make an .npy file of zeros of this shape and claim its space, so that a full disk shows now and not in a map."""
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        start, length = file.tell(), int(np.prod(shape, dtype=np.int64))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), start, length)
+        else:
+            file.truncate(start + length)
+
+
+def compact(source: Path, rows: list[int], target: Path) -> None:
+    """Write the given rows of an .npy file as another, a few at a time."""
+    old = np.load(source, mmap_mode="r")
+    with paths.atomic(target) as temporary:
+        allocate(temporary, (len(rows), *old.shape[1:]))
+        new = np.load(temporary, mmap_mode="r+")
+        for at in range(0, len(rows), 128):
+            new[at : at + 128] = old[rows[at : at + 128]]
+        new.flush()
