@@ -1,0 +1,117 @@
+"""The bootstrap's arithmetic: AUC, average precision and curves of many resamples at once, pure NumPy.
+
+A resample draws *patients* with replacement; a film then counts as often as its patient was drawn. Films are never
+copied: each finding is sorted once, and only the running weights at the positives' scores are kept, since AUC, AP
+and both curves change course nowhere else. So the cost per finding is one pass over the films, whatever the ties.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Steps(NamedTuple):
+    """Running weights of R resamples at the G distinct scores of a finding's positives, from the lowest score up.
+
+    positive (G, R): weight of the positives with this score; below and upto (G, R): weight of the negatives scoring
+    less, and at most, this; positives and negatives (R,): totals, 0 where a resample lacks the class.
+    """
+
+    positive: np.ndarray
+    below: np.ndarray
+    upto: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+
+def draw(patients: np.ndarray, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw as many patients as there are, with replacement, ``replicates`` times.
+
+    patients (N,) of any kind that sorts. Returns counts (P, R) int32, how often each distinct patient was drawn, and
+    rows (N,), each film's row in counts. The first resamples of a longer draw are those of a shorter one.
+    """
+    distinct, rows = np.unique(patients, return_inverse=True)
+    rng, n = np.random.default_rng(seed), len(distinct)
+    counts = np.empty((n, replicates), np.int32)
+    for r in range(replicates):
+        counts[:, r] = np.bincount(rng.integers(0, n, n), minlength=n)
+    return counts, rows.ravel()
+
+
+def steps(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> Steps:
+    """Running weights of one finding: labels (N,), scores (N,), counts and rows as from ``draw``."""
+    order = np.argsort(scores, kind="stable")
+    positive = labels[order] == 1
+    scores, rows = scores[order], rows[order]
+    values = np.unique(scores[positive])
+    left = np.searchsorted(scores[~positive], values, "left")
+    right = np.searchsorted(scores[~positive], values, "right")
+    below, negatives = _running(counts, rows[~positive], left)
+    upto = below if np.array_equal(left, right) else _running(counts, rows[~positive], right)[0]
+    above, positives = _running(counts, rows[positive], np.searchsorted(scores[positive], values, "left"))
+    return Steps(np.diff(above, axis=0, append=positives[None]), below, upto, positives, negatives)
+
+
+def auc(at: Steps) -> np.ndarray:
+    """ROC AUC of each resample, (R,); NaN where a resample lacks a class. Ties count half."""
+    won = (at.positive * ((at.below + at.upto) / 2)).sum(0)
+    return _divide(won, at.positives * at.negatives.astype(np.float64))
+
+
+def average_precision(at: Steps) -> np.ndarray:
+    """Average precision of each resample, (R,); NaN where it has no positive."""
+    true = _from_above(at.positive)
+    called = true + (at.negatives - at.below)
+    gained = (at.positive * np.divide(true, called, out=np.zeros(called.shape), where=called > 0)).sum(0)
+    return _divide(gained, at.positives)
+
+
+def sensitivity(at: Steps, false_positive_rates: np.ndarray) -> np.ndarray:
+    """Each resample's ROC curve read at (M,) false-positive rates: (R, M), NaN where a class is absent."""
+    true = _from_above(at.positive)
+    start, end = at.negatives - at.upto, at.negatives - at.below  # negatives called before and after each step
+    x = np.stack([start, end], 1)[::-1].reshape(-1, len(at.positives))  # (2G, R), rising
+    y = np.stack([true - at.positive, true], 1)[::-1].reshape(-1, len(at.positives))
+    found = np.full((len(at.positives), len(false_positive_rates)), np.nan)
+    for r in np.flatnonzero((at.positives > 0) & (at.negatives > 0)):
+        corners = np.concatenate([[0], x[:, r], [at.negatives[r]]]), np.concatenate([[0], y[:, r], [at.positives[r]]])
+        found[r] = np.interp(false_positive_rates * at.negatives[r], *corners) / at.positives[r]
+    return found
+
+
+def precision(at: Steps, recalls: np.ndarray) -> np.ndarray:
+    """Each resample's precision at the highest threshold that reaches (M,) recalls: (R, M), NaN without positives."""
+    true = _from_above(at.positive)[::-1]  # (G, R), rising
+    called = true + (at.negatives - at.below)[::-1]
+    share = np.divide(true, called, out=np.ones(called.shape), where=called > 0)
+    found = np.full((len(at.positives), len(recalls)), np.nan)
+    for r in np.flatnonzero(at.positives):
+        reached = np.searchsorted(true[:, r], np.maximum(recalls * at.positives[r] - 1e-9, 1e-9))
+        found[r] = share[reached, r]
+    return found
+
+
+def _running(counts: np.ndarray, rows: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the first ``cuts[g]`` films, (G, R), and of them all, (R,); cuts rising.
+
+    One addition of a row per film: plain, in cache, and faster than a gather followed by cumsum or reduceat.
+    """
+    total = np.zeros(counts.shape[1], np.int32)
+    found = np.empty((len(cuts), counts.shape[1]), np.int32)
+    done, weight = 0, list(counts)
+    for g, cut in enumerate(cuts.tolist()):
+        for row in rows[done:cut].tolist():
+            np.add(total, weight[row], out=total)
+        found[g] = total
+        done = cut
+    for row in rows[done:].tolist():
+        np.add(total, weight[row], out=total)
+    return found, total
+
+
+def _from_above(positive: np.ndarray) -> np.ndarray:
+    return np.cumsum(positive[::-1], axis=0)[::-1]
+
+
+def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)

@@ -1,0 +1,199 @@
+"""Intervals against resamples made by hand, scikit-learn on them, and the textbook forms of DeLong and Holm."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn
+
+from cxrlib.errors import UserError
+from cxrlib.evaluation import intervals, metrics, resample
+
+
+def reading(films=120, findings=3, patients=40, levels=1000, seed=0):
+    """Clustered films: a patient's films share half of their score's noise; few levels make ties."""
+    rng = np.random.default_rng(seed)
+    who = rng.integers(0, patients, films)
+    labels = (rng.random((films, findings)) < 0.3).astype(np.uint8)
+    noise = rng.normal(size=(patients, findings))[who] + rng.normal(size=(films, findings))
+    scores = 1 / (1 + np.exp(-(labels * 1.0 + noise)))
+    return labels, np.round(scores * levels) / levels, who * 7 + 3
+
+
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([3, 20, 10**9]), patients=st.sampled_from([3, 25]))
+@settings(max_examples=25, deadline=None)
+def test_replicates_equal_scikit_learn_on_the_same_resamples(seed, levels, patients):
+    labels, scores, who = reading(60, 2, patients, levels, seed)
+    found = intervals.bootstrap(labels, scores, who, replicates=8, seed=seed)
+    counts, rows = resample.draw(who, 8, seed)
+    for r in range(8):
+        films = np.repeat(np.arange(len(who)), counts[rows, r])
+        for k in range(labels.shape[1]):
+            one_class = labels[films, k].min() == labels[films, k].max()
+            if one_class:
+                assert np.isnan(found.auc_replicates[r, k])
+                continue
+            auc = sklearn.roc_auc_score(labels[films, k], scores[films, k])
+            ap = sklearn.average_precision_score(labels[films, k], scores[films, k])
+            assert found.auc_replicates[r, k] == pytest.approx(auc, abs=1e-9)
+            assert found.ap_replicates[r, k] == pytest.approx(ap, abs=1e-9)
+
+
+def test_patients_are_drawn_whole():
+    who = np.array([5, 5, 5, 9, 9, 2])
+    counts, rows = resample.draw(who, 50, seed=0)
+    assert (counts.sum(0) == 3).all(), "as many patients as there are, each time"
+    np.testing.assert_array_equal(counts[rows][0], counts[rows][2])
+    np.testing.assert_array_equal(counts[:, :10], resample.draw(who, 10, seed=0)[0])
+    assert not np.array_equal(counts, resample.draw(who, 50, seed=1)[0])
+
+
+def test_blocks_do_not_show(monkeypatch):
+    data = reading()
+    whole = intervals.bootstrap(*data, replicates=30)
+    monkeypatch.setattr(intervals, "BLOCK", 7)
+    np.testing.assert_array_equal(whole.auc_replicates, intervals.bootstrap(*data, replicates=30).auc_replicates)
+
+
+def test_each_film_twice_widens_nothing_by_patient_but_fools_a_film_bootstrap():
+    labels, scores, _ = reading(150, 1, 150, 10**9)
+    who = np.arange(150)
+    doubled = np.concatenate([labels, labels]), np.concatenate([scores, scores])
+    alone = _width(intervals.bootstrap(labels, scores, who))
+    assert _width(intervals.bootstrap(*doubled, np.concatenate([who, who]))) == pytest.approx(alone, rel=0.02)
+    assert _width(intervals.bootstrap(*doubled, np.arange(300))) < 0.85 * alone
+
+
+def test_interval_holds_the_value_and_agrees_with_delong():
+    labels, scores, who = reading(400, 2, 400, 10**9)
+    found = intervals.bootstrap(labels, scores, who)
+    low, high = found.auc_interval
+    assert ((low < found.auc) & (found.auc < high)).all()
+    for k in range(2):
+        by_delong = intervals.delong(labels[:, k], scores[:, k])
+        assert (low[k], high[k]) == pytest.approx(by_delong[1:], abs=0.012)
+
+
+def test_too_few_patients_with_the_finding_give_no_interval():
+    labels, scores, who = reading(200, 15, 80, 10**9)
+    labels[:, 0] = 0
+    labels[1:, 1], labels[0, 1] = 0, 1
+    found = intervals.bootstrap(labels, scores, who, replicates=100)
+    assert np.isnan(found.auc[0])
+    assert not np.isnan(found.auc[1])
+    assert np.isnan(found.auc_interval[0][:2]).all()
+    assert not np.isnan(found.auc_interval[0][2:]).any()
+    assert found.mean_auc.value == pytest.approx(np.nanmean(found.auc[:14]))
+    assert found.mean_auc.low < found.mean_auc.value < found.mean_auc.high
+    assert found.mean_ap.low < found.mean_ap.value < found.mean_ap.high
+
+
+def test_difference_of_two_models_is_paired():
+    labels, scores, who = reading(400, 14, 150, 10**9)
+    worse = scores + np.random.default_rng(1).normal(0, 0.02, scores.shape)
+    much_worse = np.random.default_rng(2).random(scores.shape)
+    base = intervals.bootstrap(labels, scores, who, replicates=300)
+    near = intervals.difference(base, intervals.bootstrap(labels, worse, who, replicates=300))
+    far = intervals.difference(base, intervals.bootstrap(labels, much_worse, who, replicates=300))
+    assert near.high - near.low < (base.mean_auc.high - base.mean_auc.low) / 2
+    assert far.low > 0
+    assert far.p <= 0.05
+    same = intervals.difference(base, base)
+    assert same == (0, 0, 0, 1)
+
+
+def test_bands_hold_the_curve():
+    labels, scores, who = reading(500, 1, 300, 10**9)
+    labels, scores = labels[:, 0], scores[:, 0]
+    band = intervals.roc_band(labels, scores, who, replicates=200)
+    curve = metrics.roc_curve(labels, scores)
+    drawn = np.interp(band.x, curve.x, curve.y)
+    assert (band.low <= drawn + 0.02).all()
+    assert (band.high >= drawn - 0.02).all()
+    assert (band.low[20:80] < band.high[20:80]).all()
+    band = intervals.pr_band(labels, scores, who, replicates=200)
+    assert ((band.low >= 0) & (band.low <= band.high) & (band.high <= 1)).all()
+
+
+@given(seed=st.integers(0, 1000), levels=st.sampled_from([4, 10**9]))
+@settings(max_examples=20, deadline=None)
+def test_curves_of_a_resample_equal_scikit_learns(seed, levels):
+    labels, scores, who = reading(80, 1, 30, levels, seed)
+    labels, scores = labels[:, 0], scores[:, 0]
+    counts, rows = resample.draw(who, 3, seed)
+    at, x = resample.steps(labels, scores, counts, rows), np.linspace(0.013, 0.987, 20)
+    true, precise = resample.sensitivity(at, x), resample.precision(at, x)
+    for r in range(3):
+        films = np.repeat(np.arange(len(who)), counts[rows, r])
+        if labels[films].min() == labels[films].max():
+            continue
+        false_rates, rates, _ = sklearn.roc_curve(labels[films], scores[films], drop_intermediate=False)
+        np.testing.assert_allclose(true[r], np.interp(x, false_rates, rates), atol=1e-9)
+        precisions, recalls, _ = sklearn.precision_recall_curve(labels[films], scores[films])
+        first = [precisions[np.flatnonzero(recalls >= level - 1e-12)[-1]] for level in x]
+        np.testing.assert_allclose(precise[r], first, atol=1e-9)
+
+
+def _textbook_delong(labels, scores):
+    """DeLong, DeLong & Clarke-Pearson (1988) with the full matrix of comparisons."""
+    ones, zeros = scores[:, labels == 1], scores[:, labels == 0]
+    kernel = (ones[:, :, None] > zeros[:, None]) + 0.5 * (ones[:, :, None] == zeros[:, None])
+    return np.cov(kernel.mean(2)) / ones.shape[1] + np.cov(kernel.mean(1)) / zeros.shape[1]
+
+
+@given(seed=st.integers(0, 1000), levels=st.sampled_from([5, 10**9]))
+@settings(max_examples=25, deadline=None)
+def test_fast_delong_is_the_textbooks(seed, levels):
+    labels, scores, _ = reading(90, 2, 90, levels, seed)
+    truth, a, b = labels[:, 0], scores[:, 0], scores[:, 1]
+    spread = _textbook_delong(truth, np.stack([a, b]))
+    found = intervals.delong(truth, a)
+    assert found.high - found.value == pytest.approx(
+        min(1.959964 * np.sqrt(spread[0, 0]), 1 - found.value), rel=1e-5, abs=1e-12
+    )
+    gap = intervals.delong_difference(truth, a, b)
+    error = np.sqrt(spread[0, 0] + spread[1, 1] - 2 * spread[0, 1])
+    assert gap.high - gap.value == pytest.approx(1.959964 * error, rel=1e-5)
+
+
+def test_delong_by_patient_ignores_copies_of_films():
+    labels, scores, _ = reading(200, 1, 200, 10**9)
+    labels, scores = labels[:, 0], scores[:, 0]
+    twice = np.tile(labels, 2), np.tile(scores, 2)
+    alone, by_patient = intervals.delong(labels, scores), intervals.delong(*twice, np.tile(np.arange(200), 2))
+    by_film = intervals.delong(*twice)
+    assert by_patient.high - by_patient.low == pytest.approx(alone.high - alone.low, rel=1e-9)
+    assert by_film.high - by_film.low < 0.75 * (alone.high - alone.low)
+
+
+def test_delong_undefined_and_equal():
+    assert np.isnan(intervals.delong(np.zeros(5), np.arange(5.0))).all()
+    assert np.isnan(intervals.delong(np.array([1, 0, 0]), np.arange(3.0))[1:]).all()
+    assert np.isnan(intervals.delong_difference(np.array([1, 0, 0]), np.arange(3.0), -np.arange(3.0)).p)
+    labels, scores, _ = reading()
+    assert intervals.delong_difference(labels[:, 0], scores[:, 0], scores[:, 0] / 2) == (0, 0, 0, 1)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(intervals.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(intervals.holm([0.6, np.nan, 0.02]), [0.6, np.nan, 0.04])
+    assert np.isnan(intervals.holm([np.nan])).all()
+
+
+def test_wilson_by_hand():
+    share, low, high = intervals.proportion(8, 10)
+    assert (share, low, high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert np.isnan(intervals.proportion(0, 0)).all()
+
+
+def test_films_of_another_order_are_refused():
+    labels, scores, who = reading()
+    with pytest.raises(UserError, match="same films"):
+        intervals.bootstrap(labels, scores, who[:-1])
+    with pytest.raises(UserError, match="empty"):
+        intervals.bootstrap(labels[:0], scores[:0], who[:0])
+
+
+def _width(found):
+    low, high = found.auc_interval
+    return float((high - low)[0])
