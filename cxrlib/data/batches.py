@@ -1,0 +1,208 @@
+"""Whole batches from a store: gathered, augmented and normalised in one vectorised step each.
+
+Every random draw is a pure function of (seed, epoch, position in the epoch): a counter-based generator gives a whole
+epoch's table of random numbers at its start, so any batch can be made again, a run can go on in mid-epoch, and
+several processes that share an epoch see every film once. A thread gathers the next batches while the network works.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional
+
+from cxrlib.data import ahead, draws, records
+from cxrlib.data.store import Store
+from cxrlib.errors import UserError
+
+GREY_MEAN, GREY_STD = 0.449, 0.226
+"""Mean of ImageNet's three channel means and of its three deviations, for pixels from 0 to 1."""
+
+
+class Batch(NamedTuple):
+    """A batch on its device; ``rows`` are positions in the films that the batches were made for."""
+
+    images: torch.Tensor  # (B, 1, S, S) float32, normalised
+    labels: torch.Tensor  # (B, 15) float32, 0 or 1
+    rows: torch.Tensor  # (B,) int64
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How far films are varied in training; the defaults leave them as they are.
+
+    ``flip``: chance of a mirror image. ``rotate``: at most so many degrees either way. ``shift``: at most this share
+    of the side either way. ``scale_low`` to ``scale_high``: share of the area that is seen, placed at random inside
+    the film as by RandomResizedCrop; above 1 the film shrinks within a black border. ``aspect``: width to height of
+    that part at most so far from 1. ``brightness``: at most so much is added, of a range of 1. ``contrast``: at most
+    this share more or less, about the mean grey.
+    """
+
+    flip: float = 0.0
+    rotate: float = 0.0
+    shift: float = 0.0
+    scale_low: float = 1.0
+    scale_high: float = 1.0
+    aspect: float = 1.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def __post_init__(self) -> None:
+        limits = {"flip": (0, 1), "rotate": (0, 180), "shift": (0, 1), "scale_low": (0.01, 4), "scale_high": (0.01, 4),
+                  "aspect": (1, 4), "brightness": (0, 1), "contrast": (0, 1)}  # fmt: skip
+        for field in fields(self):
+            low, high = limits[field.name]
+            value = getattr(self, field.name)
+            if not low <= value <= high:
+                raise UserError(f"augmentation {field.name} is {value}; give a number from {low} to {high}")
+        if self.scale_low > self.scale_high:
+            raise UserError(f"augmentation scale_low {self.scale_low} is above scale_high {self.scale_high}")
+
+    @property
+    def geometric(self) -> bool:
+        """Whether pixels move in a way that needs them interpolated, as a mirror image does not."""
+        return bool(self.rotate or self.shift) or (self.scale_low, self.scale_high, self.aspect) != (1, 1, 1)
+
+
+PRESETS = {
+    "none": Augment(),
+    "light": Augment(flip=0.5, rotate=3, shift=0.03, scale_low=0.9),
+    "full": Augment(flip=0.5, rotate=7, shift=0.05, scale_low=0.7, aspect=1.15, brightness=0.08, contrast=0.15),
+}
+
+
+def augment(name: str) -> Augment:
+    """The preset of this name: none, light or full. Raises UserError for another."""
+    if name not in PRESETS:
+        raise UserError(f"augmentation {name!r} is unknown; the presets are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+class Batches:
+    """Batches of films, epoch by epoch, from a store.
+
+    Without ``shuffle`` films come in their order and nothing is left out. With it each epoch draws its order, and
+    with ``cap`` its films too: at most so many per class, every Hernia kept. Process ``rank`` of ``world`` gets its
+    share of every batch; all get the same number of batches. No batch of a shuffled epoch holds a single film (where
+    the films allow it), since BatchNorm cannot train on one: it joins the batch before.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        films: pd.DataFrame,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: Augment | None = None,
+        cap: int | None = None,
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world or (cap is not None and cap < 1):
+            raise UserError(f"batch_size {batch_size}, cap {cap}, rank {rank} of {world}: give sizes of 1 or more")
+        if films.empty:
+            raise UserError("there are no films to make batches of")
+        self.store, self.films, self.batch_size, self.seed = store, films, batch_size, seed
+        self.shuffle, self.augment, self.cap = shuffle, augment or Augment(), cap or None
+        self.device, self.rank, self.world = torch.device(device), rank, world
+        self._rows = store.rows(films)
+        self._labels = records.label_matrix(films)
+
+    def __len__(self) -> int:
+        """Number of batches of epoch 0. With ``cap`` later epochs may have a few more or less: see ``steps``."""
+        return self.steps(0)
+
+    def steps(self, epoch: int) -> int:
+        """Number of batches of this epoch, the same for every rank."""
+        return len(self._cuts(len(self.order(epoch)))) - 1
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Rows of the films of this epoch in their order, (n,) int64, before they are shared out among processes."""
+        if not self.shuffle:
+            return np.arange(len(self._rows))
+        order = draws.permutation(len(self._rows), self.seed, epoch)
+        if self.cap:
+            order = order[draws.capped(self._labels[order], self.cap)]
+        return order
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of this epoch from batch number ``start`` on; always the same for a seed, epoch and number."""
+        order = self.order(epoch)
+        table = draws.uniform(len(order), DRAWS, self.seed, epoch)  # (n, DRAWS)
+        cuts = self._cuts(len(order))
+        jobs = (self._share(cuts[i], cuts[i + 1]) for i in range(start, len(cuts) - 1))
+        jobs = ((order[part], table[part]) for part in jobs if len(part))
+        if self.device.type == "cuda":  # gather into pinned memory ahead, augment on the device
+            yield from (self._finish(*item) for item in ahead.ahead(lambda job: self._gather(*job), jobs))
+        else:
+            yield from ahead.ahead(lambda job: self._finish(*self._gather(*job)), jobs)
+
+    def _cuts(self, films: int) -> np.ndarray:
+        """Where the batches of all processes together begin and end in an epoch's order."""
+        together = self.batch_size * self.world
+        cuts = np.append(np.arange(0, films, together), films)
+        if self.shuffle and len(cuts) > 2 and cuts[-1] - cuts[-2] < 2 * self.world:
+            cuts = np.delete(cuts, -2)
+        return cuts
+
+    def _share(self, begin: int, end: int) -> np.ndarray:
+        """Positions of this process in a batch of all: a run of them, the shares differing by one at most."""
+        return np.array_split(np.arange(begin, end), self.world)[self.rank]
+
+    def _gather(self, rows: np.ndarray, random: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        pixels = torch.empty(
+            len(rows), self.store.size, self.store.size, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+        )
+        np.take(self.store.pixels, self._rows[rows], axis=0, out=pixels.numpy(), mode="clip")
+        return pixels, rows, random
+
+    def _finish(self, pixels: torch.Tensor, rows: np.ndarray, random: np.ndarray) -> Batch:
+        images = pixels.to(self.device, non_blocking=True).unsqueeze(1).float()  # (B, 1, S, S), 0 to 255
+        labels = torch.from_numpy(self._labels[rows]).to(self.device, non_blocking=True).float()
+        images = vary(images, torch.from_numpy(random).to(self.device), self.augment)
+        return Batch(images, labels, torch.from_numpy(rows).to(self.device))
+
+
+DRAWS = 8
+"""Random numbers per film: flip, rotation, shift x and y, area, aspect, place x and y share six; intensity two."""
+
+
+def vary(images: torch.Tensor, random: torch.Tensor, how: Augment) -> torch.Tensor:
+    """Augment and normalise (B, 1, S, S) float32 of 0 to 255 by ``random`` (B, DRAWS) float32 of 0 to 1."""
+    if how.geometric:
+        grid = functional.affine_grid(_affine(random, how), list(images.shape), align_corners=False)
+        images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    elif how.flip:
+        mirrored = (random[:, 0] < how.flip).view(-1, 1, 1, 1)
+        images = torch.where(mirrored, images.flip(3), images)
+    gain = 1 + how.contrast * _either_way(random[:, 6])  # (B,)
+    bias = how.brightness * _either_way(random[:, 7]) + GREY_MEAN * (1 - gain)
+    gain, bias = gain / (255 * GREY_STD), (bias - GREY_MEAN) / GREY_STD
+    return images.mul_(gain.view(-1, 1, 1, 1)).add_(bias.view(-1, 1, 1, 1))
+
+
+def _affine(random: torch.Tensor, how: Augment) -> torch.Tensor:
+    """(B, 2, 3) float32 from output to input coordinates, which run from -1 to 1 across the film."""
+    flip, turn, right, down, area, shape = random[:, :6].unbind(1)
+    mirror = torch.where(flip < how.flip, -1.0, 1.0)
+    angle = torch.deg2rad(how.rotate * _either_way(turn))
+    area = how.scale_low + (how.scale_high - how.scale_low) * area
+    ratio = torch.exp(float(np.log(how.aspect)) * _either_way(shape))
+    width, height = torch.sqrt(area * ratio), torch.sqrt(area / ratio)
+    # A part smaller than the film lies anywhere inside it; the shift may carry it over the edge.
+    x = _either_way(right) * ((1 - width).clamp(min=0) + 2 * how.shift)
+    y = _either_way(down) * ((1 - height).clamp(min=0) + 2 * how.shift)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    rows = [mirror * width * cos, -height * sin, x, mirror * width * sin, height * cos, y]
+    return torch.stack(rows, 1).view(-1, 2, 3)
+
+
+def _either_way(random: torch.Tensor) -> torch.Tensor:
+    """0 to 1 made -1 to 1."""
+    return 2 * random - 1
