@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from cxrlib import __version__, paths
 from cxrlib.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-python", "papermill")
 
@@ -52,6 +55,13 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def table() -> "pd.DataFrame":
+    """Versions, code and device as a table of one column, for a notebook's first page."""
+    import pandas as pd
+
+    return pd.Series({**versions(), "code": git_revision() or "no checkout", "device": device()}, name="").to_frame()
 
 
 def git_revision() -> str:

@@ -1,0 +1,138 @@
+"""The tables that a run leaves: AUC per finding with intervals, what a stage won, all stages in a row."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from cxrlib.data import records
+from cxrlib.evaluation import intervals, metrics
+from cxrlib.labels import FINDINGS, LABELS
+from cxrlib.training import checkpoint
+
+MEAN = "mean of 14"
+
+
+def auc(films: pd.DataFrame, probabilities: np.ndarray, *, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """AUC and average precision of each label with 95 % intervals by patient bootstrap; the last row is the mean of 14.
+
+    films: N rows as ``records.read`` gives them; probabilities (N, 15). Columns finding, positives, auc, auc_low,
+    auc_high, ap, ap_low, ap_high, reason. A finding with one class only has NaN and says why in ``reason``; the
+    mean leaves it out. "No Finding" is listed and never part of the mean.
+    """
+    known = records.label_matrix(films)
+    boot = intervals.bootstrap(known, probabilities, films["patient"].to_numpy(), replicates=replicates, seed=seed)
+    rows = pd.DataFrame(
+        {
+            "finding": LABELS,
+            "positives": known.sum(0),
+            "auc": boot.auc,
+            **dict(zip(("auc_low", "auc_high"), boot.auc_interval, strict=True)),
+            "ap": boot.ap,
+            **dict(zip(("ap_low", "ap_high"), boot.ap_interval, strict=True)),
+            "reason": [metrics.reason(known[:, k]) for k in range(len(LABELS))],
+        }
+    )
+    mean = dict(zip(rows.columns, (MEAN, known[:, :14].sum(), *boot.mean_auc, *boot.mean_ap, ""), strict=True))
+    return pd.concat([rows, pd.DataFrame([mean])], ignore_index=True)
+
+
+def gain(
+    films: pd.DataFrame, before: np.ndarray, after: np.ndarray, *, replicates: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """What changed from one reading of the films to another: AUC before and after, difference, 95 % interval.
+
+    before, after (N, 15) probabilities of the same films. The interval is from a bootstrap by patient in which both
+    readings are resampled together. Last row: the mean of 14, with p against "no difference".
+    """
+    known, patients = records.label_matrix(films), films["patient"].to_numpy()
+    was, now = (
+        intervals.bootstrap(known, reading, patients, replicates=replicates, seed=seed) for reading in (before, after)
+    )
+    low, high = intervals.percentiles((now.auc_replicates - was.auc_replicates)[:, : len(FINDINGS)])
+    rows = pd.DataFrame(
+        {
+            "finding": FINDINGS,
+            "positives": known[:, : len(FINDINGS)].sum(0),
+            "before": was.auc[: len(FINDINGS)],
+            "after": now.auc[: len(FINDINGS)],
+            "difference": (now.auc - was.auc)[: len(FINDINGS)],
+            "low": low,
+            "high": high,
+        }
+    )
+    mean = intervals.difference(now, was)
+    last = (MEAN, rows["positives"].sum(), was.mean_auc.value, now.mean_auc.value, mean.value, mean.low, mean.high)
+    return pd.concat([rows, pd.DataFrame([dict(zip(rows.columns, last, strict=True))])], ignore_index=True)
+
+
+def stages(
+    line: Sequence[Path],
+    val: tuple[pd.DataFrame, Sequence[np.ndarray]],
+    test: tuple[pd.DataFrame, Sequence[np.ndarray]],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per stage: its recipe, mean AUC of 14 on validation and test, and the test difference to the one before.
+
+    line: the stages' best checkpoints in order; val and test: the films and, per checkpoint, probabilities (N, 15).
+    The p values of the differences are Holm-adjusted for the number of stages compared.
+    """
+    boots = {name: _boots(*part, replicates, seed) for name, part in (("val", val), ("test", test))}
+    rows = []
+    for k, path in enumerate(line):
+        meta = checkpoint.read_meta(path)
+        recipe = meta["recipe"]
+        row = {
+            "stage": meta["stage"],
+            "checkpoint": meta["name"],
+            "groups": " ".join(recipe["groups"]),
+            "lr": recipe["lr"],
+            "epochs": recipe["epochs"],
+            "loss": recipe["loss"],
+        }
+        for name, (value, low, high) in ((name, found[k].mean_auc) for name, found in boots.items()):
+            row |= {f"{name}_auc": value, f"{name}_low": low, f"{name}_high": high}
+        step = (
+            intervals.difference(boots["test"][k], boots["test"][k - 1]) if k else intervals.Difference(*[np.nan] * 4)
+        )
+        rows.append(
+            row | {"difference": step.value, "difference_low": step.low, "difference_high": step.high, "p": step.p}
+        )
+    table = pd.DataFrame(rows)
+    table["p_holm"] = np.nan
+    table.loc[table.index[1:], "p_holm"] = intervals.holm(table["p"].to_numpy()[1:])
+    return table
+
+
+def standing(films: pd.DataFrame, probabilities: np.ndarray) -> np.ndarray:
+    """How high the reader ranks each film for the findings it has: (N,), 1 best, 0 worst, NaN for films without one.
+
+    For each finding, the share of films without it that score lower (ties half), averaged over the film's findings.
+    The mean over a finding's films is its AUC, so the films at the bottom are those that cost it.
+    """
+    known = records.label_matrix(films)[:, : len(FINDINGS)].astype(bool)
+    shares = np.full(known.shape, np.nan)
+    for k in range(len(FINDINGS)):
+        positive = known[:, k]
+        if positive.any() and not positive.all():
+            among_all, among_own = rankdata(probabilities[:, k]), rankdata(probabilities[positive, k])
+            shares[positive, k] = (among_all[positive] - among_own) / np.count_nonzero(~positive)
+    return metrics.nanmean(shares, axis=1)
+
+
+def extremes(films: pd.DataFrame, probabilities: np.ndarray, *, n: int = 6) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The ``n`` films with a finding that the reader stands highest and lowest, with a column ``standing``."""
+    ranked = films.assign(standing=standing(films, probabilities)).dropna(subset=["standing"])
+    ranked = ranked.sort_values("standing", ascending=False, kind="stable")
+    return ranked.head(n), ranked.tail(n)[::-1]
+
+
+def _boots(
+    films: pd.DataFrame, readings: Sequence[np.ndarray], replicates: int, seed: int
+) -> list[intervals.Bootstrap]:
+    known, patients = records.label_matrix(films), films["patient"].to_numpy()
+    return [intervals.bootstrap(known, reading, patients, replicates=replicates, seed=seed) for reading in readings]

@@ -1,0 +1,72 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from cxrlib.evaluation import summary
+from cxrlib.labels import FINDINGS, LABELS
+
+
+@pytest.fixture
+def reading():
+    """200 films of 70 patients with 15 labels, and a reader that is right more often than not."""
+    rng = np.random.default_rng(3)
+    known = np.zeros((200, 15), np.uint8)
+    known[:, :14] = rng.random((200, 14)) < 0.15
+    known[:, 14] = ~known.any(1)
+    films = pd.DataFrame({"image": [f"{i:08d}_000.png" for i in range(200)], "patient": rng.integers(0, 70, 200)})
+    films = pd.concat([films, pd.DataFrame(known, columns=list(LABELS))], axis=1)
+    return films, 1 / (1 + np.exp(-(known * 1.5 + rng.normal(size=known.shape))))
+
+
+def test_auc_table_agrees_with_scikit_learn_and_ends_with_the_mean_of_14(reading):
+    films, probabilities = reading
+    table = summary.auc(films, probabilities, replicates=50)
+    expected = [roc_auc_score(films[name], probabilities[:, k]) for k, name in enumerate(LABELS)]
+    np.testing.assert_allclose(table["auc"][:15], expected)
+    assert table["finding"].iloc[-1] == summary.MEAN
+    assert table["auc"].iloc[-1] == pytest.approx(np.mean(expected[:14]))  # "No Finding" is not part of it
+    assert (table["auc_low"] <= table["auc"]).all()
+    assert (table["auc"] <= table["auc_high"]).all()
+
+
+def test_a_finding_without_positives_is_undefined_with_its_reason_and_outside_the_mean(reading):
+    films, probabilities = reading
+    films["Hernia"] = np.uint8(0)
+    table = summary.auc(films, probabilities, replicates=50).set_index("finding")
+    assert np.isnan(table.loc["Hernia", "auc"])
+    assert table.loc["Hernia", "reason"]
+    assert table.loc[summary.MEAN, "auc"] == pytest.approx(table.loc[list(FINDINGS[:-1]), "auc"].mean())
+
+
+def test_gain_of_a_reader_over_itself_is_exactly_nothing(reading):
+    films, probabilities = reading
+    table = summary.gain(films, probabilities, probabilities, replicates=50)
+    assert (table[["difference", "low", "high"]] == 0).all(axis=None)
+
+
+def test_gain_sees_the_finding_that_was_spoilt(reading):
+    films, probabilities = reading
+    spoilt = probabilities.copy()
+    spoilt[:, 2] = np.random.default_rng(0).random(200)
+    table = summary.gain(films, probabilities, spoilt, replicates=200).set_index("finding")
+    assert table["difference"].idxmin() == "Effusion"
+    assert table.loc["Effusion", "high"] < 0
+    assert table.loc["Mass", "difference"] == 0
+
+
+def test_standing_averages_to_the_auc(reading):
+    films, probabilities = reading
+    one = films.assign(**{name: np.uint8(0) for name in FINDINGS if name != "Mass"})
+    where = summary.standing(one, probabilities)
+    assert np.isnan(where[one["Mass"] == 0]).all()
+    assert np.nanmean(where) == pytest.approx(roc_auc_score(one["Mass"], probabilities[:, 4]))
+
+
+def test_extremes_are_the_ends_of_the_standing(reading):
+    films, probabilities = reading
+    best, worst = summary.extremes(films, probabilities, n=4)
+    where = summary.standing(films, probabilities)
+    assert best["standing"].iloc[0] == np.nanmax(where)
+    assert worst["standing"].iloc[0] == np.nanmin(where)
+    assert len(best) == len(worst) == 4
