@@ -16,7 +16,7 @@ from cxrlib.evaluation import metrics, resample
 
 LEVEL = 0.95
 Z = float(norm.ppf((1 + LEVEL) / 2))
-BLOCK = 250  # resamples computed together; bounds memory at positives × 250 running weights
+BLOCK = 1000  # resamples computed together; bounds memory at (distinct scores of positives) × 1000 running weights
 LEAST_DEFINED = 0.9
 """An interval needs this share of resamples with both classes: at about three patients with the finding or more."""
 
