@@ -1,0 +1,203 @@
+"""A frontal chest drawn from its anatomy: shapes in body coordinates, rastered at the film's own size.
+
+Body coordinates: the film is the unit square, x to the right (the patient's left side is at the right, as on
+any film), y downwards, 1 = ``FILM_CM``. A film is made as an X-ray makes it: layers of tissue add up to a
+density, air takes away from it, and a tone curve turns density into grey. Sides: 0 the patient's right, 1 left.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+FILM_CM = 36.0
+"""Edge of a film in centimetres: 2,500 pixels of 0.143 mm, the commonest original in the dataset's table."""
+
+_BITS = 4  # binary places of the rasteriser's coordinates
+_WALL = np.array([(0, 0.42), (0.02, 0.52), (0.08, 0.66), (0.18, 0.79), (0.35, 0.91), (0.55, 0.98), (0.8, 1), (1, 0.99)])
+_MEDIAL = np.array([(0, 0.36), (0.02, 0.25), (0.08, 0.17), (0.25, 0.14), (1, 0.11)])
+"""Outline of a lung: height (0 apex, 1 costophrenic angle) against distance from the midline (1 = half width)."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One person on one film, before any tissue is drawn. Lengths in film units."""
+
+    centre: float  # x of the spine
+    half: float  # inner half width of the thorax at its widest
+    apex: float  # y of the lung apices
+    dome: tuple[float, float]  # y of the diaphragm's domes
+    arch: float  # height of a dome above its costophrenic angle
+    ctr: float  # cardiothoracic ratio
+    shift: float = 0.0  # mediastinal shift in x
+    air: float = 1.0  # transparency of the lungs
+    vessels: float = 1.0  # strength of the vessel markings
+    breast: float = 0.0  # size of the breast shadows
+    girth: float = 1.0  # thickness of the soft tissue
+    age: float = 50.0
+
+    @property
+    def angle(self) -> np.ndarray:
+        """y of the two costophrenic angles, (2,)."""
+        return np.array(self.dome) + self.arch
+
+    def wall(self, height: np.ndarray) -> np.ndarray:
+        """Inner half width of the rib cage at a height between apex (0) and costophrenic angle (1)."""
+        return self.half * np.interp(height, _WALL[:, 0], _WALL[:, 1])
+
+    def lung(self, side: int) -> np.ndarray:
+        """Outline of a lung without heart, (n, 2): down the chest wall, along the dome, up the mediastinum."""
+        sign, height = (-1, 1)[side], np.linspace(0, 1, 20)
+        y = self.apex + height * (self.angle[side] - self.apex)
+        across = np.linspace(0.99, 0.12, 16)[1:]
+        lateral, medial = np.clip((across - 0.42) / 0.57, 0, 1), np.clip((0.42 - across) / 0.3, 0, 1)
+        dome = self.dome[side] + self.arch * lateral**2.2 + 0.4 * self.arch * medial**2
+        up = np.array([0.8, 0.5, 0.25, 0.15, 0.08, 0.04, 0.015])
+        inner = self.half * np.interp(up, _MEDIAL[:, 0], _MEDIAL[:, 1])
+        outline = np.concatenate([self.wall(height), self.half * across, inner])
+        heights = np.concatenate([y, dome, self.apex + up * (self.angle[side] - self.apex)])
+        return np.column_stack([self.centre + sign * outline, heights])
+
+    def heart(self) -> np.ndarray:
+        """Outline of the heart, (n, 2); its width is ``ctr`` times the inner width of the thorax."""
+        bottom, top = self.dome[1] + 0.035, self.apex + 0.42 * (self.dome[0] - self.apex)
+        corners = [(-0.10, 0), (-0.3, 0.3), (-0.38, 0.62), (-0.25, 0.98), (0.2, 1.03), (0.62, 1.0), (0.72, 0.8),
+                   (0.55, 0.5), (0.3, 0.2), (0.22, -0.02)]  # fmt: skip
+        x, y = smooth(np.array(corners)).T
+        width = 2 * self.half * self.ctr
+        x = x / np.ptp(x) * width
+        return np.column_stack([self.centre + self.shift + x, top + y * (bottom - top)])
+
+    def hilum(self, side: int) -> np.ndarray:
+        return np.array([self.centre + self.shift + (-0.27, 0.29)[side] * self.half,
+                         self.apex + (0.5, 0.475)[side] * (self.dome[0] - self.apex)])  # fmt: skip
+
+
+def sample(rng: np.random.Generator, jitter: np.random.Generator, *, sex: str, age: float, view: str) -> Anatomy:
+    """Draw a healthy person (from ``rng``, the same on each of the person's films) in a pose (from ``jitter``).
+
+    AP films are taken lying or sitting: a shallower breath, so higher domes, and a heart magnified by its greater
+    distance from the film (W. Herring, Learning Radiology, chapter on technical adequacy).
+    """
+    portable = view == "AP"
+    dome = 0.735 + 0.02 * rng.normal() + 0.014 * jitter.normal() - 0.045 * portable
+    return Anatomy(
+        centre=0.5 + 0.012 * jitter.normal(),
+        half=float(np.clip(0.365 + 0.016 * rng.normal() - 0.012 * (sex == "F") - 0.03 * (age < 14), 0.29, 0.4)),
+        apex=0.135 + 0.012 * rng.normal() + 0.012 * jitter.normal(),
+        dome=(dome, dome + 0.022),
+        arch=0.088 + 0.006 * rng.normal(),
+        ctr=float(np.clip(0.43 + 0.02 * rng.normal() + 0.02 * portable, 0.37, 0.48)),
+        breast=float(rng.uniform(0.5, 1.1)) if sex == "F" and age > 14 else 0.0,
+        girth=float(np.clip(1 + 0.12 * rng.normal(), 0.75, 1.3)),
+        age=age,
+    )
+
+
+class Canvas:
+    """Rasterises shapes given in body coordinates onto a film of ``size`` pixels, a little turned and scaled."""
+
+    def __init__(self, size: int, *, turn: float = 0.0, zoom: float = 1.0):
+        """``turn`` in degrees about the film's centre; ``zoom`` above 1 makes the body larger on the film."""
+        self.size = size
+        angle = np.deg2rad(turn)
+        self._turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        back = np.linalg.inv(self._turn).astype(np.float32)
+        column, row = _grid(size)
+        self.x = back[0, 0] * column + back[0, 1] * row + np.float32(0.5)  # (S, S), body coordinates of each pixel
+        self.y = back[1, 0] * column + back[1, 1] * row + np.float32(0.5)
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """Body coordinates (..., 2) as the rasteriser's fixed-point pixel coordinates, int32."""
+        film = (np.asarray(points) - 0.5) @ self._turn.T + 0.5
+        return np.round((film * self.size - 0.5) * (1 << _BITS)).astype(np.int32)
+
+    def area(self, *outlines: np.ndarray, soft: float = 0.0) -> np.ndarray:
+        """Cover of the outlines' union, (S, S) float32 in 0..1; ``soft`` blurs its edge (film units)."""
+        cover = np.zeros((self.size, self.size), np.uint8)
+        for outline in outlines:
+            cv2.fillPoly(cover, [self.pixels(outline)], 255, cv2.LINE_AA, _BITS)
+        return self.blur(cover.astype(np.float32) * np.float32(1 / 255), soft)
+
+    def lines(self, curves: list[np.ndarray], widths: list[float] | np.ndarray) -> np.ndarray:
+        """Cover of curves (n, 2) of the given widths, (S, S) float32; under a pixel a line gets fainter, not thinner."""
+        cover = np.zeros((self.size, self.size), np.uint8)
+        for curve, width in sorted(zip(curves, widths, strict=True), key=lambda pair: pair[1]):
+            across = width * self.size
+            thickness = max(1, round(across))
+            ink = int(255 * min(1.0, across / thickness))
+            cv2.polylines(cover, [self.pixels(curve)], False, ink, thickness, cv2.LINE_AA, _BITS)
+        return cover.astype(np.float32) * np.float32(1 / 255)
+
+    def disc(self, x: float, y: float, radius: float, edge: float, aspect: float = 1.0) -> np.ndarray:
+        """A disc (an ellipse ``aspect`` times as high) with an edge of the given softness, (S, S) in 0..1."""
+        distance = np.sqrt((self.x - np.float32(x)) ** 2 + ((self.y - np.float32(y)) / np.float32(aspect)) ** 2)
+        return ramp((radius - distance) / edge + 0.5)
+
+    def blur(self, values: np.ndarray, soft: float) -> np.ndarray:
+        """Gaussian blur of deviation ``soft`` (film units); wide ones are done at a quarter of the size."""
+        deviation = soft * self.size
+        if deviation <= 0.3:
+            return values
+        if deviation < 4:
+            return cv2.GaussianBlur(values, (0, 0), deviation)
+        quarter = (max(1, self.size // 4),) * 2
+        small = cv2.GaussianBlur(cv2.resize(values, quarter, interpolation=cv2.INTER_AREA), (0, 0), deviation / 4)
+        return cv2.resize(small, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+
+    def field(self, rng: np.random.Generator, cell: float) -> np.ndarray:
+        """Smooth noise of mean 0 and deviation about 1 whose grains are ``cell`` film units wide, (S, S)."""
+        grains = max(2, min(self.size, round(1 / cell)))
+        small = rng.standard_normal((grains, grains), np.float32)
+        return cv2.resize(small, (self.size, self.size), interpolation=cv2.INTER_CUBIC) * np.float32(1.3)
+
+
+@dataclass
+class Chest:
+    """A chest being drawn: the canvas, the person, and the layers that the signs change."""
+
+    canvas: Canvas
+    body: Anatomy
+    lungs: list[np.ndarray]  # cover of the two lungs, heart not cut out
+    across: np.ndarray  # |x - midline| / half width of the rib cage there: 0 medial, 1 lateral
+    height: list[np.ndarray]  # 0 apex, 1 costophrenic angle, per side
+    clear: np.ndarray  # 1 - share of the lung's air that is replaced by fluid or tissue
+    markings: np.ndarray  # strength of the vessels
+    extra: np.ndarray  # density added on top
+    boxes: dict[str, list[tuple[float, float, float, float]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, body: Anatomy, canvas: Canvas) -> "Chest":
+        lungs = [canvas.area(body.lung(side), soft=0.003) for side in (0, 1)]
+        height = [(canvas.y - np.float32(body.apex)) / np.float32(body.angle[side] - body.apex) for side in (0, 1)]
+        wall = body.wall(np.linspace(0, 1, 64)).astype(np.float32)
+        at = np.clip(height[1] * 63, 0, 63).astype(np.intp)
+        across = np.abs(canvas.x - np.float32(body.centre)) / wall[at]
+        ones = np.ones((canvas.size, canvas.size), np.float32)
+        return cls(canvas, body, lungs, across, height, ones, ones * np.float32(body.vessels), ones * 0)
+
+    def fill(self, cover: np.ndarray, amount: float) -> None:
+        """Replace a share of the air under ``cover``; fillings upon each other multiply, so they never exceed all."""
+        self.clear *= 1 - np.clip(cover * np.float32(amount), 0, 0.97)
+
+
+def smooth(corners: np.ndarray, rounds: int = 3) -> np.ndarray:
+    """Round a closed polygon by cutting its corners (Chaikin 1974), (n, 2) to (n * 2**rounds, 2)."""
+    for _ in range(rounds):
+        following = np.roll(corners, -1, axis=0)
+        corners = np.stack([0.75 * corners + 0.25 * following, 0.25 * corners + 0.75 * following], 1).reshape(-1, 2)
+    return corners
+
+
+def ramp(values: np.ndarray) -> np.ndarray:
+    """Smooth step: 0 below 0, 1 above 1."""
+    clipped = np.clip(values, 0, 1)
+    return clipped * clipped * (3 - 2 * clipped)
+
+
+@lru_cache(maxsize=4)
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Column and row of each pixel's centre relative to the film's centre, (S, S) float32 each."""
+    centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size) - np.float32(0.5)
+    return np.meshgrid(centres, centres)
