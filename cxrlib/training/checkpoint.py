@@ -1,0 +1,271 @@
+"""Checkpoints: weights as safetensors, and beside them a JSON that says where they come from.
+
+A checkpoint is named as the original project named its own, ``stage5_1e-06_22``: the stage, its rate, and the
+epochs so far over the whole line of stages. Its JSON carries the line itself: every ancestor's name, hash and
+recipe, and every patient that any of them was trained on, so that a test on a patient seen can be refused
+even where the ancestors' files are gone.
+"""
+
+import base64
+import zlib
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from cxrlib import labels, paths, provenance
+from cxrlib.errors import UserError
+from cxrlib.training import tensors
+from cxrlib.training.stages import Stage
+
+FORMAT = 1
+LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
+SUFFIX = ".safetensors"
+NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "patients", "ancestors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by torchvision's names (on the CPU, float32), the JSON beside them, and their file."""
+
+    state: dict[str, Tensor]
+    meta: dict[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a stage starts: what its checkpoints say of their past.
+
+    ``weights`` are the initial weights' name at the head of the line · ``epochs_so_far`` before the stage ·
+    ``ancestors`` from the oldest to the parent · ``patients`` trained on, by the ancestors and by the stage.
+    """
+
+    weights: str
+    epochs_so_far: int
+    ancestors: tuple[dict[str, Any], ...]
+    patients: np.ndarray
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        return self.ancestors[-1] if self.ancestors else None
+
+    @property
+    def parent_sha256(self) -> str:
+        return self.ancestors[-1]["sha256"] if self.ancestors else ""
+
+
+def lineage(parent: Path | None, weights: str, films: pd.DataFrame) -> Lineage:
+    """The line of a stage that starts from ``parent`` (or from the initial ``weights``) and trains on ``films``.
+
+    Raises UserError where the parent's JSON is absent, damaged or of another format.
+    """
+    own = np.unique(films["patient"].to_numpy(np.int64))
+    if parent is None:
+        return Lineage(weights, 0, (), own)
+    meta = read_meta(parent)
+    seen = np.union1d(patients(meta), own)
+    return Lineage(meta["weights"], meta["epochs_so_far"], (*meta["ancestors"], _ancestor(meta)), seen)
+
+
+def name(stage: int, lr: float, epochs_so_far: int) -> str:
+    return f"stage{stage}_{lr:g}_{epochs_so_far}"
+
+
+def save(
+    folder: Path,
+    state: dict[str, Tensor],
+    recipe: Stage,
+    line: Lineage,
+    *,
+    epoch: int,
+    metrics: dict[str, Any],
+    data: str = "",
+    fingerprint: str = "",
+    code: str = "",
+) -> Path:
+    """Write the checkpoint of a stage after ``epoch`` of its epochs; weights first, JSON last. Returns its path.
+
+    ``metrics`` are plain numbers (None where undefined), ``data`` the data's fingerprint, ``fingerprint`` the
+    stage's, ``code`` the version of the rooms that trained it.
+    """
+    so_far = line.epochs_so_far + epoch
+    title = name(recipe.number, recipe.lr, so_far)
+    parent = {key: line.parent[key] for key in ("name", "sha256")} if line.parent else None
+    meta = {
+        "format": FORMAT,
+        "layout": LAYOUT,
+        "labels": list(labels.LABELS),
+        "name": title,
+        "stage": recipe.number,
+        "recipe": asdict(recipe),
+        "epoch": epoch,
+        "epochs_so_far": so_far,
+        "parent": parent,
+        "weights": line.weights,
+        "metrics": metrics,
+        "data": data,
+        "fingerprint": fingerprint,
+        "code": code,
+        "ancestors": list(line.ancestors),
+        "patients": pack(line.patients),
+        "created": provenance.now(),
+        **_machine(),
+    }
+    return tensors.write(folder / title, state, meta)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint and check it. Raises UserError where it is truncated, foreign, or of another label order."""
+    meta = read_meta(path)
+    state, _ = tensors.read(path)
+    return Checkpoint(state, meta, path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The checked JSON of a checkpoint, without its weights. Raises UserError as ``load`` does."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is not there")
+    meta = tensors.read_meta(path)
+    lacking = [key for key in NEEDED if key not in meta]
+    if lacking:
+        raise UserError(f"{tensors.json_of(path)} is no checkpoint's: it lacks {', '.join(lacking)}")
+    if meta["format"] != FORMAT:
+        raise UserError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}; train it again")
+    if meta["layout"] != LAYOUT:
+        raise UserError(f"checkpoint {path} is of another network ({meta['layout']}), not {LAYOUT}")
+    labels.check_order(meta["labels"], f"checkpoint {path}")
+    return meta
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``load_into`` did: keys of the network without a weight, weights without a place, and the checkpoint."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    checkpoint: Checkpoint
+
+
+def load_into(model: nn.Module, path: Path, *, strict: bool = True) -> Report:
+    """Load a checkpoint's weights into the network; both lists of the report are empty when all is well.
+
+    Raises UserError, leaving the network as it was, where shapes differ or, when ``strict``, keys do.
+    """
+    checkpoint = load(path)
+    own = model.state_dict()
+    missing = tuple(key for key in own if key not in checkpoint.state)
+    unexpected = tuple(key for key in checkpoint.state if key not in own)
+    shapes = [key for key in own if key in checkpoint.state and own[key].shape != checkpoint.state[key].shape]
+    if shapes or (strict and (missing or unexpected)):
+        raise UserError(
+            f"checkpoint {path} does not fit this network: {len(missing)} weights missing, {len(unexpected)} "
+            f"unexpected, {len(shapes)} of another shape, such as {[*shapes, *missing, *unexpected][0]}"
+        )
+    model.load_state_dict(checkpoint.state, strict=False)
+    return Report(missing, unexpected, checkpoint)
+
+
+def best(folder: Path) -> Path:
+    """The best checkpoint of a finished stage. Raises UserError where the stage has none yet."""
+    record = folder / "best.json"
+    if not record.is_file():
+        raise UserError(f"{folder} holds no finished stage; run its notebook to the end, or name a checkpoint by ckpt=")
+    path = folder / (paths.read_json(record)["best"] + SUFFIX)
+    if not path.is_file():
+        raise UserError(f"{record} names {path.name}, which is not there; run the stage again")
+    return path
+
+
+def resolve(ckpt: str, run: paths.Run | None = None) -> Path:
+    """Find a checkpoint by path or by name, with or without its ending: in the run's stages, then in all runs'.
+
+    Raises UserError listing the candidates where there is none or more than one.
+    """
+    if not ckpt:
+        raise UserError("ckpt is empty; give a checkpoint's name such as stage5_1e-06_22, or a path")
+    title = ckpt.removesuffix(SUFFIX).removesuffix(".json")
+    given = paths.resolve(title + SUFFIX)
+    if given.is_file():
+        return given
+    for root, pattern in _places(run):
+        found = sorted(root.glob(f"{pattern}/{Path(title).name}{SUFFIX}")) if Path(title).name == title else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"checkpoint {ckpt!r} is in several runs; give a path: {', '.join(map(str, found))}")
+    there = sorted({path.stem for root, pattern in _places(run) for path in root.glob(f"{pattern}/stage*{SUFFIX}")})
+    raise UserError(
+        f"there is no checkpoint {ckpt!r}; there are: {', '.join(there) or 'none yet, train a stage first'}"
+    )
+
+
+def ancestors(path: Path) -> list[dict[str, Any]]:
+    """The line from the first stage to this checkpoint itself: name, sha256, stage, schedule, lr, epochs, data."""
+    meta = read_meta(path)
+    return [*meta["ancestors"], _ancestor(meta)]
+
+
+def patients(meta: dict[str, Any]) -> np.ndarray:
+    """The patients that a checkpoint or any of its ancestors was trained on: sorted int64, none twice."""
+    try:
+        return unpack(meta["patients"])
+    except (ValueError, zlib.error) as error:
+        raise UserError(f"checkpoint {meta['name']} has a damaged list of patients ({error}); train it again") from None
+
+
+def refuse_leak(meta: dict[str, Any], films: pd.DataFrame, *, allow: bool = False) -> int:
+    """Raise UserError if the checkpoint or an ancestor was trained on a patient of ``films``; ``allow`` lets it pass.
+
+    Returns how many patients of ``films`` were trained on.
+    """
+    tested = np.unique(films["patient"].to_numpy(np.int64))
+    seen = int(np.isin(tested, patients(meta)).sum())
+    if seen and not allow:
+        raise UserError(
+            f"checkpoint {meta['name']} or an ancestor was trained on {seen} of the {len(tested)} patients to be "
+            "tested, so a result on them means nothing; take films of other patients, or allow the leak knowingly"
+        )
+    return seen
+
+
+def pack(numbers: np.ndarray) -> str:
+    """Distinct whole numbers as compressed text: sorted, differences, zlib, base64. 25,000 patients take 12 kB."""
+    steps = np.diff(np.unique(numbers).astype("<i8"), prepend=0).astype("<i8")
+    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """The numbers that ``pack`` was given, sorted. Raises ValueError or zlib.error where the text is damaged."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").cumsum().astype(np.int64)
+
+
+def _ancestor(meta: dict[str, Any]) -> dict[str, Any]:
+    recipe = meta["recipe"]
+    return {
+        "name": meta["name"],
+        "sha256": meta["sha256"],
+        "stage": meta["stage"],
+        "schedule": recipe["schedule"],
+        "lr": recipe["lr"],
+        "epochs": meta["epoch"],
+        "epochs_so_far": meta["epochs_so_far"],
+        "data": meta["data"],
+        "val_auc": meta["metrics"].get("val_auc"),
+    }
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    """Once per process: the code at work is the one that was imported, and asking git takes a while."""
+    return {"git": provenance.git_revision(), "versions": provenance.versions()}
+
+
+def _places(run: paths.Run | None) -> list[tuple[Path, str]]:
+    """Where a name is looked for, in this order: (folder, pattern of stage folders in it)."""
+    own = [(run.root, "stage*")] if run is not None else []
+    return [*own, (paths.outputs(), "*/stage*")]

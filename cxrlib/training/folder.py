@@ -1,0 +1,158 @@
+"""The folder of one stage: its checkpoints, its resume states, and best.json, which says that it is finished."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cxrlib import paths, provenance
+from cxrlib.errors import UserError
+from cxrlib.training import checkpoint, network, record, state, tensors
+from cxrlib.training.stages import Stage
+
+SAVE_SHARE = 0.01
+"""Largest share of the time that saving the state may take: where it is slow, it is done less often."""
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where nothing can be written into ``folder``; it is made where it is absent."""
+    with paths.atomic(folder / ".probe"):
+        pass
+    (folder / ".probe").unlink(missing_ok=True)
+
+
+def finished(folder: Path, who: dict[str, Any], start: str) -> Path | None:
+    """The best checkpoint of ``folder`` if its stage is this one and done, else None.
+
+    ``start`` is the hash of the network's weights: those the stage started from, or those it ended with where a
+    notebook's cell is run again.
+    """
+    try:
+        best = paths.read_json(folder / "best.json")
+        if best["fingerprint"] != provenance.digest(who) or start not in (best["start"], best["result"]):
+            return None
+        record.read_history(folder)
+        return checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
+    except (UserError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another version: train
+        return None
+
+
+class StageFolder:
+    """Writes what a training under way has to keep. Only the holder of the folder's lock may have one.
+
+    ``who`` is the stage's identity (``record.identity``), ``start`` the hash of the weights it starts from.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Stage, line: checkpoint.Lineage, who: dict[str, Any], start: str, data: str
+    ) -> None:
+        self.folder, self.recipe, self.line, self.who, self.start, self.data = folder, recipe, line, who, start, data
+        self.states = folder / "state"
+        self.fingerprint = provenance.digest(who)
+        self.saved_at, self.save_cost = time.monotonic(), 0.0
+        self.safe: list[str] = []  # the best checkpoint at each saved state, which a resumed training needs
+
+    def newest(self) -> state.State | None:
+        """The newest state of this very stage; where there is none, the folder is made ready to begin anew."""
+        state.sweep(self.folder)
+        state.sweep(self.states)
+        found = state.newest(self.states, self._fault)
+        if found is None:
+            state.clear(self.states)
+            for name in ("best.json", "history.csv"):  # the stage is no longer finished; its checkpoints stay
+                (self.folder / name).unlink(missing_ok=True)
+        else:
+            self.safe = [found.data["best"]]
+        return found
+
+    def due(self, every: float) -> bool:
+        """Whether to save a state, being asked for one after ``every`` seconds."""
+        return time.monotonic() - self.saved_at >= max(every, self.save_cost / SAVE_SHARE)
+
+    def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
+        began = time.monotonic()
+        best = self._title(record.best_epoch(record.from_json(data["history"]))) if data["history"] else ""
+        state.save(self.states, steps, values, {**data, "best": best, "who": self.who, "start": self.start})
+        self.safe = [*self.safe[-1:], best]
+        self._prune({*self.safe})
+        self.saved_at = time.monotonic()
+        self.save_cost = self.saved_at - began
+
+    def keep(self, model: network.Network, history: list[dict[str, Any]], *, last: bool) -> None:
+        """Write the history, and a checkpoint of the epoch just done if it is the best so far or the ``last``."""
+        epoch = history[-1]["epoch"]
+        if last or record.best_epoch(history) == epoch:
+            self._checkpoint(model, epoch, history[-1])
+        record.write_history(self.folder, record.frame(history))
+
+    def finish(self, model: network.Network, history: list[dict[str, Any]]) -> Path:
+        """Mark the stage as finished. Returns its best checkpoint; with no epochs, the weights it started from."""
+        if not history:
+            self._checkpoint(model, 0, {})
+            record.write_history(self.folder, record.frame(history))
+        epoch = record.best_epoch(history) if history else 0
+        best, last = self._title(epoch), self._title(len(history))
+        loaded = checkpoint.load(self.folder / (best + checkpoint.SUFFIX))
+        content = {
+            "best": best,
+            "last": last,
+            "why": _why(record.frame(history), epoch),
+            "epoch": epoch,
+            "val_auc": loaded.meta["metrics"].get("val_auc"),
+            "sha256": loaded.meta["sha256"],
+            "fingerprint": self.fingerprint,
+            "start": self.start,
+            "result": tensors.sha256(loaded.state),
+            "who": self.who,
+        }
+        paths.write_json(self.folder / "best.json", content)
+        self._prune({best, last})
+        state.clear(self.states)
+        return loaded.path
+
+    def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
+        metrics = record.jsonable([{name: value for name, value in row.items() if name not in record.TIMES}])[0]
+        checkpoint.save(
+            self.folder,
+            model.state_dict(),
+            self.recipe,
+            self.line,
+            epoch=epoch,
+            metrics=metrics,
+            data=self.data,
+            fingerprint=self.fingerprint,
+            code=self.who["code"],
+        )
+
+    def _title(self, epoch: int) -> str:
+        return checkpoint.name(self.recipe.number, self.recipe.lr, self.line.epochs_so_far + epoch)
+
+    def _fault(self, data: dict[str, Any]) -> str:
+        """Why a state cannot be gone on with, "" where it can."""
+        if differing := record.differences(self.who | {"start": self.start}, data["who"] | {"start": data["start"]}):
+            return f"it was of another recipe or data: {differing}"
+        if data["best"] and not (self.folder / (data["best"] + checkpoint.SUFFIX)).is_file():
+            return f"its best checkpoint {data['best']} is gone"
+        return ""
+
+    def _prune(self, keep: set[str]) -> None:
+        """Remove this stage's checkpoints but for the names in ``keep``; those of other recipes are left alone."""
+        for file in self.folder.glob("stage*.json"):
+            try:
+                mine = json.loads(file.read_text(encoding="utf-8")).get("fingerprint") == self.fingerprint
+            except (ValueError, AttributeError):
+                continue
+            if mine and file.stem not in keep:
+                tensors.remove(file.with_suffix(checkpoint.SUFFIX))
+
+
+def _why(history: pd.DataFrame, epoch: int) -> str:
+    if history.empty:
+        return "no epochs: the weights it started from, handed on"
+    auc = history.set_index("epoch")["val_auc"][epoch]
+    if math.isnan(auc):
+        return f"validation AUC is undefined on these films; epoch {epoch} is the last"
+    return f"highest mean validation AUC over the 14 findings, {auc:.4f}, of {len(history)} epochs"

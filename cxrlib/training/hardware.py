@@ -1,0 +1,74 @@
+"""What the machine has, asked for when it is needed: the device, the precision that gains on it, its memory's end."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from cxrlib.errors import UserError
+
+CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def device(wanted: str | torch.device | None = None) -> torch.device:
+    """The wanted device, or the best there is: CUDA, then Apple's, then the CPU."""
+    if wanted:
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def bf16(at: torch.device) -> bool:
+    """Whether bfloat16 is native there. Emulated it is slower than float32: 10 times on a CPU with AVX2 alone."""
+    if at.type == "cuda":
+        return torch.cuda.get_device_capability(at) >= (8, 0)
+    if at.type == "cpu":
+        return any(getattr(torch.cpu, name, bool)() for name in CPU_BF16)
+    return False
+
+
+def precision(at: torch.device) -> AbstractContextManager:
+    """bfloat16 autocast where it is native, float32 elsewhere. It needs no loss scaling, unlike float16."""
+    return torch.autocast(at.type, torch.bfloat16) if bf16(at) else nullcontext()
+
+
+@contextmanager
+def memory_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
+    """Turn running out of memory into a UserError with the batch size to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        half = max(batch_size // 2, 1)
+        raise UserError(
+            f"{what} ran out of memory on {at} at batch size {batch_size}; "
+            f"try batch_size {half} (with accumulate 2 a step still sees {2 * half} films), or a smaller size"
+        ) from None
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], str]]:
+    """Hold back Ctrl-C, a notebook's interrupt and SIGTERM inside the block, so that a step is never torn.
+
+    Gives a function that says which signal came, "" for none. A second Ctrl-C interrupts at once.
+    Outside the main thread signals cannot be held back, and nothing is changed.
+    """
+    came: list[str] = []
+
+    def note(number: int, frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(signal.Signals(number).name)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield lambda: came[0] if came else ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

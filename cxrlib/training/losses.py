@@ -1,0 +1,74 @@
+"""Losses for 15 labels that may be present together, computed on logits.
+
+Both are means over every element of the (batch, 15) matrix, so a value does not depend on the batch size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+
+from cxrlib.errors import UserError
+from cxrlib.labels import LABELS
+
+NAMES = ("focal", "bce")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss that can be called and compared: ``loss(logits, labels)`` with (B, 15) each gives a scalar.
+
+    ``positive_weight``: 15 factors on the terms where a label is 1, or None for 1 throughout.
+    """
+
+    name: str
+    gamma: float
+    positive_weight: tuple[float, ...] | None = None
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over all elements of -(1 - p)^gamma log p, with p the probability given to what the label says.
+
+        Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4; gamma 0 is binary
+        cross-entropy. log p and log(1 - p) are taken from the logit, so nothing overflows or becomes NaN.
+        """
+        agreement = logits.float() * (2 * labels - 1)  # (B, 15): the logit of the labelled answer
+        loss = -logsigmoid(agreement)
+        if self.gamma:
+            loss = loss * torch.exp(self.gamma * logsigmoid(-agreement))
+        if self.positive_weight is not None:
+            weight = torch.tensor(self.positive_weight, device=loss.device)
+            loss = loss * torch.where(labels > 0.5, weight, 1.0)
+        return loss.mean()
+
+
+def make(name: str, *, gamma: float = 2.0, positive_weight: np.ndarray | None = None) -> Loss:
+    """The loss of that name. ``gamma`` counts for ``focal`` alone.
+
+    Raises UserError for another name, a negative gamma, or weights that are not 15 positive numbers.
+    """
+    if name not in NAMES:
+        raise UserError(f"loss {name!r} is unknown; use one of {', '.join(NAMES)}")
+    if not gamma >= 0:
+        raise UserError(f"gamma is {gamma!r}; it must be 0 or more")
+    return Loss(name, float(gamma) if name == "focal" else 0.0, _checked(positive_weight))
+
+
+def positive_weights(labels: np.ndarray, bound: float = 10.0) -> np.ndarray:
+    """Negatives per positive of each label in the training part, kept between 1 / bound and ``bound``.
+
+    ``labels`` (N, 15) of 0 and 1. Returns (15,) float64. A label without a positive gets ``bound``: bounded,
+    because Hernia's 500 negatives per positive would drown everything else.
+    """
+    positives = labels.sum(0, dtype=np.float64)
+    ratio = (len(labels) - positives) / np.maximum(positives, 1e-9)
+    return np.clip(ratio, 1 / bound, bound)
+
+
+def _checked(weights: np.ndarray | None) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    array = np.asarray(weights, np.float64)
+    if array.shape != (len(LABELS),) or not (np.isfinite(array) & (array > 0)).all():
+        raise UserError(f"positive_weight must be {len(LABELS)} numbers above 0, one per label; got {weights!r}")
+    return tuple(array.tolist())

@@ -1,0 +1,102 @@
+"""What is written down of a stage: all that decides its result, and how its epochs went."""
+
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxrlib import paths, provenance
+from cxrlib.data import batches, records
+from cxrlib.labels import FINDINGS
+from cxrlib.training import checkpoint, losses, network, optim
+from cxrlib.training.stages import Stage
+
+BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment")
+COLUMNS = ["epoch", "epochs_so_far", "lr", "train_loss", "val_loss", "val_auc", *(f"auc_{name}" for name in FINDINGS)]
+TIMES = ["seconds", "images_per_s"]
+
+
+def identity(
+    recipe: Stage, train: Any, val: Any, loss: Any, line: checkpoint.Lineage, *, data: str, seed: int
+) -> dict[str, Any]:
+    """All that decides a stage's result but the bits of its starting weights, as plain data that can be compared."""
+    return {
+        "recipe": {**asdict(recipe), "groups": list(recipe.groups), "purpose": ""},
+        "loss": getattr(loss, "__qualname__", repr(loss)),
+        "data": data,
+        "train": _films(train),
+        "val": _films(val),
+        "parent": line.parent["sha256"] if line.parent else "",
+        "weights": line.weights,
+        "seed": seed,
+        "code": code(),
+    }
+
+
+def code() -> str:
+    """Version of the rooms that decide a stage's result.
+
+    ``stages`` is none of them: what a schedule's table says of this stage is in the recipe, and a change to
+    another row must not have this one trained again.
+    """
+    return provenance.code_version(network, losses, optim, sys.modules["cxrlib.training.fit"], batches)
+
+
+def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """The fields in which two identities differ, in words such as ``recipe.lr 0.001 → 0.0003``; "" for none."""
+    ours, others = _flat(mine), _flat(theirs)
+    differing = [name for name in ours | others if ours.get(name) != others.get(name)]
+    return ", ".join(f"{name} {others.get(name)!r} → {ours.get(name)!r}" for name in differing)
+
+
+def row(epoch: int, epochs_so_far: int, lr: float, train_loss: float, val_loss: float, aucs: np.ndarray) -> dict:
+    """One epoch of the history. ``val_auc`` is the mean over the 14 findings, those undefined (NaN) left out."""
+    findings = np.asarray(aucs, np.float64)[: len(FINDINGS)]
+    mean = float(np.nanmean(findings)) if np.isfinite(findings).any() else math.nan
+    return dict(zip(COLUMNS, [epoch, epochs_so_far, lr, train_loss, val_loss, mean, *findings.tolist()], strict=True))
+
+
+def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*COLUMNS, *TIMES])
+
+
+def best_epoch(rows: list[dict[str, Any]]) -> int:
+    """The epoch of the highest validation AUC, the first of equals; where it is nowhere defined, the last epoch."""
+    defined = [row for row in rows if not math.isnan(row["val_auc"])]
+    return max(defined, key=lambda row: row["val_auc"])["epoch"] if defined else rows[-1]["epoch"]
+
+
+def write_history(folder: Path, history: pd.DataFrame) -> None:
+    paths.write_text(folder / "history.csv", history.to_csv(index=False))
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+
+
+def jsonable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with None for NaN, which JSON lacks."""
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
+
+
+def from_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The inverse of ``jsonable``."""
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+def _films(part: Any) -> dict[str, Any]:
+    """What a set of batches is: its films, their size, and the settings that decide what is drawn from them."""
+    settings = {name: repr(getattr(part, name, None)) for name in BATCH_SETTINGS}
+    size = getattr(getattr(part, "store", None), "size", None)
+    return {"films": records.fingerprint(part.films), "size": size, **settings}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = [_flat(item, f"{name}.{key}" if name else key) for key, item in value.items()]
+    return {key: item for part in parts for key, item in part.items()}

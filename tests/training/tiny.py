@@ -1,0 +1,100 @@
+"""A network and films small enough that a stage of training takes a second; run as a program it trains one stage.
+
+python tests/training/tiny.py FOLDER '{"ema": 0.9}'    prints one line of JSON about the result
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from cxrlib import labels
+from cxrlib.data.batches import Batch
+from cxrlib.training import fit, folder, losses, network, stages
+
+SIZE = 32
+
+
+class TinyBatches:
+    """The interface of ``data.batches.Batches`` over random films whose brightness says what they show."""
+
+    def __init__(self, count, *, first=0, batch_size=8, shuffle=False):
+        self.batch_size, self.shuffle = batch_size, shuffle
+        random = np.random.default_rng(first)
+        answers = (random.random((count, 15)) < 0.4).astype(np.uint8)
+        answers[:, -1] = ~answers[:, :-1].any(1)
+        self.films = pd.DataFrame(
+            {
+                "image": [f"{first + i:08d}_000.png" for i in range(count)],
+                "path": "",
+                "patient": np.arange(first, first + count) // 2,
+                "follow_up": 0,
+                "age": 50.0,
+                "sex": "F",
+                "view": "PA",
+                **dict(zip(labels.LABELS, answers.T, strict=True)),
+            }
+        )
+        self.labels = torch.from_numpy(answers).float()
+        noise = torch.from_numpy(random.normal(size=(count, 1, SIZE, SIZE)).astype(np.float32))
+        self.images = noise + self.labels[:, :1, None, None] * 2
+        self.drawn = []
+
+    def __len__(self):
+        return self.steps(0)
+
+    def steps(self, epoch):
+        return -(-len(self.films) // self.batch_size)
+
+    def epoch(self, epoch, start=0):
+        order = (
+            np.random.default_rng(epoch).permutation(len(self.films)) if self.shuffle else np.arange(len(self.films))
+        )
+        for i in range(start * self.batch_size, len(order), self.batch_size):
+            rows = torch.from_numpy(order[i : i + self.batch_size])
+            self.drawn.append((epoch, i // self.batch_size))
+            yield Batch(self.images[rows].clone(), self.labels[rows], rows)
+
+
+def parts():
+    return TinyBatches(24, shuffle=True), TinyBatches(12, first=24)
+
+
+def net(seed=0):
+    return network.build("none", seed=seed, layers=(1, 1, 1, 1))
+
+
+def score(answers, probabilities):
+    """AUC by counting pairs; slow and plainly right."""
+    found = []
+    for answer, probability in zip(answers.T, probabilities.T, strict=True):
+        positive, negative = probability[answer == 1], probability[answer == 0]
+        wins = (positive[:, None] > negative).mean() if len(positive) and len(negative) else np.nan
+        found.append(wins)
+    return np.array(found)
+
+
+def recipe(**changes):
+    values = {"lr": 1e-3, "epochs": 2, "augment": "none", **changes}
+    return stages.recipe("scratch", values.pop("number", 1), **values)
+
+
+def train(where, changes=None, model=None, train=None, val=None, **more):
+    usual, usual_val = parts()
+    how = recipe(**(changes or {}))
+    loss = losses.make(how.loss, gamma=how.gamma)
+    more = {"score": score, "progress": False, "device": "cpu", **more}
+    return fit.fit(model or net(), train or usual, val or usual_val, loss, how, folder=where, **more)
+
+
+def main():
+    torch.set_num_threads(1)
+    fit.SAVE_EVERY, folder.SAVE_SHARE = 0.0, float("inf")  # a state after every step
+    result = train(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    print(json.dumps({"trained": result.trained, "resumed_from": result.resumed_from, "best": result.best.name}))
+
+
+if __name__ == "__main__":
+    main()
