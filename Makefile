@@ -1,0 +1,66 @@
+# The workbook's commands. On a machine with Python >= 3.11 and make, `make run` is all that is needed:
+# it makes .venv, installs the locked packages, and runs the notebooks on the phantom set.
+
+VENV := .venv
+BIN  := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint lab bench notebooks clean-notebooks lock
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+run: $(READY)  ## run the whole workbook on the phantom set: outputs/demo/report.html (ARGS="--data data" for your films)
+	@$(BIN)/cxr run $(ARGS)
+
+test: lint  ## check style, then run every test, the notebooks among them
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## check style and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks $(ARGS)
+
+bench: $(READY)  ## measure the README's figures: outputs/bench/results.csv (ONLY=name for one of them)
+	@$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
+
+# Executed where they lie, with the committed defaults, so that they read as documents; then their metadata is cleaned.
+notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03_stage3 for one of them)
+	@set -e; for book in $(if $(ONLY),notebooks/$(ONLY).ipynb,$(sort $(wildcard notebooks/[0-9]*.ipynb))); do \
+		$(BIN)/papermill --cwd notebooks --kernel python3 --no-progress-bar "$$book" "$$book"; \
+	done
+	@$(MAKE) --no-print-directory clean-notebooks
+
+# --keep-count goes with --keep-output, or nbval takes the cells for never executed.
+STRIP := --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version"
+
+clean-notebooks: $(READY)  ## take timings and machine traces out of the notebooks, keep their outputs
+	@$(BIN)/nbstripout $(STRIP) notebooks/*.ipynb
+
+UV = $$(uv --version >/dev/null 2>&1 && echo uv || echo "$(BIN)/python -m uv")
+
+lock: $(READY)  ## pin the newest packages that pyproject.toml allows into requirements.lock
+	@$(UV) pip compile -q --universal --python-version 3.11 --extra test --no-header --no-emit-index-url --upgrade \
+		--output-file requirements.lock pyproject.toml
+
+$(READY): requirements.lock pyproject.toml
+	@if [ ! -x $(BIN)/python ]; then \
+		for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
+			"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; \
+		fi; \
+		echo "Making $(VENV) with $$($$found --version)"; \
+		"$$found" -m venv $(VENV) || { rm -rf $(VENV); \
+			echo "$$found cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }; \
+	fi
+	@uv --version >/dev/null 2>&1 || $(BIN)/python -m uv --version >/dev/null 2>&1 \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "Installing requirements.lock into $(VENV) (once; a few minutes, several GB with torch)"
+	@$(UV) pip install --python $(BIN)/python --requirement requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
