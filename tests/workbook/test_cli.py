@@ -1,0 +1,156 @@
+import subprocess
+import sys
+
+import pytest
+
+from cxrlib import paths
+from cxrlib.errors import UserError
+from cxrlib.workbook import cli, pipeline, settings
+
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the pipeline was asked to do, instead of doing it."""
+    calls = []
+
+    def run(name, given=None, **chosen):
+        calls.append((name, given, chosen))
+        return paths.Run(name).report
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return calls
+
+
+def complaint(capsys, *words):
+    """What ``cxr`` says on stderr to a user's mistake; its exit code is 2 and there is no traceback."""
+    assert cli.call(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+    return err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, capsys):
+    assert cli.call([command, "--help"]) == 0
+    assert f"Example: cxr {command}" in capsys.readouterr().out
+
+
+def test_without_words_the_help_is_shown(capsys):
+    assert cli.call([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy():
+    heavy = {"torch", "pandas", "papermill", "matplotlib", "numpy"}
+    code = f"""import sys
+from cxrlib.workbook import cli
+cli.call(["--help"])
+print(sorted({heavy} & set(sys.modules)))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_run_is_the_demo_where_no_films_are_given(called):
+    cli.call(["run"])
+    assert called == [("demo", {}, {"again": False})]
+
+
+def test_the_originals_first_training(called):
+    words = "train --data_path data --bs 128 --lr 1e-5 --stage 1"
+    assert cli.call(words.split()) == 0
+    ((name, given, chosen),) = called
+    assert name == "original"
+    assert given == {"data": "data", "batch_size": 128, "stage1.lr": 1e-5, "stage1.epochs": -1, "stage1.loss": ""}
+    assert chosen["base"] is settings.SEED
+    assert chosen["once"] == {}
+    assert (chosen["stages"], chosen["exploration"], chosen["evaluation"]) == ([1], False, False)
+
+
+def test_the_originals_resumed_training(called):
+    words = "train --resume --data_path data --ckpt stage5_1e-06_22 --stage 4 --lr 1e-3 --loss_func BCE"
+    assert cli.call(words.split()) == 0
+    ((_, given, chosen),) = called
+    assert given["stage4.lr"] == 1e-3
+    assert given["stage4.loss"] == "bce"
+    assert chosen["once"] == {"stage4.ckpt": "stage5_1e-06_22"}
+
+
+def test_the_originals_test(called):
+    assert cli.call(["test", "--data_path", "data", "--ckpt", "stage5_1e-06_22"]) == 0
+    ((name, given, chosen),) = called
+    assert (name, given, chosen["once"]) == ("original", {"data": "data"}, {"evaluation.ckpt": "stage5_1e-06_22"})
+    assert (chosen["stages"], chosen["exploration"]) == ([], False)
+
+
+@pytest.mark.parametrize("flag", ["--data", "--data_path", "--data-path"])
+@pytest.mark.parametrize("batch", ["--bs", "--batch_size", "--batch-size"])
+def test_old_and_new_flags_are_the_same(called, flag, batch):
+    cli.call(["run", flag, "films", batch, "8"])
+    assert called[0][:2] == ("base", {"data": "films", "batch_size": 8})
+
+
+@pytest.mark.parametrize("words", [["-p", "stage3.lr=1e-4"], ["-p", "stage3.lr", "1e-4"]])
+def test_a_parameter_may_be_given_in_papermills_way_too(called, words):
+    cli.call(["run", *words, "--run", "mine"])
+    assert called[0][:2] == ("mine", {"stage3.lr": "1e-4"})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --stage 6", "the stages are 1 to 5"),
+        ("train --stage 0", "the stages are 1 to 5"),
+        ("train --stage two", "'--stage'"),
+        ("train", "--stage"),
+        ("train --stage 1 --lr fast", "'--lr'"),
+        ("train --stage 1 --lr nan", "no learning rate"),
+        ("train --stage 1 --lr -1", "no learning rate"),
+        ("train --stage 1 --loss_func mse", "focal (FocalLoss) and bce (BCE)"),
+        ("run --size 0", "--size 0"),
+        ("run --epochs -3", "--epochs -3"),
+        ("run -p loss", "name=value"),
+        ("run --runs x", "--runs"),
+        ("walk", "walk"),
+        ("report nothing", "there is no run 'nothing'"),
+        ("run --run a/b", "cannot be a folder name"),
+    ],
+)
+def test_a_mistake_is_told_in_two_lines_at_most(capsys, words, said):
+    assert said in complaint(capsys, *words.split())
+
+
+def test_missing_films_are_named(capsys, tmp_path, chain, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("CXR_OUTPUTS", str(tmp_path / "out"))
+    assert str(tmp_path / "none") in complaint(capsys, "run", "--data", str(tmp_path / "none"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_says_how_to_go_on(called, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    assert cli.call(["run"]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_programme_is_not_hidden(monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.call(["run"])
+
+
+def test_a_users_mistake_in_the_pipeline_ends_in_its_message(capsys, monkeypatch):
+    def refused(*_, **__):
+        raise UserError("no such film: a.png in data/images")
+
+    monkeypatch.setattr(pipeline, "run", refused)
+    assert complaint(capsys, "run") == "cxr: no such film: a.png in data/images\n"

@@ -1,0 +1,223 @@
+"""The chain on notebooks that take a second each; ``tests/test_nbval.py`` runs the real ones."""
+
+import io
+import json
+import os
+import sys
+
+import nbformat
+import pytest
+from rich.console import Console
+
+from cxrlib import paths, provenance
+from cxrlib.errors import UserError
+from cxrlib.workbook import pipeline, progress, record
+from tests.workbook.conftest import HOME, STAGE, TRAIN, write
+
+HERE = paths.Run("demo")
+
+
+@pytest.fixture
+def log():
+    return Console(file=io.StringIO(), width=200)
+
+
+def states(home=HERE):
+    return {name: entry["state"] for name, entry in paths.read_json(home.run_json)["notebooks"].items()}
+
+
+def ran(log):
+    """Names of the notebooks that the last call executed, by its log; empties the log."""
+    lines = log.file.getvalue().splitlines()
+    log.file.seek(0), log.file.truncate()
+    return [line.split()[1].rstrip(":") for line in lines if line.endswith(" cells")]
+
+
+def change(book, **metadata_or_source):
+    notebook = nbformat.read(book, 4)
+    notebook.cells[-1].source += metadata_or_source["add"]
+    nbformat.write(notebook, book)
+
+
+@pytest.mark.slow
+def test_a_chain_is_executed_once_and_only_what_changed_again(chain, log, best):
+    report = pipeline.run("demo", {"seed": 1}, console=log)
+    assert ran(log) == ["00_exploration", "01_stage1", "02_stage2", "06_evaluation"]
+    assert report == HERE.report
+    assert report.exists()
+    written = paths.read_json(HERE.run_json)
+    assert written["settings"] == {"seed": 1, "run": "demo"}
+    assert written["data"]["films"] == 4
+    assert written["notebooks"]["02_stage2"]["outputs"] == ["stage2/best.json"]
+    assert written["device"]
+    assert sorted(file.name for file in HERE.notebooks.iterdir()) == sorted(book.name for book in chain.iterdir())
+    executed = nbformat.read(HERE.notebooks / "01_stage1.ipynb", 4)
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+
+    pipeline.run("demo", console=log)
+    assert ran(log) == []
+    pipeline.run("demo", {"stage2.lr": 1e-4}, console=log)
+    assert ran(log) == ["02_stage2", "06_evaluation"]
+    assert best(2)["lr"] == 1e-4
+    (HERE.root / "tables" / "auc.json").unlink()
+    pipeline.run("demo", console=log)
+    assert ran(log) == ["06_evaluation"]
+    change(chain / "00_exploration.ipynb", add="\nprint(seed)")
+    pipeline.run("demo", console=log)
+    assert ran(log) == ["00_exploration"]
+
+
+@pytest.mark.slow
+def test_a_failing_cell_stops_the_chain_and_the_next_call_goes_on_there(chain, log, best):
+    book = write(chain / "02_stage2.ipynb", STAGE, HOME, "rate = 1 / seed", TRAIN.format(k=2))
+    with pytest.raises(UserError) as caught:
+        pipeline.run("demo", {"size": 32}, console=log)
+    message = str(caught.value)
+    assert message.startswith("02_stage2.ipynb, cell 4 (In [4]): ZeroDivisionError: division by zero\n")
+    partial = HERE.notebooks / "02_stage2.failed.ipynb"
+    assert str(partial) in message
+    assert len(message.splitlines()) == 2
+    assert any(
+        out.output_type == "error" for cell in nbformat.read(partial, 4).cells for out in cell.get("outputs", [])
+    )
+    assert states() == {"00_exploration": "done", "01_stage1": "done", "02_stage2": "failed"}
+    assert not (HERE.notebooks / "02_stage2.ipynb").exists()
+
+    ran(log)
+    first = best(1)["pid"]
+    book.unlink()
+    write(book, STAGE, HOME, TRAIN.format(k=2))
+    pipeline.run("demo", console=log)
+    assert ran(log) == ["02_stage2", "06_evaluation"]
+    assert best(1)["pid"] == first
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_a_failure_leaves_the_last_good_execution_as_it_was(chain, log):
+    pipeline.run("demo", stages=[1], exploration=False, evaluation=False, console=log)
+    good = (HERE.notebooks / "01_stage1.ipynb").read_bytes()
+    change(chain / "01_stage1.ipynb", add="\nfrom cxrlib.errors import UserError\nraise UserError('no such film')")
+    with pytest.raises(UserError, match=r"^01_stage1.ipynb, cell 4 \(In \[4\]\): no such film\n"):
+        pipeline.run("demo", stages=[1], exploration=False, evaluation=False, console=log)
+    assert (HERE.notebooks / "01_stage1.ipynb").read_bytes() == good
+
+
+@pytest.mark.slow
+def test_a_dead_kernel_is_told_with_its_cell(chain, log):
+    write(chain / "01_stage1.ipynb", STAGE, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(UserError, match=r"01_stage1.ipynb, cell 3: the kernel died"):
+        pipeline.run("demo", stages=[1], exploration=False, console=log)
+
+
+@pytest.mark.slow
+def test_the_kernel_is_this_python_in_the_notebooks_folder_with_absolute_outputs(chain, log, monkeypatch, tmp_path):
+    kernels = tmp_path / "kernels" / "python3"
+    kernels.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "Another Python 3", "language": "python"}
+    (kernels / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXR_OUTPUTS", "results {here}")
+    source = 'import os, sys\npaths.write_json(home.root / "seen.json", [sys.executable, os.getcwd()])'
+    write(chain / "01_stage1.ipynb", STAGE, HOME, source)
+    pipeline.run("demo", stages=[1], exploration=False, evaluation=False, console=log)
+    seen = paths.read_json(tmp_path / "results {here}" / "demo" / "seen.json")
+    assert seen == [sys.executable, str(chain)]
+    assert os.getcwd() == str(tmp_path)  # noqa: PTH109 -- the working folder is what is asked
+
+
+def test_nothing_is_written_for_a_wrong_setting(chain, log):
+    with pytest.raises(UserError, match="did you mean"):
+        pipeline.run("demo", {"epoch": 3}, console=log)
+    assert not HERE.root.exists()
+
+
+def test_a_run_in_use_is_refused_naming_the_holder(chain, log):
+    with provenance.only_one(HERE.root), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        pipeline.run("demo", console=log)
+    assert not HERE.run_json.exists()
+
+
+def test_a_run_is_not_continued_on_other_films(chain, log):
+    old = {"folder": "/films", "films": 9, "patients": 5, "fingerprint": "0" * 16}
+    paths.write_json(HERE.run_json, {"run": "demo", "settings": {}, "data": old, "notebooks": {}})
+    with pytest.raises(UserError, match="made on other films: 9 in /films"):
+        pipeline.run("demo", console=log)
+
+
+def test_films_that_moved_or_grew_are_the_same_run():
+    old = {"run": "a", "data": {"folder": "/a", "fingerprint": "1", "films": 3}}
+    record.check_same_films(old, {"folder": "/b", "fingerprint": "1", "films": 3})
+    record.check_same_films(old, {"folder": "/a", "fingerprint": "2", "films": 4})
+
+
+def test_given_films_bring_the_settings_of_real_films(tmp_path):
+    base = {"size": 224, "schedule": "modern"}
+    fresh = pipeline._asked("base", {}, {"data": str(tmp_path), "size": 96}, base)
+    assert fresh == {"size": 96, "schedule": "modern", "data": str(tmp_path), "run": "base"}
+    assert pipeline._asked("demo", {}, {"seed": 1}, base) == {"seed": 1, "run": "demo"}
+    assert pipeline._asked("base", {"settings": fresh}, {"size": 64}, base) == {**fresh, "size": 64}
+
+
+def test_another_checkpoint_of_the_same_name_is_a_change(chain):
+    book, kept = chain / "02_stage2.ipynb", {"notebooks": {}, "data": {"fingerprint": "f"}}
+    file = paths.Run("other").stage(1) / "stage1_1e-05_2.safetensors"
+    paths.write_text(file, "weights")
+    share = {"ckpt": "stage1_1e-05_2"}
+    first = record.fingerprint(book, [book], share, kept, "")
+    assert record.fingerprint(book, [book], share, kept, "") == first
+    paths.write_text(file, "others")
+    assert record.fingerprint(book, [book], share, kept, "") != first
+
+
+def test_the_fingerprint_knows_all_that_matters(chain):
+    one, two = sorted(chain.glob("0[12]*"))
+    kept = {"notebooks": {}, "data": {"fingerprint": "f"}}
+    after = kept | {"notebooks": {one.stem: {"fingerprint": "1"}}}
+    base = record.fingerprint(two, [one, two], {"lr": 1.0}, kept, "code")
+    others = [
+        record.fingerprint(two, [one, two], {"lr": 2.0}, kept, "code"),
+        record.fingerprint(two, [one, two], {"lr": 1.0}, kept, "other"),
+        record.fingerprint(two, [one, two], {"lr": 1.0}, kept | {"data": {"fingerprint": "g"}}, "code"),
+        record.fingerprint(two, [one, two], {"lr": 1.0}, after, "code"),
+        record.fingerprint(one, [one, two], {"lr": 1.0}, kept, "code"),
+    ]
+    assert len({base, *others}) == 6
+
+
+def test_progress_of_a_training_is_shown_while_it_is_fresh(tmp_path):
+    file = tmp_path / "progress.json"
+    line = progress.Line("03_stage3", file, state="running", cell=9, cells=21, began=1.0)
+    assert line.training() == {}
+    now = {"epoch": 2, "epochs": 6, "batch": 10, "batches": 44, "images_per_s": 38.1, "eta_s": 120, "done": False}
+    file.write_text(json.dumps(now))
+    assert progress.epochs(line.training()) == "epoch 2/6, batch 10/44, 38 images/s, 2:00 left"
+    file.write_text(json.dumps(now | {"done": True}))
+    assert line.training() == {}
+    file.write_text('{"epoch": 1, "epo')
+    assert line.training() == {}
+    line.began = file.stat().st_mtime + 1
+    file.write_text(json.dumps(now))
+    os.utime(file, (0, 0))
+    assert line.training() == {}
+
+
+def test_on_a_terminal_there_is_one_line_per_notebook():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress.Board(
+        [progress.Line("01_stage1", paths.PACKAGE), progress.Line("02_stage2", paths.PACKAGE)], console
+    ) as board:
+        board.start("01_stage1", 21)
+        board.cell("01_stage1", 6)
+        console.print(board.table())
+        board.finish("01_stage1", "done")
+    shown = console.file.getvalue()
+    assert "cell 7/21" in shown
+    assert "✓" in shown
+    assert "02_stage2" in shown
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (760, "12:40"), (11100, "3:05:00"), (0, "0:00")])
+def test_clock(seconds, text):
+    assert progress.clock(seconds) == text
