@@ -108,6 +108,21 @@ def stages(
     return table
 
 
+def at_half(known: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Means over the 14 findings of what AUC sees and of what a threshold of 0.5 sees; undefined ones left out.
+
+    known (N, 15) of 0 and 1, probabilities (N, 15).
+    """
+    at = [metrics.at_threshold(known[:, k], probabilities[:, k], 0.5) for k in range(len(FINDINGS))]
+    return {
+        "mean AUC": metrics.mean_auc(known, probabilities),
+        "sensitivity at 0.5": metrics.nanmean(np.array([one.sensitivity for one in at])),
+        "specificity at 0.5": metrics.nanmean(np.array([one.specificity for one in at])),
+        "mean probability": float(probabilities[:, : len(FINDINGS)].mean()),
+        "prevalence": float(known[:, : len(FINDINGS)].mean()),
+    }
+
+
 def standing(films: pd.DataFrame, probabilities: np.ndarray) -> np.ndarray:
     """How high the reader ranks each film for the findings it has: (N,), 1 best, 0 worst, NaN for films without one.
 
