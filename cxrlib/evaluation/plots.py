@@ -1,0 +1,238 @@
+"""Figures of a run: films, learning curves, AUC per finding, gains, stages; and how a figure is saved.
+
+A function takes data and ``ax`` (or an array of axes) and returns it; the notebook decides the figure. Text given by
+data, such as file names, is never read as mathematics.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cxrlib import paths, theme
+from cxrlib.labels import FINDINGS
+
+theme.use()
+MEAN = "mean of 14"
+
+
+def save(fig: Figure, stem: str | Path, numbers: pd.DataFrame) -> Path:
+    """Write the figure as ``stem``.png and .svg and its numbers as ``stem``.csv, each whole or not at all.
+
+    The PNG has at most 128 colours, which grey films and charts hardly miss and which keeps reports small. The same
+    figure gives the same files. Returns the PNG's path.
+    """
+    stem = Path(stem)
+    drawn, vector = io.BytesIO(), io.StringIO()
+    fig.savefig(drawn, format="png")
+    fig.savefig(vector, format="svg", metadata={"Date": None})
+    with paths.atomic(stem.with_name(stem.name + ".png")) as temporary:
+        _fewer_colours(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True, dpi=(120, 120))
+    paths.write_text(stem.with_name(stem.name + ".svg"), vector.getvalue())
+    paths.write_text(stem.with_name(stem.name + ".csv"), numbers.to_csv(index=False, float_format="%.6g"))
+    return stem.with_name(stem.name + ".png")
+
+
+def films(images: Sequence, captions: Sequence[str], axes: np.ndarray) -> np.ndarray:
+    """Grey images (S, S) with a caption each, on a grid of axes; axes left over are blank.
+
+    uint8 images span black to white as stored; others, such as normalised tensors, from their least to their most.
+    """
+    places = np.ravel(axes)
+    for ax in places:
+        ax.axis("off")
+    for ax, image, caption in zip(places, images, captions, strict=False):
+        image = np.asarray(image).squeeze()
+        low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())
+        ax.imshow(
+            image, cmap="gray", vmin=low, vmax=high, interpolation="nearest" if len(image) < 160 else "antialiased"
+        )
+        ax.set_title(_wrapped(caption), fontsize=7.5, fontweight="normal", loc="center", pad=3, parse_math=False)
+    return axes
+
+
+def history(epochs: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+    """Loss and validation AUC over the epochs of a stage, on two axes; frame as ``fit.Result.history``.
+
+    Thin lines are single findings, the strong one their mean; the best epoch is marked.
+    """
+    loss, auc = np.ravel(axes)[:2]
+    if epochs.empty:
+        for ax in (loss, auc):
+            blank(ax, "no epochs in this stage:\nthe weights are handed on as they came")
+        return axes
+    x = epochs["epochs_so_far"]
+    for part, dash, marker in (("train", "-", "o"), ("val", (0, (4, 1.5)), "s")):
+        name = "training" if part == "train" else "validation"
+        loss.plot(x, epochs[f"{part}_loss"], color=theme.SPLIT_COLOURS[part], ls=dash, marker=marker, ms=4, label=name)
+    loss.set(xlabel="epochs so far", ylabel="loss", title="Loss")
+    loss.legend()
+    for finding in FINDINGS:
+        auc.plot(x, epochs[f"auc_{finding}"], color=theme.FAINT, lw=0.9, marker="." if len(x) == 1 else None, zorder=1)
+    auc.plot([], [], color=theme.FAINT, lw=0.9, label="one finding each")
+    auc.plot(x, epochs["val_auc"], color=theme.INK, lw=2, marker="o", ms=4, label=MEAN)
+    if epochs["val_auc"].notna().any():
+        best = epochs.loc[epochs["val_auc"].idxmax()]
+        label = f"best, {best['val_auc']:.3f}"
+        at = (best["epochs_so_far"], best["val_auc"])
+        auc.plot(*at, "*", color=theme.SPLIT_COLOURS["test"], ms=13, mec="white", label=label, zorder=5, ls="none")
+    auc.axhline(0.5, color=theme.MUTED, lw=0.8, ls=":", label="chance")
+    auc.set(xlabel="epochs so far", ylabel="ROC AUC", title="Validation AUC")
+    auc.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    for ax in (loss, auc):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(axis="y")
+    return axes
+
+
+def forest(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes) -> Axes:
+    """AUC per finding as a dot with its interval, several stages or runs side by side, the mean of 14 at the foot.
+
+    tables: one table as ``summary.auc`` makes it, or a name for each; the first decides the order, highest on top.
+    """
+    tables = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
+    first = next(iter(tables.values())).set_index("finding")
+    order = [*first.loc[list(FINDINGS)].sort_values("auc", ascending=False, na_position="last").index, MEAN]
+    heights = np.arange(len(order))[::-1] + np.where(np.array(order) == MEAN, -0.4, 0)
+    for i, (name, table) in enumerate(tables.items()):
+        rows, y = table.set_index("finding").loc[order], heights + _offset(i, len(tables))
+        colour = theme.RUN_COLOURS[i % len(theme.RUN_COLOURS)]
+        _whiskers(ax, rows["auc"], rows["auc_low"], rows["auc_high"], y, colour, theme.MARKERS[i], name)
+    ax.axvline(0.5, color=theme.MUTED, lw=0.8, ls=":")
+    ax.text(0.5, heights[0] + 0.75, "chance", ha="center", va="bottom", fontsize=7.5, color=theme.MUTED)
+    for finding, height in zip(order, heights, strict=True):
+        if np.isnan(first.loc[finding, "auc"]):
+            ax.text(
+                0.51, height, f"undefined: {first.loc[finding, 'reason']}", va="center", fontsize=7.5, style="italic"
+            )
+    _name_rows(ax, order, heights, first["positives"])
+    ax.set(xlabel="ROC AUC, 95 % interval by patient")
+    if len(tables) > 1:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
+    return ax
+
+
+def gain(table: pd.DataFrame, ax: Axes) -> Axes:
+    """What changed in AUC from one reading to another, per finding with its interval; frame as ``summary.gain``."""
+    rows = table.set_index("finding")
+    heights = np.arange(len(rows))[::-1] + np.where(rows.index == MEAN, -0.4, 0)
+    sure = ((rows["low"] > 0) | (rows["high"] < 0)).to_numpy()
+    for these, colour, marker, name in (
+        (~sure, theme.MUTED, "o", "interval holds 0"),
+        (sure, theme.SPLIT_COLOURS["test"], "D", "interval leaves 0 out"),
+    ):
+        part = rows[these]
+        if len(part):
+            _whiskers(ax, part["difference"], part["low"], part["high"], heights[these], colour, marker, name)
+    for height in heights[rows["difference"].isna()]:
+        ax.text(0, height, " undefined", va="center", fontsize=7.5, style="italic")
+    ax.axvline(0, color=theme.INK, lw=0.8)
+    _name_rows(ax, list(rows.index), heights, rows["positives"])
+    ax.set(xlabel="change in ROC AUC, 95 % interval by patient (right: better)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    return ax
+
+
+def stages(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Mean AUC of 14 stage by stage on validation and test, with intervals; frame as ``summary.stages``."""
+    x = np.arange(len(table))
+    for part, marker, shift in (("val", "s", -0.06), ("test", "o", 0.06)):
+        value = table[f"{part}_auc"]
+        error = np.stack([value - table[f"{part}_low"], table[f"{part}_high"] - value])
+        name = {"val": "validation", "test": "test"}[part]
+        style = {"color": theme.SPLIT_COLOURS[part], "marker": marker, "ms": 6, "label": name, "capsize": 3, "lw": 1.4}
+        ax.errorbar(x + shift, value, error, **style, ls="-" if part == "test" else (0, (4, 1.5)))
+    ax.set_xticks(x, [_stage_name(row) for row in table.itertuples()])
+    ax.set(ylabel="mean ROC AUC of 14", xlim=(-0.5, len(table) - 0.5))
+    ax.grid(axis="y")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def pairs(table: pd.DataFrame, ax: Axes) -> Axes:
+    """One number per finding read in several ways: a row per finding (index), a mark per column, joined by a line."""
+    heights = np.arange(len(table))[::-1]
+    ax.hlines(heights, table.min(axis=1), table.max(axis=1), color=theme.FAINT, lw=3, zorder=1)
+    for i, column in enumerate(table):
+        style = {"marker": theme.MARKERS[i], "color": theme.RUN_COLOURS[i], "ms": 6.5, "mec": "white", "mew": 0.6}
+        ax.plot(table[column], heights, ls="none", label=str(column), **style)
+    for height in heights[table.isna().all(axis=1)]:
+        ax.text(
+            0.01, height, "undefined", va="center", fontsize=7.5, style="italic", transform=ax.get_yaxis_transform()
+        )
+    _rows(ax, [theme.name(str(name)) for name in table.index], heights)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(table.columns), borderaxespad=0.2)
+    return ax
+
+
+def bars(values: pd.Series, ax: Axes, xlabel: str = "") -> Axes:
+    """One number per name (index) as a horizontal bar with the number at its end; NaN says "none"."""
+    heights = np.arange(len(values))[::-1]
+    ax.barh(heights, values.fillna(0), color=theme.SPLIT_COLOURS["train"], height=0.65)
+    for height, value in zip(heights, values, strict=True):
+        text = "none" if np.isnan(value) else f"{value:.3g}"
+        ax.annotate(
+            text, (0 if np.isnan(value) else value, height), (4, 0), textcoords="offset points", va="center", size=8
+        )
+    _rows(ax, [theme.name(str(name)) for name in values.index], heights)
+    ax.set(xlabel=xlabel)
+    ax.margins(x=0.15)
+    ax.set_xlim(left=min(0, values.min(skipna=True)) if values.notna().any() else 0)
+    return ax
+
+
+def blank(ax: Axes, why: str) -> Axes:
+    """Axes with nothing to show say why."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.text(
+        0.5, 0.5, why, ha="center", va="center", color=theme.MUTED, style="italic", fontsize=8, transform=ax.transAxes
+    )
+    return ax
+
+
+def _fewer_colours(picture: Image.Image) -> Image.Image:
+    return picture.quantize(128, dither=Image.Dither.NONE)
+
+
+def _stage_name(row) -> str:
+    groups = row.groups.split()
+    trained = "everything" if len(groups) == 6 else groups[0] if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
+    return f"stage {row.stage}\n{trained}\nlr {row.lr:g}, {row.epochs} ep."
+
+
+def _whiskers(ax, value, low, high, y, colour, marker, name) -> None:
+    ax.hlines(y, low, high, color=colour, lw=1.6)
+    ax.plot(value, y, marker, color=colour, ms=5.5, mec="white", mew=0.6, label=name or None)
+
+
+def _offset(i: int, n: int) -> float:
+    """Height of the i-th of n series about its row, first on top."""
+    return 0.0 if n == 1 else 0.28 - 0.56 * i / (n - 1)
+
+
+def _name_rows(ax: Axes, names: list[str], heights: np.ndarray, positives: pd.Series) -> None:
+    _rows(ax, [name if name == MEAN else f"{theme.name(name)}  (n = {positives[name]:,})" for name in names], heights)
+    if names[-1] == MEAN:
+        ax.get_yticklabels()[-1].set_fontweight("bold")
+        ax.axhline((heights[-1] + heights[-2]) / 2, color=theme.FAINT, lw=0.8)
+
+
+def _rows(ax: Axes, names: list[str], heights: np.ndarray) -> None:
+    ax.set_yticks(heights, names)
+    ax.set_ylim(heights[-1] - 0.6, heights[0] + 0.7)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
+
+
+def _wrapped(caption: str, width: int = 24, lines: int = 3) -> str:
+    """A caption in few lines; labels joined by | break there, and what does not fit ends in …"""
+    text = caption.replace("Pleural_Thickening", "Pleural Thickening").replace("|", ", ")
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
