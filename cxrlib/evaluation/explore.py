@@ -57,7 +57,7 @@ def prevalence(numbers: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def co_occurrences(films: pd.DataFrame) -> pd.DataFrame:
-    """Of the films with the row's finding, the share (0..1) that also has the column's; NaN where there are no such films."""
+    """Of the films with the row's finding, the share (0..1) that also has the column's; NaN without such films."""
     known = records.label_matrix(films)[:, : len(FINDINGS)].astype(np.int64)
     together, alone = known.T @ known, known.sum(0)[:, None]
     shares = np.divide(together, alone, out=np.full(together.shape, np.nan), where=alone > 0)
@@ -80,8 +80,9 @@ def co_occurrence(numbers: pd.DataFrame, ax: Axes) -> Axes:
     }
     sns.heatmap(percent, mask=hidden | percent.isna(), annot=True, fmt=".0f", ax=ax, square=True, **look)
     names = [theme.name(finding) for finding in numbers]
-    ax.set_xticklabels(names, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticklabels(names, rotation=0)
+    middles = np.arange(len(names)) + 0.5
+    ax.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(middles, names, rotation=0)
     ax.set(xlabel="… also has", ylabel="of the films with …")
     ax.tick_params(length=0)
     return ax
@@ -141,7 +142,7 @@ def films_per_patient(numbers: pd.DataFrame, ax: Axes) -> Axes:
     drawn = ax.bar(x, numbers["patients"], 0.7, color=theme.SPLIT_COLOURS["train"])
     labels = [f"{row.patients:,}\n{row.share_of_films:.0%}" if row.patients else "" for row in numbers.itertuples()]
     ax.bar_label(drawn, labels, size=7, padding=2)
-    ax.set_xticks(x, numbers["films"])
+    ax.set_xticks(x, numbers["films"], size=7)
     ax.set(xlabel="films of a patient", ylabel="patients (below: their share of all films)")
     ax.margins(y=0.2)
     return ax

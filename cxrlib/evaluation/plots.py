@@ -218,7 +218,8 @@ def _offset(i: int, n: int) -> float:
 
 
 def _name_rows(ax: Axes, names: list[str], heights: np.ndarray, positives: pd.Series) -> None:
-    _rows(ax, [name if name == MEAN else f"{theme.name(name)}  (n = {positives[name]:,})" for name in names], heights)
+    counted = [name if name == MEAN else f"{theme.name(name)}  (n = {int(positives[name]):,})" for name in names]
+    _rows(ax, counted, heights)
     if names[-1] == MEAN:
         ax.get_yticklabels()[-1].set_fontweight("bold")
         ax.axhline((heights[-1] + heights[-2]) / 2, color=theme.FAINT, lw=0.8)
