@@ -99,17 +99,17 @@ class Batches:
         seed: int = 0,
         shuffle: bool = False,
         augment: Augment | None = None,
-        cap: int | None = None,
+        cap: int = 0,
         device: str | torch.device = "cpu",
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world or (cap is not None and cap < 1):
-            raise UserError(f"batch_size {batch_size}, cap {cap}, rank {rank} of {world}: give sizes of 1 or more")
+        if batch_size < 1 or not 0 <= rank < world or cap < 0:
+            raise UserError(f"batch_size {batch_size}, cap {cap}, rank {rank} of {world}: give a size of 1 or more")
         if films.empty:
             raise UserError("there are no films to make batches of")
         self.store, self.films, self.batch_size, self.seed = store, films, batch_size, seed
-        self.shuffle, self.augment, self.cap = shuffle, augment or Augment(), cap or None
+        self.shuffle, self.augment, self.cap = shuffle, augment or Augment(), cap
         self.device, self.rank, self.world = torch.device(device), rank, world
         self._rows = store.rows(films)
         self._labels = records.label_matrix(films)
