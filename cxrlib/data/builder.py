@@ -92,7 +92,7 @@ def build(
     progress: bool,
     allow_missing: bool,
 ) -> None:
-    """Decode, publish and clean up; the caller holds the store's lock. Raises as ``store.build`` does."""
+    """Decode and publish; the caller holds the store's lock, and cleans up. Raises as ``store.build`` does."""
     plan = _plan(wanted, kept, _reusable(folder))
     partial = folder / f"partial-{provenance.digest([FORMAT, size, [list(row[:3]) for row in plan]])}"
     try:
@@ -105,8 +105,6 @@ def build(
         if not any(partial.glob("chunk-*.json")):
             shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{folder}: the disk is full; make room and run again, finished parts are kept") from None
-    for old in folder.glob("partial-*"):
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _plan(wanted: Sources, kept: set[str], reusable: dict[str, chunks.Row]) -> list[chunks.Task]:

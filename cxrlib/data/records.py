@@ -165,7 +165,8 @@ def _columns(table: pd.DataFrame, csv: Path) -> pd.DataFrame:
     absent = [header for header, name in _HEADERS.items() if name not in table and header != "Patient Sex"]
     if absent:
         raise UserError(f"{csv} has no column {', '.join(map(repr, absent))}; its header must be that of {TABLES[0]}")
+    repeated = any(f"{header}.1" in table for header in _HEADERS)  # as pandas renames them
     table = table[list(dict.fromkeys(_HEADERS.values()))]
-    if table.columns.has_duplicates:
+    if repeated or table.columns.has_duplicates:
         raise UserError(f"{csv} names a column twice; its header must be that of {TABLES[0]}")
     return table

@@ -8,8 +8,9 @@ and times and decodes anew only what has changed or come in; how it is built is 
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +83,7 @@ def build(
             if not _complete(folder, size, films, sources, allow_missing):
                 kept = _others(folder, size, films)
                 builder.build(folder, size, sources, kept, workers, progress, allow_missing)
+    _sweep(folder)
     return load(folder)
 
 
@@ -97,7 +99,7 @@ def load(folder: str | Path) -> Store:
         except FileNotFoundError:
             if attempt == 2:
                 raise UserError(f"{pixels} is gone; delete {folder} to have the store made again") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError) as error:
             raise UserError(f"{pixels} is damaged ({error}); delete {folder} to have it made again") from None
     size, names = manifest["size"], manifest["films"]["name"]
     if mapped.shape != (len(names), size, size) or mapped.dtype != np.uint8:
@@ -149,6 +151,15 @@ def _others(folder: Path, size: int, films: pd.DataFrame) -> set[str]:
         return set()
     held = builder.held(builder.read_manifest(folder))
     return held.keys() - set(films["image"]) - _gone(films, held)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed build has left beside the finished store, unless another builder is at work."""
+    left = [*folder.glob("partial-*"), *folder.glob(".*.tmp")]
+    if left:
+        with suppress(Timeout, OSError), FileLock(folder / ".lock", timeout=0):
+            for path in left:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

@@ -1,0 +1,10 @@
+from pathlib import Path
+
+import pytest
+import samples
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """40 films of noise of 16 patients, 20 px, in the NIH layout."""
+    return samples.write_folder(tmp_path / "nih")

@@ -1,0 +1,328 @@
+"""A store is whole or not there, the same however it came about, and decodes nothing twice."""
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import samples
+
+from cxrlib.data import builder, chunks, images, records, store
+from cxrlib.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """40 films are five chunks, so that a build can be caught between them."""
+    monkeypatch.setattr(builder, "CHUNK", 8)
+
+
+@pytest.fixture
+def films(folder) -> pd.DataFrame:
+    return records.read(folder)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """Names of the films decoded in this process, in order."""
+    names, decode = [], images.decode
+
+    def counted(data, path):
+        names.append(os.path.basename(path))  # noqa: PTH119
+        return decode(data, path)
+
+    monkeypatch.setattr(images, "decode", counted)
+    return names
+
+
+def build(films, folder, **options) -> store.Store:
+    return store.build(films, 16, folder=folder, progress=False, **options)
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+
+
+def forked(work) -> int:
+    """Run ``work`` in a child process that starts at once; give its id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_pixels_are_the_films_averaged(films, tmp_path):
+    built = build(films, tmp_path / "store")
+    assert built.pixels.shape == (40, 16, 16)
+    assert built.pixels.dtype == np.uint8
+    assert not built.pixels.flags.writeable
+    shuffled = films.sample(frac=1, random_state=1)
+    for row, path in zip(built.rows(shuffled), shuffled["path"], strict=True):
+        film = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(built.pixels[row], cv2.resize(film, (16, 16), interpolation=cv2.INTER_AREA))
+
+
+def test_lies_under_outputs_and_is_shared(films, own_outputs):
+    built = store.build(films, 16, progress=False)
+    assert built.folder.parent == own_outputs / "stores"
+    assert built.folder.name.startswith("nih-")
+    assert built.folder.name.endswith("-16")
+    assert store.build(films, 24, progress=False).folder != built.folder
+    assert store.build(films, 16, progress=False).fingerprint == built.fingerprint
+
+
+def test_a_second_build_decodes_nothing(films, tmp_path, decoded):
+    build(films, tmp_path / "store")
+    before = contents(tmp_path / "store")
+    decoded.clear()
+    build(films, tmp_path / "store")
+    build(films.iloc[5:9], tmp_path / "store")
+    assert decoded == []
+    assert contents(tmp_path / "store") == before
+
+
+def test_only_changed_and_added_films_are_decoded(films, tmp_path, decoded):
+    build(films.iloc[:30], tmp_path / "store")
+    samples.write_film(tmp_path / "nih" / "images" / films["image"][3], seed=77)
+    decoded.clear()
+    built = build(films, tmp_path / "store")
+    assert sorted(decoded) == sorted([films["image"][3], *films["image"][30:]])
+    assert contents(tmp_path / "store") == contents(build(films, tmp_path / "fresh").folder)
+    assert len(built.names) == 40
+
+
+def test_a_removed_film_leaves_the_store_and_nothing_is_decoded(films, tmp_path, decoded):
+    build(films, tmp_path / "store")
+    os.unlink(films["path"][7])  # noqa: PTH108
+    decoded.clear()
+    left = films.drop(index=7).reset_index(drop=True)
+    built = build(left, tmp_path / "store")
+    assert decoded == []
+    assert films["image"][7] not in built.names
+    with pytest.raises(UserError, match=films["image"][7]):
+        built.rows(films)
+    assert contents(built.folder) == contents(build(left, tmp_path / "fresh").folder)
+
+
+def test_processes_build_the_same_store(films, tmp_path):
+    one = build(films, tmp_path / "one", workers=1)
+    two = build(films, tmp_path / "two", workers=2)
+    assert contents(one.folder) == contents(two.folder)
+
+
+def test_a_dead_process_does_not_stop_the_build(films, tmp_path, monkeypatch):
+    class Dying:
+        def __init__(self, *_, **__):
+            pass
+
+        def submit(self, *_):
+            raise BrokenProcessPool
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(builder, "ProcessPoolExecutor", Dying)
+    assert len(build(films, tmp_path / "store", workers=2).names) == 40
+
+
+def spoil(path: str) -> None:
+    with open(path, "r+b") as file:  # noqa: PTH123
+        file.truncate(60)
+
+
+def test_an_undecodable_film_stops_the_build_by_name(films, tmp_path, decoded):
+    spoil(films["path"][4])
+    with pytest.raises(UserError, match=f"1 films cannot be decoded.*{films['image'][4]}"):
+        build(films, tmp_path / "store")
+    with pytest.raises(UserError, match="not there"):
+        store.load(tmp_path / "store")
+    samples.write_film(tmp_path / "nih" / "images" / films["image"][4], seed=4)
+    decoded.clear()
+    build(films, tmp_path / "store")
+    assert decoded == [films["image"][4]]
+
+
+def test_an_undecodable_film_is_left_out_and_named(films, tmp_path):
+    spoil(films["path"][4])
+    built = build(films, tmp_path / "store", allow_missing=True)
+    assert list(built.missing) == [films["image"][4]]
+    present = built.present(films)
+    assert len(present) == len(built.names) == 39
+    assert present.attrs["missing"] == [films["image"][4]]
+    assert (built.pixels[built.rows(present)].reshape(39, -1).max(1) > 0).all()  # none silently black
+    with pytest.raises(UserError, match=films["image"][4]):
+        built.rows(films)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        build(films, tmp_path / "store")
+    before = contents(built.folder)
+    build(films, tmp_path / "store", allow_missing=True)
+    assert contents(built.folder) == before
+
+
+def test_no_film_can_be_decoded(films, tmp_path):
+    for path in films["path"]:
+        spoil(path)
+    with pytest.raises(UserError, match="40 films cannot be decoded"):
+        build(films, tmp_path / "store", allow_missing=True)
+
+
+def test_a_film_gone_since_the_folder_was_read(films, tmp_path):
+    os.unlink(films["path"][0])  # noqa: PTH108
+    with pytest.raises(UserError, match=films["image"][0]):
+        build(films, tmp_path / "store")
+    assert len(build(films, tmp_path / "store", allow_missing=True).names) == 39
+
+
+def test_killed_at_any_moment_it_ends_the_same(films, tmp_path):
+    whole = contents(build(films, tmp_path / "whole").folder)
+    started = time.perf_counter()
+    build(films, tmp_path / "timed")
+    lasts = time.perf_counter() - started
+    moments, caught, trial = random.Random(0), 0, 0
+    while caught < 12 and trial < 200:
+        folder, trial = tmp_path / f"killed{trial}", trial + 1
+        child = forked(lambda folder=folder: build(films, folder))
+        time.sleep(lasts * moments.random())  # not to wait for something: this is the moment of the kill
+        os.kill(child, signal.SIGKILL)
+        caught += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if (folder / builder.MANIFEST).exists():
+            assert store.load(folder).pixels.shape == (40, 16, 16)
+        assert contents(build(films, folder).folder) == whole
+    assert caught >= 12
+
+
+@pytest.mark.slow
+def test_killed_with_its_processes_it_ends_the_same(tmp_path):
+    folder = samples.write_folder(tmp_path / "many", films=600, side=200)
+    films = records.read(folder)
+    whole = contents(build(films, tmp_path / "whole").folder)
+    code = (
+        "from cxrlib.data import builder, records, store; import sys; builder.CHUNK = 8\n"
+        "films = records.read(sys.argv[1]); print(flush=True)\n"
+        "store.build(films, 16, folder=sys.argv[2], workers=2, progress=False)"
+    )
+    for trial in range(4):
+        child = subprocess.Popen([sys.executable, "-c", code, folder, tmp_path / "killed"], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        time.sleep(0.4 + 0.5 * trial)
+        child.kill()
+        child.wait()
+    assert contents(build(films, tmp_path / "killed").folder) == whole
+
+
+def test_finished_chunks_are_not_done_again(films, tmp_path, monkeypatch, decoded):
+    work = chunks.work
+
+    def interrupted(*job):
+        if len(decoded) >= 16:
+            raise KeyboardInterrupt
+        return work(*job)
+
+    monkeypatch.setattr(chunks, "work", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(films, tmp_path / "store")
+    monkeypatch.setattr(chunks, "work", work)
+    build(films, tmp_path / "store")
+    assert sorted(decoded) == sorted(films["image"])
+
+
+def test_chunks_finished_before_a_film_came_in_are_used(films, tmp_path, monkeypatch, decoded):
+    test_finished_chunks_are_not_done_again(films.iloc[1:].reset_index(drop=True), tmp_path, monkeypatch, decoded)
+    build(films, tmp_path / "store")
+    assert len(decoded) == 40
+
+
+def test_two_builders_at_once(films, tmp_path):
+    whole = contents(build(films, tmp_path / "whole").folder)
+    children = [forked(lambda: build(films, tmp_path / "both")) for _ in range(3)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert contents(tmp_path / "both") == whole
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_too_little_room_is_said_before_the_work(films, tmp_path, monkeypatch, decoded):
+    usage = builder.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(builder.shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
+    with pytest.raises(UserError, match=r"needs 0\.00 GB and the disk has 0\.01 GB free"):
+        build(films, tmp_path / "store")
+    assert decoded == []
+    assert contents(tmp_path / "store") == {}
+
+
+@pytest.mark.parametrize(("room", "name"), [(os, "posix_fallocate"), (chunks, "work"), (builder.paths, "write_text")])
+def test_a_disk_that_fills_up_leaves_what_was_there(room, name, films, tmp_path, monkeypatch):
+    build(films.iloc[:20], tmp_path / "store")
+    before = contents(tmp_path / "store")
+    with monkeypatch.context() as broken:
+        broken.setattr(room, name, full)
+        with pytest.raises(UserError, match="disk is full"):
+            build(films, tmp_path / "store")
+    assert contents(tmp_path / "store") == before
+    assert contents(build(films, tmp_path / "store").folder) == contents(build(films, tmp_path / "fresh").folder)
+
+
+def test_a_real_limit_on_the_size_of_a_file(films, tmp_path):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        with pytest.raises(UserError, match="disk is full"):
+            build(films, tmp_path / "store")
+
+    assert os.waitpid(forked(limited), 0)[1] == 0
+    assert contents(tmp_path / "store") == {}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
+def test_a_damaged_manifest_is_named(damage, films, tmp_path):
+    build(films, tmp_path / "store")
+    (tmp_path / "store" / builder.MANIFEST).write_text(damage)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        store.load(tmp_path / "store")
+
+
+@pytest.mark.parametrize("length", [0, 50, 1000])
+def test_a_truncated_map_is_named(length, films, tmp_path):
+    pixels = next(build(films, tmp_path / "store").folder.glob("pixels-*.npy"))
+    os.truncate(pixels, length)
+    with pytest.raises(UserError, match="damaged"):
+        store.load(tmp_path / "store")
+
+
+def test_a_lost_map_is_named(films, tmp_path):
+    next(build(films, tmp_path / "store").folder.glob("pixels-*.npy")).unlink()
+    with pytest.raises(UserError, match="gone"):
+        store.load(tmp_path / "store")
+
+
+def test_what_makes_no_sense_is_refused(films, tmp_path):
+    with pytest.raises(UserError, match="size"):
+        store.build(films, 2, folder=tmp_path / "store")
+    with pytest.raises(UserError, match="no films"):
+        build(films.iloc[:0], tmp_path / "store")
+    build(films, tmp_path / "store")
+    with pytest.raises(UserError, match="16 pixels, not 24"):
+        store.build(films, 24, folder=tmp_path / "store", progress=False)
+
+
+@pytest.mark.real
+def test_original_films(nih_fullres, tmp_path):
+    films = records.read(nih_fullres).iloc[:12].reset_index(drop=True)
+    built = store.build(films, 64, folder=tmp_path, progress=False)
+    spread = built.pixels.reshape(12, -1).std(1)
+    assert (spread > 10).all()
