@@ -61,7 +61,9 @@ def table() -> "pd.DataFrame":
     """Versions, code and device as a table of one column, for a notebook's first page."""
     import pandas as pd
 
-    return pd.Series({**versions(), "code": git_revision() or "no checkout", "device": device()}, name="").to_frame()
+    revision, _, changes = git_revision().partition("+")
+    code = f"{revision[:12]}{' and changes' if changes else ''}" if revision else "no checkout"
+    return pd.Series({**versions(), "code": code, "device": device()}, name="").to_frame()
 
 
 def git_revision() -> str:

@@ -46,7 +46,7 @@ def make(films: pd.DataFrame, folder: str | Path, *, val_fraction: float = 0.1, 
     in_test, source = _official(films, Path(folder))
     if in_test is None:
         in_test = _draw(films, TEST_FRACTION, seed, stream=1)
-        source = f"drawn by patient (70/10/20, seed {seed}): {folder} holds no official lists"
+        source = f"drawn by patient (70/10/20, seed {seed}): {Path(folder).name} holds no official lists"
         val_fraction = val_fraction / (1 - TEST_FRACTION)
     rest = films[~in_test]
     in_val = _draw(rest, val_fraction, seed, stream=0)
@@ -92,7 +92,7 @@ def _official(films: pd.DataFrame, folder: Path) -> tuple[np.ndarray | None, str
         unknown = listed.difference(known, sort=False)
         if len(unknown):
             raise UserError(f"{folder / name} names {len(unknown)} films that the CSV has not, first {unknown[0]}")
-    return _side(films, folder, lists), f"official lists of {folder} ({' and '.join(lists)})"
+    return _side(films, folder, lists), f"official lists of {folder.name} ({' and '.join(lists)})"
 
 
 def _side(films: pd.DataFrame, folder: Path, lists: dict[str, pd.Index]) -> np.ndarray:
