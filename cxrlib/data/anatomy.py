@@ -5,7 +5,8 @@ any film), y downwards, 1 = ``FILM_CM``. A film is made as an X-ray makes it: la
 density, air takes away from it, and a tone curve turns density into grey. Sides: 0 the patient's right, 1 left.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -120,14 +121,18 @@ class Canvas:
             cv2.fillPoly(cover, [self.pixels(outline)], 255, cv2.LINE_AA, _BITS)
         return self.blur(cover.astype(np.float32) * np.float32(1 / 255), soft)
 
-    def lines(self, curves: list[np.ndarray], widths: list[float] | np.ndarray) -> np.ndarray:
-        """Cover of curves (n, 2) of the given widths, (S, S) float32; under a pixel a line gets fainter, not thinner."""
+    def lines(self, curves: Sequence[np.ndarray], widths: Sequence[float]) -> np.ndarray:
+        """Cover of curves (n, 2) of the given widths, (S, S) float32; below a pixel a line is fainter, not thinner."""
         cover = np.zeros((self.size, self.size), np.uint8)
-        for curve, width in sorted(zip(curves, widths, strict=True), key=lambda pair: pair[1]):
-            across = width * self.size
-            thickness = max(1, round(across))
-            ink = int(255 * min(1.0, across / thickness))
-            cv2.polylines(cover, [self.pixels(curve)], False, ink, thickness, cv2.LINE_AA, _BITS)
+        ends = np.cumsum([len(curve) for curve in curves])
+        points = np.split(self.pixels(np.concatenate(curves)), ends[:-1])
+        across = np.asarray(widths) * self.size
+        thick = np.maximum(1, np.round(across)).astype(int)
+        ink = (np.ceil(15 * np.minimum(1, across / thick)) * 17).astype(int)
+        pens = thick * 256 + ink
+        for pen in np.unique(pens):  # thin and faint first, so that they do not erase the others
+            same = [points[k] for k in np.flatnonzero(pens == pen)]
+            cv2.polylines(cover, same, False, int(pen % 256), int(pen // 256), cv2.LINE_AA, _BITS)
         return cover.astype(np.float32) * np.float32(1 / 255)
 
     def disc(self, x: float, y: float, radius: float, edge: float, aspect: float = 1.0) -> np.ndarray:
@@ -165,7 +170,6 @@ class Chest:
     clear: np.ndarray  # 1 - share of the lung's air that is replaced by fluid or tissue
     markings: np.ndarray  # strength of the vessels
     extra: np.ndarray  # density added on top
-    boxes: dict[str, list[tuple[float, float, float, float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, body: Anatomy, canvas: Canvas) -> "Chest":

@@ -1,7 +1,5 @@
 """From a chest with its signs to the grey values of a film: tissue layers, exposure, noise, borders, marker."""
 
-from itertools import pairwise
-
 import cv2
 import numpy as np
 
@@ -17,7 +15,7 @@ def develop(chest: anatomy.Chest, rng: np.random.Generator, *, view: str) -> np.
     density += _abdomen(chest, rng)
     air = lungs * (0.55 + 0.45 * canvas.blur(lungs, 0.035)) * (1 - 0.9 * heart) * (1 - 0.92 * _mediastinum(chest))
     vessels = _vessels(chest, rng) * chest.markings
-    density -= 0.78 * body.air * air * chest.clear * (1 - 0.34 * np.minimum(vessels, 1))
+    density -= 0.78 * body.air * air * chest.clear * (1 - 0.3 * np.minimum(vessels, 1))
     density += 0.06 * heart + _bones(chest) + chest.extra
     density *= 1 + 0.02 * canvas.field(rng, 0.3)
     return _expose(chest, density, rng, view=view)
@@ -26,12 +24,12 @@ def develop(chest: anatomy.Chest, rng: np.random.Generator, *, view: str) -> np.
 def _soft_tissue(chest: anatomy.Chest) -> np.ndarray:
     """Chest wall, neck, shoulders and breasts; 1 is the density of a chest without lungs."""
     canvas, body = chest.canvas, chest.body
-    wide = 0.068 * body.girth
+    wide = 0.085 * body.girth
     flank = body.half + wide
     half = [(0.085, -0.1), (0.09, 0.02), (0.13, 0.075), (0.3, 0.12), (0.42, 0.17), (0.5, 0.26), (0.56, 0.42),
             (0.56, 0.6), (flank + 0.02, 0.5), (flank - 0.01, 0.42), (flank, 0.6), (flank, 1.1)]  # fmt: skip
     right = np.array(half)
-    outline = np.concatenate([right * (1, 1), (right * (-1, 1))[::-1]]) + (body.centre, 0)
+    outline = np.concatenate([right, right[::-1] * (-1, 1)]) + np.array((body.centre, 0))
     cover = canvas.area(outline, soft=0.006)
     middle = np.exp(-(((canvas.x - np.float32(body.centre)) / np.float32(0.17)) ** 2))
     tissue = cover * (0.42 + 0.45 * canvas.blur(cover, 0.06) + 0.3 * middle)
@@ -40,19 +38,19 @@ def _soft_tissue(chest: anatomy.Chest) -> np.ndarray:
         for sign in (-1, 1):
             x, y = body.centre + sign * 0.52 * body.half, body.dome[0] - 0.055
             inside = canvas.disc(x, y, radius, 0.025, 0.9)
-            tissue = tissue + 0.3 * body.breast * inside * anatomy.ramp(0.5 + (canvas.y - y) / (2 * radius))
+            tissue = tissue + 0.36 * body.breast * inside * anatomy.ramp(0.5 + (canvas.y - y) / (2 * radius))
     return tissue
 
 
 def _abdomen(chest: anatomy.Chest, rng: np.random.Generator) -> np.ndarray:
     """Liver, spleen and stomach under the domes, with the gas bubble of the stomach."""
     canvas, body = chest.canvas, chest.body
-    inside = body.centre + np.array([-1, 1]) * body.half
     halves = []
     for side, sign in ((0, -1), (1, 1)):
         dome = body.lung(side)[19:35]
-        halves.append(np.concatenate([dome, [(body.centre, dome[-1, 1] + 0.005), (body.centre, 1.1), (inside[side], 1.1),
-                                             (inside[side] + sign * 0.01, dome[0, 1] + 0.03)]]))  # fmt: skip
+        edge = body.centre + sign * body.half
+        below = [(body.centre, dome[-1, 1] + 0.005), (body.centre, 1.1), (edge, 1.1), (edge, dome[0, 1] + 0.03)]
+        halves.append(np.concatenate([dome, below]))
     cover = canvas.area(*halves, soft=0.006)
     bubble = canvas.disc(body.centre + 0.45 * body.half, body.dome[1] + 0.06, 0.05 * rng.uniform(0.4, 1), 0.03, 0.6)
     depth = 0.28 + 0.9 * np.clip(canvas.y - np.float32(body.dome[0] - 0.02), 0, 0.4)
@@ -76,72 +74,63 @@ def _mediastinum(chest: anatomy.Chest) -> np.ndarray:
 
 
 def _vessels(chest: anatomy.Chest, rng: np.random.Generator) -> np.ndarray:
-    """Hila and the vessels that fan out of them, thinner towards the chest wall."""
-    curves, widths = [], []
+    """Hila and the vessels that fan out of them, forking and thinning towards the chest wall."""
+    stems = 16  # first half right, second half left
+    sign = np.repeat([-1, 1], stems // 2)[:, None]
+    hila = np.stack([chest.body.hilum(side) for side in (0, 1)])
+    heading = np.tile(np.linspace(-1.3, 1.4, stems // 2), 2) + 0.16 * rng.standard_normal(stems)
+    reach = chest.body.half * (0.55 + 0.3 * np.maximum(heading, 0)) * rng.uniform(0.7, 1.1, stems)
     bend = np.linspace(0, 1, 7)
-    blobs = np.float32(0)
-    for side, sign in ((0, -1), (1, 1)):
-        hilum = chest.body.hilum(side)
-        blobs = blobs + 0.6 * chest.canvas.disc(*hilum, 0.042, 0.05, 1.6)
-        angles = np.linspace(-1.25, 1.35, 9) + 0.12 * rng.standard_normal(9)
-        reach = chest.body.half * (0.62 + 0.28 * np.maximum(angles, 0)) * rng.uniform(0.85, 1.15, 9)
-        curl = 0.25 * rng.standard_normal(9)
-        heading = angles[:, None] + curl[:, None] * bend  # (9, 7)
-        run = reach[:, None] * bend
-        stems = hilum + np.stack([sign * run * np.cos(heading), run * np.sin(heading)], -1)  # (9, 7, 2)
-        for stem, thick in zip(stems, rng.uniform(0.008, 0.014, 9), strict=True):
-            curves += list(pairwise(stem[::2]))
-            widths += list(thick * np.array([1, 0.6, 0.3]))
-        turns = heading[:, 2:5] + rng.choice([-1, 1], (9, 3)) * rng.uniform(0.35, 0.7, (9, 3))
-        length = reach[:, None] * rng.uniform(0.25, 0.45, (9, 3))
-        tips = stems[:, 2:5] + np.stack([sign * length * np.cos(turns), length * np.sin(turns)], -1)
-        for start, tip in zip(stems[:, 2:5].reshape(-1, 2), tips.reshape(-1, 2), strict=True):
-            curves.append(np.stack([start, tip]))
-            widths.append(0.0035)
-    tree = chest.canvas.lines(curves, widths)
-    return chest.canvas.blur(tree, 0.0035) + blobs
+    heading = heading[:, None] + 0.3 * rng.standard_normal((stems, 1)) * bend + 0.3 * bend * (heading[:, None] > 0)
+    steps = np.diff(reach[:, None] * bend, prepend=0)
+    trunk = np.stack([sign * np.cumsum(steps * np.cos(heading), 1), np.cumsum(steps * np.sin(heading), 1)], -1)
+    trunk += np.repeat(hila, stems // 2, axis=0)[:, None]  # (16, 7, 2)
+    turns = heading[:, 1:6] + rng.choice([-1, 1], (stems, 5)) * rng.uniform(0.3, 0.8, (stems, 5))
+    twig = reach[:, None] * rng.uniform(0.15, 0.42, (stems, 5))
+    tips = trunk[:, 1:6] + np.stack([sign * twig * np.cos(turns), twig * np.sin(turns)], -1)
+    thick = rng.uniform(0.009, 0.015, stems)
+    curves = [*trunk[:, :3], *trunk[:, 2:5], *trunk[:, 4:], *np.stack([trunk[:, 1:6], tips], 2).reshape(-1, 2, 2)]
+    widths = np.concatenate([thick, 0.55 * thick, 0.28 * thick, np.full(stems * 5, 0.003)])
+    blobs = sum(0.6 * chest.canvas.disc(*hilum, 0.042, 0.05, 1.6) for hilum in hila)
+    return chest.canvas.blur(chest.canvas.lines(curves, widths), 0.0035) + blobs
+
+
+_COLLAR = np.array([(0.035, 0.085), (0.09, 0.072), (0.16, 0.04), (0.24, 0.012), (0.31, 0.015)])
+_BLADE = np.array([(0.27, 0.03), (0.4, 0.06), (0.37, 0.16), (0.35, 0.33), (0.31, 0.2)])
+_ARM = np.array([(0.42, 0.06), (0.48, 0.2), (0.55, 0.5)])
+"""Collar bone, shoulder blade and upper arm, from the midline at the height of the lungs' apices."""
 
 
 def _bones(chest: anatomy.Chest) -> np.ndarray:
-    """Ribs, clavicles, shoulder blades, arms and spine, as added density."""
+    """Ribs, collar bones, shoulder blades, arms and spine, as added density."""
     canvas, body = chest.canvas, chest.body
-    behind, before, rims = _ribs(body)
+    behind, before = _ribs(body)
+    rims = [rib + np.array((0, 0.01)) for rib in behind]
     ribs = 0.12 * canvas.lines(behind, [0.024] * len(behind)) + 0.07 * canvas.lines(before, [0.024] * len(before))
     ribs += 0.07 * canvas.lines(rims, [0.004] * len(rims))
-    collar, blade, arm = [], [], []
-    for sign in (-1, 1):
-        x, y = body.centre, body.apex
-        collar.append(np.array([(x + sign * dx, y + dy) for dx, dy in
-                                [(0.035, 0.085), (0.09, 0.072), (0.16, 0.04), (0.24, 0.012), (0.31, 0.015)]]))  # fmt: skip
-        blade.append(np.array([(x + sign * dx, y + dy) for dx, dy in
-                               [(0.27, 0.03), (0.4, 0.06), (0.37, 0.16), (0.35, 0.33), (0.31, 0.2)]]))  # fmt: skip
-        arm.append(np.array([(x + sign * 0.41, y + 0.06), (x + sign * 0.47, y + 0.2), (x + sign * 0.53, y + 0.5)]))
+    collar, blade, arm = (
+        [shape * (sign, 1) + np.array((body.centre, body.apex)) for sign in (-1, 1)]
+        for shape in (_COLLAR, _BLADE, _ARM)
+    )
     bones = canvas.blur(ribs, 0.0025) + 0.17 * canvas.lines(collar, [0.024, 0.024])
     bones += 0.07 * canvas.area(*blade, soft=0.008) + 0.22 * canvas.blur(canvas.lines(arm, [0.055, 0.055]), 0.005)
     return bones + _spine(chest)
 
 
-def _ribs(body: anatomy.Anatomy) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Hind parts, front parts and lower rims of nine pairs of ribs, as curves (n, 2)."""
-    behind, before, rims = [], [], []
+def _ribs(body: anatomy.Anatomy, pairs: int = 9) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Hind and front parts of the ribs as curves (n, 2)."""
     low = body.dome[0] + 0.1
-    step = (low - body.apex) / 9.4
-    along = np.linspace(0, 1, 9)
-    for number in range(9):
-        start = body.apex - 0.035 + step * number
-        rise = 0.02 * min(number, 4) / 4
-        top = start - rise * np.sin(np.pi * along * 0.9) + (0.035 + 0.011 * number) * along**1.6
-        out = body.wall(np.clip((top[-1] - body.apex) / (low - body.apex), 0, 1))
-        x = 0.04 + (out - 0.035) * np.sin(np.pi / 2 * along)
-        front = np.linspace(0, 1, 6)
-        fx, fy = out * (1 - 0.55 * front**1.3), top[-1] + (0.05 + 0.1 * front) * front**0.7 + 0.02 * front
-        for sign in (-1, 1):
-            hind = np.column_stack([body.centre + sign * x, top])
-            behind.append(hind)
-            rims.append(hind + (0, 0.01))
-            if number < 7:
-                before.append(np.column_stack([body.centre + sign * fx, fy]))
-    return behind, before, rims
+    number = np.arange(pairs)[:, None]
+    along, front = np.linspace(0, 1, 9), np.linspace(0, 1, 6)
+    y = body.apex - 0.035 + (low - body.apex) / (pairs + 0.4) * number  # (9, 1)
+    y = y - 0.005 * np.minimum(number, 4) * np.sin(0.9 * np.pi * along) + (0.035 + 0.011 * number) * along**1.6
+    out = body.wall((y[:, -1:] - body.apex) / (low - body.apex))
+    x = 0.04 + (out - 0.035) * np.sin(np.pi / 2 * along)
+    front_x = out * (1 - 0.55 * front**1.3)
+    front_y = y[:, -1:] + (0.05 + 0.1 * front) * front**0.7 + 0.02 * front
+    behind, before = np.stack([x, y], -1), np.stack([front_x, front_y], -1)[:7]
+    centre = np.array((body.centre, 0))
+    return [*(behind + centre), *(behind * (-1, 1) + centre)], [*(before + centre), *(before * (-1, 1) + centre)]
 
 
 def _spine(chest: anatomy.Chest) -> np.ndarray:

@@ -62,7 +62,7 @@ def draw(
     for name in found:
         if name in signs.RESHAPE:
             body = signs.RESHAPE[name](body, _lesion(seed, patient, name))
-    canvas = anatomy.Canvas(size, turn=1.2 * pose.normal(), zoom=pose.uniform(0.97, 1.05))
+    canvas = anatomy.Canvas(size, turn=1.2 * pose.normal(), zoom=pose.uniform(0.98, 1.1))
     chest = anatomy.Chest.of(body, canvas)
     covers = {name: signs.DRAW[name](chest, _lesion(seed, patient, name)) for name in found}
     boxes = {name: [_box(cover) for cover in drawn] for name, drawn in covers.items()}

@@ -13,17 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from cxrlib.data.anatomy import FILM_CM, Anatomy, Chest, ramp, smooth
+from cxrlib.data import opacities
+from cxrlib.data.anatomy import Anatomy, Chest, ramp
 
-CONSPICUITY = 1.0
-"""How plain the signs are. At 1 they are plainer than on most real films: on real ones many labels rest on signs
-that a reader can hardly see. A phantom AUC therefore says that the workbook works, not how well it reads films."""
-
-NODULE_CM = (1.4, 2.8)
-MASS_CM = (3.6, 7.0)
-"""Diameters; 3 cm divides nodules from masses (Fleischner)."""
-
-Covers = list[np.ndarray]
+Covers = opacities.Covers
 
 
 def enlarge_heart(body: Anatomy, rng: np.random.Generator) -> Anatomy:
@@ -36,7 +29,7 @@ def overinflate(body: Anatomy, rng: np.random.Generator) -> Anatomy:
     drop = rng.uniform(0.05, 0.085)
     return replace(body, dome=(body.dome[0] + drop + 0.01, body.dome[1] + drop), arch=rng.uniform(0.03, 0.045),
                    ctr=max(0.33, body.ctr - 0.09) if body.ctr <= 0.5 else body.ctr,
-                   air=body.air * rng.uniform(1.12, 1.2), vessels=body.vessels * 0.5)  # fmt: skip
+                   air=body.air * rng.uniform(1.04, 1.12), vessels=body.vessels * 0.5)  # fmt: skip
 
 
 def lose_volume(body: Anatomy, rng: np.random.Generator) -> Anatomy:
@@ -67,22 +60,22 @@ def atelectasis(chest: Chest, rng: np.random.Generator) -> Covers:
     rng.uniform(size=2)
     body, sign = chest.body, (-1, 1)[side]
     if rng.random() < 0.35:
-        edge = 0.62 - 0.75 * (chest.height[side] - 0.45)
-        cover = ramp((0.85 - edge - chest.across) / 0.06 + 0.5) * ramp((chest.height[side] - 0.5) / 0.05)
+        edge = 0.3 + 0.85 * (chest.height[side] - 0.42)
+        cover = ramp((edge - chest.across) / 0.05 + 0.5) * ramp((chest.height[side] - 0.42) / 0.08)
         cover = cover * chest.lungs[side]
-        chest.fill(cover, 0.85 * CONSPICUITY)
+        chest.fill(cover, 0.9 * opacities.strength(rng))
         return [cover]
     plates = []
-    for row in range(int(rng.integers(2, 4))):
-        start, end = np.array([rng.uniform(0.22, 0.4), rng.uniform(0.8, 0.95)]) * body.half
-        y = body.dome[side] - 0.03 - 0.05 * row - rng.uniform(0, 0.02)
-        tilt = rng.uniform(-0.03, 0.03)
+    for row in range(int(rng.integers(1, 4))):
+        start, end = np.array([rng.uniform(0.2, 0.5), rng.uniform(0.75, 0.97)]) * body.half
+        y = body.dome[side] - 0.025 - 0.05 * row - rng.uniform(0, 0.035)
+        tilt = rng.uniform(-0.06, 0.06)
         along = np.linspace(0, 1, 8)
         bow = 0.008 * np.sin(np.pi * along)
         curve = np.column_stack([body.centre + sign * (start + (end - start) * along), y + tilt * along - bow])
-        plates.append(chest.canvas.lines([curve], [rng.uniform(0.014, 0.022)]))
-    cover = chest.canvas.blur(np.maximum.reduce(plates), 0.003) * chest.lungs[side]
-    chest.fill(cover, 0.9 * CONSPICUITY)
+        plates.append(chest.canvas.lines([curve], [rng.uniform(0.012, 0.024)]))
+    cover = chest.canvas.blur(np.maximum.reduce(plates), 0.005) * chest.lungs[side]
+    chest.fill(cover, 0.9 * opacities.strength(rng))
     return [cover]
 
 
@@ -95,66 +88,13 @@ def effusion(chest: Chest, rng: np.random.Generator) -> Covers:
     """Fluid that blunts the costophrenic angle under a meniscus rising to the chest wall (Fleischner; Herring)."""
     covers = []
     for side in (0, 1) if rng.random() < 0.3 else (int(rng.integers(2)),):
-        level = rng.uniform(0.24, 0.55)
+        level = rng.uniform(0.18, 0.55)
         surface = 1 - level * (0.55 + 0.55 * np.clip(chest.across, 0, 1) ** 3)
         cover = ramp((chest.height[side] - surface) / 0.04 + 0.5) * chest.lungs[side]
         chest.fill(cover, 0.97)
-        chest.extra += 0.14 * CONSPICUITY * cover
+        chest.extra += 0.14 * opacities.CONSPICUITY * cover
         covers.append(cover)
     return covers
-
-
-def infiltration(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Patchy opacity without a border, vessels still seen through it, anywhere in one or both lungs (Herring)."""
-    covers = []
-    for side in (0, 1) if rng.random() < 0.4 else (int(rng.integers(2)),):
-        across, height = rng.uniform(0.45, 0.7), rng.uniform(0.3, 0.75)
-        zone = np.exp(-(((chest.across - across) / 0.3) ** 2) - ((chest.height[side] - height) / 0.2) ** 2)
-        cover = zone * ramp(0.55 + 0.45 * chest.canvas.field(rng, 0.05)) * chest.lungs[side]
-        chest.fill(cover, 0.75 * CONSPICUITY)
-        covers.append(cover)
-    return covers
-
-
-def mass(chest: Chest, rng: np.random.Generator) -> Covers:
-    """One lobulated opacity of more than 3 cm with a clear edge (Fleischner)."""
-    side, place = _spot(chest, rng)
-    radius = rng.uniform(*MASS_CM) / 2 / FILM_CM
-    turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)
-    bumps = 1 + 0.07 * rng.standard_normal(14)
-    outline = smooth(np.column_stack([np.cos(turn) * bumps, np.sin(turn) * bumps]))
-    outline *= 2 * radius / np.ptp(outline, axis=0).max()
-    cover = chest.canvas.area(place + outline, soft=0.004)
-    chest.fill(cover, 0.9 * CONSPICUITY)
-    chest.extra += 0.08 * CONSPICUITY * cover * chest.lungs[side]
-    return [cover * chest.lungs[side]]
-
-
-def nodule(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Round opacities of at most 3 cm (Fleischner): one, or several."""
-    covers = []
-    for _ in range(int(rng.choice([1, 2, 3, 5], p=[0.3, 0.2, 0.2, 0.3]))):
-        side, place = _spot(chest, rng)
-        cover = chest.canvas.disc(*place, rng.uniform(*NODULE_CM) / 2 / FILM_CM, 0.008) * chest.lungs[side]
-        chest.fill(cover, 0.9 * CONSPICUITY)
-        chest.extra += 0.16 * CONSPICUITY * cover
-        covers.append(cover)
-    return covers
-
-
-def pneumonia(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Bronchopneumonia: ill-defined blots of about 1 to 2 cm, confluent in one lower zone (Felson; Herring)."""
-    side = int(rng.integers(2))
-    body, sign = chest.body, (-1, 1)[side]
-    middle = np.array(
-        [body.centre + sign * rng.uniform(0.5, 0.65) * body.half, body.dome[side] - rng.uniform(0.09, 0.16)]
-    )
-    cover = 0.5 * chest.canvas.disc(*middle, 0.1, 0.12, 1.1)
-    for dx, dy in 0.055 * rng.standard_normal((16, 2)):
-        cover = np.maximum(cover, chest.canvas.disc(middle[0] + dx, middle[1] + dy, rng.uniform(0.012, 0.024), 0.02))
-    cover = cover * chest.lungs[side]
-    chest.fill(cover, 0.85 * CONSPICUITY)
-    return [cover]
 
 
 def pneumothorax(chest: Chest, rng: np.random.Generator) -> Covers:
@@ -168,64 +108,22 @@ def pneumothorax(chest: Chest, rng: np.random.Generator) -> Covers:
     beyond = chest.lungs[side] * (1 - inside)
     chest.markings *= 1 - beyond
     chest.fill(inside * chest.lungs[side], 0.5 * collapse)
-    chest.extra -= 0.13 * CONSPICUITY * beyond
+    chest.extra -= 0.13 * opacities.CONSPICUITY * beyond
     line = chest.canvas.lines([shrunk[:21]], [0.006]) * chest.lungs[side]
-    chest.extra += 0.22 * CONSPICUITY * chest.canvas.blur(line, 0.0015)
+    chest.extra += 0.22 * opacities.CONSPICUITY * chest.canvas.blur(line, 0.0015)
     return [beyond * (chest.height[side] < 0.75)]
 
 
-def consolidation(chest: Chest, rng: np.random.Generator) -> Covers:
-    """A lobe or part of it, dense, sharp where a fissure bounds it, crossed by dark bronchi (Fleischner; Felson)."""
-    side, upper = int(rng.integers(2)), rng.random() < 0.5
-    height = chest.height[side]
-    fissure = rng.uniform(0.42, 0.5) + 0.1 * (chest.across - 0.5)
-    if upper:
-        cover = ramp((fissure - height) / 0.02) * ramp((height - fissure + rng.uniform(0.26, 0.4)) / 0.12)
-    else:
-        cover = ramp((height - fissure) / 0.02) * ramp((fissure + rng.uniform(0.28, 0.4) - height) / 0.12)
-    cover = cover * ramp(0.9 + 0.25 * chest.canvas.field(rng, 0.12)) * chest.lungs[side]
-    chest.fill(cover, 0.92 * CONSPICUITY)
-    chest.extra -= 0.3 * CONSPICUITY * _bronchi(chest, rng, side, upper) * cover
-    return [cover]
-
-
-def edema(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Bat wings: both perihilar zones clouded, the outer third spared, upper vessels full, septal lines (Felson)."""
-    covers = []
-    for side, sign in ((0, -1), (1, 1)):
-        wing = np.exp(-((np.abs(chest.across - 0.36) / 0.3) ** 3) - np.abs((chest.height[side] - 0.52) / 0.3) ** 3)
-        cover = wing * (0.85 + 0.15 * chest.canvas.field(rng, 0.04)) * chest.lungs[side]
-        chest.fill(cover, rng.uniform(0.6, 0.8) * CONSPICUITY)
-        x = chest.body.centre + sign * chest.body.half * np.array([0.87, 0.96])
-        rungs = [np.column_stack([x, (y, y)]) for y in chest.body.angle[side] - 0.04 - 0.022 * np.arange(6)]
-        chest.extra += 0.15 * chest.canvas.lines(rungs, [0.004] * 6) * chest.lungs[side]
-        covers.append(cover)
-    chest.markings *= 1.5
-    return covers
-
-
 def emphysema(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Bullae: dark round spaces within hair-thin walls, in the upper zones (Fleischner); the rest is ``overinflate``."""
+    """Bullae: dark round spaces within hair-thin walls, high up (Fleischner); the rest is ``overinflate``."""
     covers = []
     for side in (0, 1):
         across = chest.body.centre + (-1, 1)[side] * rng.uniform(0.5, 0.68) * chest.body.half
         y, radius = chest.body.apex + rng.uniform(0.1, 0.2), rng.uniform(0.03, 0.06)
         whole, hollow = (chest.canvas.disc(across, y, r, 0.012) * chest.lungs[side] for r in (radius, radius - 0.006))
-        chest.extra += (0.12 * (whole - hollow) - 0.06 * hollow) * CONSPICUITY
+        chest.extra += (0.08 * (whole - hollow) - 0.05 * hollow) * opacities.CONSPICUITY
         chest.markings *= 1 - hollow
         covers.append(whole)
-    return covers
-
-
-def fibrosis(chest: Chest, rng: np.random.Generator) -> Covers:
-    """A net of lines and small rings at the bases and under the pleura, both sides (Fleischner: reticular pattern)."""
-    covers = []
-    for side in (0, 1):
-        zone = ramp((0.6 * chest.across + 0.9 * chest.height[side] - rng.uniform(0.75, 0.95)) / 0.3)
-        net = ramp(1.15 - 2.2 * np.abs(chest.canvas.field(rng, 0.028)))
-        cover = zone * chest.lungs[side]
-        chest.fill(cover * (0.2 + 0.8 * net), 0.85 * CONSPICUITY)
-        covers.append(cover)
     return covers
 
 
@@ -235,11 +133,11 @@ def pleural_thickening(chest: Chest, rng: np.random.Generator) -> Covers:
     for side in (0, 1) if rng.random() < 0.4 else (int(rng.integers(2)),):
         lung, hilum = chest.body.lung(side), chest.body.hilum(side)
         wave = 0.03 * np.sin(np.linspace(0, rng.uniform(4, 9), len(lung)) + rng.uniform(0, 6))
-        inner = hilum + (lung - hilum) * (1 - rng.uniform(0.13, 0.22) + wave)[:, None]
+        inner = hilum + (lung - hilum) * (1 - rng.uniform(0.1, 0.2) + wave)[:, None]
         band = chest.lungs[side] * (1 - chest.canvas.area(inner, soft=0.004)) * ramp((chest.across - 0.45) / 0.1)
         band = band * ramp((rng.uniform(0.65, 0.85) - chest.height[side]) / 0.1)
-        chest.fill(band, 0.9 * CONSPICUITY)
-        chest.extra += 0.08 * CONSPICUITY * band
+        chest.fill(band, 0.9 * opacities.CONSPICUITY)
+        chest.extra += 0.04 * opacities.CONSPICUITY * band
         covers.append(band)
     return covers
 
@@ -254,7 +152,7 @@ def hernia(chest: Chest, rng: np.random.Generator) -> Covers:
     level = y - rng.uniform(-0.15, 0.25) * radius
     above = hollow * ramp((level - chest.canvas.y) / 0.006 + 0.5)
     chest.fill(whole, 0.9)
-    chest.extra += (0.22 * whole - 0.8 * above) * CONSPICUITY
+    chest.extra += (0.2 * whole - 0.55 * above) * opacities.CONSPICUITY
     return [whole]
 
 
@@ -262,34 +160,15 @@ DRAW: dict[str, Callable[[Chest, np.random.Generator], Covers]] = {
     "Atelectasis": atelectasis,
     "Cardiomegaly": cardiomegaly,
     "Effusion": effusion,
-    "Infiltration": infiltration,
-    "Mass": mass,
-    "Nodule": nodule,
-    "Pneumonia": pneumonia,
+    "Infiltration": opacities.infiltration,
+    "Mass": opacities.mass,
+    "Nodule": opacities.nodule,
+    "Pneumonia": opacities.pneumonia,
     "Pneumothorax": pneumothorax,
-    "Consolidation": consolidation,
-    "Edema": edema,
+    "Consolidation": opacities.consolidation,
+    "Edema": opacities.edema,
     "Emphysema": emphysema,
-    "Fibrosis": fibrosis,
+    "Fibrosis": opacities.fibrosis,
     "Pleural_Thickening": pleural_thickening,
     "Hernia": hernia,
 }
-
-
-def _spot(chest: Chest, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-    """A place inside a lung, clear of mediastinum and heart: its side and (x, y)."""
-    side = int(rng.integers(2))
-    height = rng.uniform(0.22, 0.72)
-    low = 0.4 if side == 0 else 0.42 + 0.25 * max(0.0, height - 0.45) / 0.3
-    reach = chest.body.wall(np.array(height)) * rng.uniform(low, 0.8)
-    y = chest.body.apex + height * (chest.body.dome[side] - chest.body.apex)
-    return side, np.array([chest.body.centre + (-1, 1)[side] * reach, y])
-
-
-def _bronchi(chest: Chest, rng: np.random.Generator, side: int, upper: bool) -> np.ndarray:
-    """Cover of a few forked bronchi from the hilum up- or downwards and out."""
-    hilum = chest.body.hilum(side)
-    angles = (-1 if upper else 1) * np.linspace(0.25, 1.1, 4) + 0.1 * rng.standard_normal(4)
-    run = np.array([0.02, 0.1, 0.2])[:, None] * np.ones(4)
-    x, y = (-1, 1)[side] * run * np.cos(angles), run * np.sin(angles + 0.1 * run)
-    return chest.canvas.lines(list((hilum + np.stack([x, y], -1)).transpose(1, 0, 2)), [0.009] * 4)
