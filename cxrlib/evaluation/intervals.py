@@ -198,6 +198,20 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def ratio(
+    parts: np.ndarray, wholes: np.ndarray, patients: np.ndarray, *, replicates: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratios of sums over films, such as a sensitivity or a mean, with percentile intervals by patient.
+
+    parts, wholes (N, M): each film's share of numerator and denominator. Returns value, low and high, (M,) each; NaN
+    where the denominator is 0, or 0 too often among the resamples.
+    """
+    found = resample.ratio(parts, wholes, *resample.draw(patients, replicates, seed))
+    whole = wholes.sum(0, dtype=np.float64)
+    value = np.divide(parts.sum(0), whole, out=np.full(len(whole), np.nan), where=whole != 0)
+    return value, *percentiles(found)
+
+
 def proportion(part: int, whole: int) -> Interval:
     """A share of counted, independent things with its Wilson (1927) interval; all NaN when ``whole`` is 0."""
     if whole == 0:

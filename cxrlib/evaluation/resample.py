@@ -91,6 +91,19 @@ def precision(at: Steps, recalls: np.ndarray) -> np.ndarray:
     return found
 
 
+def ratio(parts: np.ndarray, wholes: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Ratios of sums over films on each resample: parts and wholes (N, M) → (R, M), NaN where a denominator is 0."""
+    above, below = (_per_patient(values, rows, len(counts)) for values in (parts, wholes))  # (P, M)
+    above, below = counts.T @ above, counts.T @ below  # (R, M)
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
+
+
+def _per_patient(values: np.ndarray, rows: np.ndarray, patients: int) -> np.ndarray:
+    """Sums (P, M) over each patient's films of values (N, M)."""
+    sums = [np.bincount(rows, column, minlength=patients) for column in np.asarray(values, np.float64).T]
+    return np.stack(sums, 1)
+
+
 def _running(counts: np.ndarray, rows: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weight of the first ``cuts[g]`` films, (G, R), and of them all, (R,); cuts rising.
 

@@ -1,0 +1,105 @@
+"""Where "positive" begins: thresholds chosen on validation films, judged on test films.
+
+A threshold chosen on the films that it is judged on flatters itself, so ``choose`` is for validation and ``judge`` for
+test. 0.5 is no threshold: for a rare finding a good network may never reach it.
+"""
+
+import numpy as np
+import pandas as pd
+
+from cxrlib import labels as order
+from cxrlib.errors import UserError
+from cxrlib.evaluation import intervals, metrics
+
+RULES = {
+    "youden": "the most sensitivity + specificity (Youden 1950)",
+    "f1": "the best F1, the balance of sensitivity and PPV",
+    "sensitivity_90": "the highest threshold that finds 90 % of the positive films",
+}
+SENSITIVITY = 0.9
+
+
+def choose(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """A threshold per label and rule, from *validation*: labels (N, 15), probabilities (N, 15).
+
+    Columns finding, rule, threshold, positives, reason. A threshold lies midway to the next lower score, so that
+    films a little below the last positive still pass. NaN, with the reason, where validation holds one class only.
+    """
+    rows = []
+    for k, finding in enumerate(order.LABELS[: labels.shape[1]]):
+        why, positives = metrics.reason(labels[:, k]), int(np.count_nonzero(labels[:, k]))
+        found = _by_rule(labels[:, k], probabilities[:, k]) if not why else dict.fromkeys(RULES, np.nan)
+        why = f"validation: {why}" if why else ""
+        rows += [(finding, rule, found[rule], positives, why) for rule in RULES]
+    return pd.DataFrame(rows, columns=["finding", "rule", "threshold", "positives", "reason"])
+
+
+def judge(
+    chosen: pd.DataFrame,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: np.ndarray,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What chosen thresholds give on other films: labels, probabilities (N, 15), patients (N,).
+
+    Columns finding, rule, threshold, positives (here), then sensitivity, specificity, ppv, npv, f1, each with _low
+    and _high by patient, and reason. NaN where the threshold or the number is undefined.
+    """
+    columns = [order.column(finding) for finding in chosen["finding"]]
+    truth, scores = labels[:, columns].astype(bool), probabilities[:, columns]
+    known = chosen["threshold"].notna().to_numpy()
+    table = chosen[["finding", "rule", "threshold"]].reset_index(drop=True)
+    table["positives"] = truth.sum(0)
+    called = scores >= np.where(known, chosen["threshold"], 0)
+    for name, (part, whole) in _shares(truth, called).items():
+        value, low, high = intervals.ratio(part, whole, patients, replicates=replicates, seed=seed)
+        for column, numbers in ((name, value), (f"{name}_low", low), (f"{name}_high", high)):
+            table[column] = np.where(known, numbers, np.nan)
+    table["reason"] = [why or metrics.reason(truth[:, i]) for i, why in enumerate(chosen["reason"])]
+    return table
+
+
+def as_dict(chosen: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """{rule: {finding: threshold, None where undefined}}, to travel in a checkpoint's JSON."""
+    return {
+        rule: {row.finding: None if np.isnan(row.threshold) else row.threshold for row in rows.itertuples()}
+        for rule, rows in chosen.groupby("rule", sort=False)
+    }
+
+
+def vector(values: dict[str, dict[str, float | None]], rule: str) -> np.ndarray:
+    """One rule's thresholds from ``as_dict``: (15,) in label order, NaN where undefined. UserError for another rule."""
+    if rule not in values:
+        raise UserError(
+            f"threshold rule {rule!r} is unknown; choose {', '.join(values) or 'after running 06_evaluation'}"
+        )
+    found = [values[rule].get(label) for label in order.LABELS]
+    return np.array([np.nan if value is None else value for value in found])
+
+
+def _by_rule(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    curve = metrics.roc_curve(labels, scores)
+    positives, negatives = np.count_nonzero(labels), np.count_nonzero(labels == 0)
+    true, false = curve.y[1:] * positives, curve.x[1:] * negatives  # without the vertex that calls nothing
+    best = {
+        "youden": np.argmax(curve.y[1:] - curve.x[1:]),
+        "f1": np.argmax(2 * true / (positives + true + false)),
+        "sensitivity_90": np.argmax(curve.y[1:] >= SENSITIVITY - 1e-12),
+    }
+    scores = curve.thresholds[1:]
+    below = np.append(scores[1:], 0.0)
+    return {rule: float((scores[at] + below[at]) / 2) for rule, at in best.items()}
+
+
+def _shares(truth: np.ndarray, called: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each film's part in numerator and denominator of the five numbers, (N, M) each."""
+    return {
+        "sensitivity": (called & truth, truth),
+        "specificity": (~called & ~truth, ~truth),
+        "ppv": (called & truth, called),
+        "npv": (~called & ~truth, ~called),
+        "f1": (2 * (called & truth), truth.astype(int) + called),
+    }
