@@ -52,7 +52,7 @@ def run(
     films = data(str(asked.get("data", "")), console)
     record.check_same_films(before, films)
     with provenance.only_one(home.root), _board(home, chosen, console) as board:
-        kept = record.opened(before, asked, films)
+        kept = record.opened(before, asked, settings.common(books, asked), films)
         code, ran = record.code_version(), 0
         for book in chosen:
             made_by = record.fingerprint(book, books, shares[book.stem], kept, code)

@@ -25,13 +25,19 @@ def read(home: paths.Run) -> dict[str, Any]:
     return paths.read_json(home.run_json) if home.run_json.exists() else {}
 
 
-def opened(before: Mapping, asked: Mapping[str, Scalar], films: Mapping) -> dict[str, Any]:
-    """The record as it stands at the start of a call with these settings on these films."""
+def opened(
+    before: Mapping, asked: Mapping[str, Scalar], parameters: Mapping[str, Scalar], films: Mapping
+) -> dict[str, Any]:
+    """The record as it stands at the start of a call.
+
+    asked: the settings given, now and before; parameters: what they and the defaults amount to for all stages alike.
+    """
     kept = {key: before[key] for key in ("device", "git", "versions", "updated", "report") if key in before}
     return {
         "run": asked["run"],
         "created": before.get("created", provenance.now()),
         "settings": dict(asked),
+        "parameters": dict(parameters),
         "data": dict(films),
         **kept,
         "notebooks": dict(before.get("notebooks", {})),

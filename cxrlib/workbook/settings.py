@@ -117,6 +117,13 @@ def share(books: Iterable[Path], settings: Mapping[str, Scalar]) -> dict[str, di
     return shared
 
 
+def common(books: Iterable[Path], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The parameters that all notebooks of stages and after share, with the values that these settings give them."""
+    own = [parameters(book) for book in books if not book.stem.startswith("00")]
+    shared = {name: value for name, value in own[0].items() if all(name in other for other in own)} if own else {}
+    return {name: typed(name, given.get(name, default), default) for name, default in shared.items()}
+
+
 def typed(setting: str, value: Scalar, default: Scalar) -> Scalar:
     """The value in the type of ``default``; text is read as that type. Raises UserError where it cannot be."""
     kind = type(default)

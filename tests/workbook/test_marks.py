@@ -1,0 +1,54 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrlib.workbook import marks
+
+
+def curve(**columns):
+    base = {"finding": "Pleural_Thickening", "rate": [0, 0.5, 1], "sensitivity": [0, 0.9, 1]}
+    return pd.DataFrame(base | columns)
+
+
+def test_a_curve_runs_from_corner_to_corner_and_says_whose_it_is():
+    drawn = marks.roc(curve())
+    assert 'aria-label="ROC curve of Pleural Thickening"' in drawn
+    points = re.search(r'class="curve" points="([^"]+)"', drawn).group(1).split()
+    assert points[0] == "0,100"
+    assert points[-1] == "100.0,0.0"
+    assert "50.0,10.0" in points
+
+
+def test_a_band_is_drawn_where_there_are_numbers_for_it():
+    assert "polygon" not in marks.roc(curve())
+    assert "polygon" not in marks.roc(curve(low=np.nan, high=np.nan))
+    assert "polygon" in marks.roc(curve(low=[0, 0.8, 1], high=[0, 1, 1]))
+
+
+def test_a_long_curve_is_thinned():
+    steps = np.linspace(0, 1, 5000)
+    drawn = marks.roc(pd.DataFrame({"finding": "Mass", "rate": steps, "sensitivity": steps}))
+    assert len(drawn) < 3000
+
+
+def test_an_undefined_curve_says_so():
+    assert "undefined" in marks.roc(curve().assign(rate=np.nan))
+
+
+def test_a_name_is_escaped():
+    assert "<b>" not in marks.roc(curve(finding="<b>"))
+
+
+@pytest.mark.parametrize(("value", "left"), [(0.4, 0), (0.7, 100), (1.0, 200), (0.1, 0), (1.5, 200)])
+def test_a_value_stands_where_it_belongs_and_never_outside(value, left):
+    drawn = marks.interval(value, np.nan, np.nan, least=0.4, most=1.0, neutral=0.5)
+    assert float(re.search(r'cx="([\d.]+)"', drawn).group(1)) == pytest.approx(left)
+    assert "whisker" not in drawn
+
+
+def test_an_interval_is_told_in_words():
+    drawn = marks.interval(0.8, 0.7, 0.9, least=0.4, most=1.0, neutral=0.5)
+    assert 'aria-label="AUC 0.800, interval 0.700 to 0.900"' in drawn
+    assert "undefined" in marks.interval(np.nan, 0.7, 0.9, least=0, most=1, neutral=0.5)
