@@ -152,7 +152,8 @@ class _Training:
                 self.train_epoch()
                 with self.averaged():
                     self.close_epoch(*self.validate())
-                self.epoch, self.batch, self.meter = self.epoch + 1, 0, self.new_meter()
+                self.epoch, self.batch = self.epoch + 1, 0
+                self.meter = self.new_meter()
                 if self.epoch < self.recipe.epochs:
                     self.save_when_due(0)
         except _SignalError:

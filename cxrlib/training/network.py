@@ -143,13 +143,14 @@ def grey(kernels: Tensor) -> Tensor:
 
 
 def _fetch(weights: str) -> dict[str, Tensor]:
-    if weights in ResNet50_Weights.__members__:
+    names = [entry.name for entry in ResNet50_Weights]  # without DEFAULT, which means another one some day
+    if weights in names:
         return _download(ResNet50_Weights[weights])
     path = paths.resolve(weights) if weights else Path()
     if not path.is_file():
-        names = ", ".join(["none", *ResNet50_Weights.__members__])
         raise UserError(
-            f"weights {weights!r} are neither a file nor a known name; give {names} or a .pth/.safetensors file"
+            f"weights {weights!r} are neither a file nor a known name; "
+            f"give none, {', '.join(names)} or a .pth or .safetensors file"
         )
     return _read(path)
 

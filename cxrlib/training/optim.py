@@ -57,10 +57,15 @@ def tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore(optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
-    """Put moments saved by ``tensors`` back."""
+    """Put moments saved by ``tensors`` back, in the memory format of their weights: fused steps pair the two by
+    their place in memory, and would pair a channels-last weight with a stranger's moments."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in saved.items():
         number, moment = key.split(".")
+        weight = weights[int(number)]
+        if value.shape == weight.shape:
+            value = torch.empty_like(weight, memory_format=torch.preserve_format, requires_grad=False).copy_(value)
         state.setdefault(int(number), {})[moment] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

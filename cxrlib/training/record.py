@@ -1,8 +1,10 @@
 """What is written down of a stage: all that decides its result, and how its epochs went."""
 
+import csv
 import math
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ def identity(
     }
 
 
+@cache
 def code() -> str:
-    """Version of the rooms that decide a stage's result.
+    """Version of the rooms that decide a stage's result, as this process first met them.
 
     ``stages`` is none of them: what a schedule's table says of this stage is in the recipe, and a change to
     another row must not have this one trained again.
@@ -75,7 +78,12 @@ def write_history(folder: Path, history: pd.DataFrame) -> None:
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    """The history of a stage folder, every float as it was written to the last bit, which pandas does not promise."""
+    with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+        rows = [
+            {name: float(text) if text else math.nan for name, text in line.items()} for line in csv.DictReader(file)
+        ]
+    return frame(rows).astype({"epoch": int, "epochs_so_far": int})
 
 
 def jsonable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+
 from cxrlib import labels
 from cxrlib.data.batches import Batch
 from cxrlib.training import fit, folder, losses, network, stages
@@ -78,6 +79,7 @@ def score(answers, probabilities):
 
 def recipe(**changes):
     values = {"lr": 1e-3, "epochs": 2, "augment": "none", **changes}
+    values |= {"groups": tuple(values["groups"])} if "groups" in values else {}
     return stages.recipe("scratch", values.pop("number", 1), **values)
 
 

@@ -1,0 +1,149 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from cxrlib import paths
+from cxrlib.errors import UserError
+from cxrlib.training import checkpoint, network
+
+
+def films(*patients):
+    return pd.DataFrame({"patient": np.array(patients, np.int64)})
+
+
+def save(folder, model, *patients, parent=None, epoch=2, **changes):
+    recipe = tiny.recipe(**changes)
+    line = checkpoint.lineage(parent, "none", films(*patients))
+    return checkpoint.save(folder, model.state_dict(), recipe, line, epoch=epoch, metrics={"val_auc": 0.7}, data="d")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.net()
+
+
+@pytest.fixture
+def saved(tmp_path, model):
+    return save(tmp_path, model, 3, 1, 2)
+
+
+def rewrite(path, **changes):
+    meta = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**meta, **changes}))
+
+
+def test_weights_come_back_bit_for_bit_whatever_the_memory_format(tmp_path, model):
+    path = save(tmp_path, model.to(memory_format=torch.channels_last), 1)
+    other = tiny.net(seed=9)
+    report = checkpoint.load_into(other, path)
+    assert report.missing == report.unexpected == ()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_named_as_the_original_names_its_own(tmp_path, model):
+    first = save(tmp_path, model, 1, lr=1e-5, epoch=2)
+    assert first.name == "stage1_1e-05_2.safetensors"
+    assert save(tmp_path, model, 1, number=5, lr=1e-6, epoch=20, parent=first).stem == "stage5_1e-06_22"
+
+
+def test_a_damaged_file_is_refused(saved, model):
+    content = saved.read_bytes()
+    for bad in (content[:-100], content[:4], b"", content[:-1] + bytes([content[-1] ^ 1])):
+        saved.write_bytes(bad)
+        with pytest.raises(UserError, match="damaged or not the file"):
+            checkpoint.load_into(model, saved)
+    saved.with_suffix(".json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(saved)
+    saved.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="not there"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ["Hernia"] * 15}, "labels are"),
+        ({"layout": "densenet121"}, "another network"),
+        ({"format": 99}, "format 99"),
+        ({"sha256": None}, "names no SHA-256"),
+        ({"patients": "%%%"}, "damaged list of patients"),
+    ],
+)
+def test_foreign_or_altered_descriptions_are_refused(saved, changes, message):
+    rewrite(saved, **changes)
+    with pytest.raises(UserError, match=message):
+        checkpoint.patients(checkpoint.load(saved).meta)
+
+
+def test_weights_of_another_layout_leave_the_network_as_it_was(saved):
+    other = network.build("none", layers=(2, 1, 1, 1))
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(UserError, match=r"does not fit this network: \d+ weights missing, 0 unexpected"):
+        checkpoint.load_into(other, saved)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    assert "layer1.1.conv1.weight" in checkpoint.load_into(other, saved, strict=False).missing
+
+
+def test_a_file_beside_a_foreign_json_is_refused(saved):
+    save_file({"x": torch.zeros(3)}, saved)
+    with pytest.raises(UserError, match="not the file its JSON describes"):
+        checkpoint.load(saved)
+
+
+def test_patients_of_all_ancestors_are_remembered_and_their_films_refused(tmp_path, model):
+    first = save(tmp_path / "stage1", model, 1, 2)
+    second = save(tmp_path / "stage2", model, 2, 3, number=2, parent=first)
+    third = save(tmp_path / "stage3", model, 7, number=3, parent=second)
+    first.unlink()  # an ancestor's file may be gone
+    meta = checkpoint.read_meta(third)
+    assert checkpoint.patients(meta).tolist() == [1, 2, 3, 7]
+    assert [line["name"] for line in checkpoint.ancestors(third)] == [first.stem, second.stem, third.stem]
+    assert meta["parent"]["sha256"] == checkpoint.read_meta(second)["sha256"]
+    assert checkpoint.refuse_leak(meta, films(4, 5)) == 0
+    with pytest.raises(UserError, match="trained on 2 of the 3 patients"):
+        checkpoint.refuse_leak(meta, films(1, 1, 7, 8))
+    assert checkpoint.refuse_leak(meta, films(1, 8), allow=True) == 1
+
+
+@given(st.lists(st.integers(0, 2**62), max_size=50))
+def test_packed_numbers_come_back_sorted_and_once(numbers):
+    assert checkpoint.unpack(checkpoint.pack(np.array(numbers, np.int64))).tolist() == sorted(set(numbers))
+
+
+def test_thirty_thousand_patients_take_little_room():
+    assert len(checkpoint.pack(np.random.default_rng(0).permutation(30805)[:25000])) < 40_000
+
+
+def test_a_name_is_found_in_the_run_then_in_all_runs(own_outputs, model):
+    one, two = paths.Run("one"), paths.Run("two")
+    mine = save(one.stage(1), model, 1)
+    other = save(two.stage(2), model, 1, number=2)
+    for name in (mine.stem, mine.name, str(mine), str(mine.with_suffix(""))):
+        assert checkpoint.resolve(name, one) == mine
+    assert checkpoint.resolve(other.stem, one) == other
+    twin = save(two.stage(1), model, 1)
+    assert checkpoint.resolve(twin.stem, two) == twin
+    with pytest.raises(UserError, match="in several runs"):
+        checkpoint.resolve(twin.stem, None)
+    with pytest.raises(UserError, match=f"there are: {mine.stem}, {other.stem}"):
+        checkpoint.resolve("stage5_1_1", one)
+    with pytest.raises(UserError, match="ckpt is empty"):
+        checkpoint.resolve("", one)
+
+
+def test_the_best_of_an_unfinished_stage_is_refused(tmp_path, saved):
+    with pytest.raises(UserError, match="no finished stage"):
+        checkpoint.best(tmp_path)
+    paths.write_json(tmp_path / "best.json", {"best": saved.stem})
+    assert checkpoint.best(tmp_path) == saved
+    saved.unlink()
+    with pytest.raises(UserError, match="not there"):
+        checkpoint.best(tmp_path)

@@ -1,0 +1,367 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from cxrlib import provenance
+from cxrlib.errors import UserError
+from cxrlib.training import checkpoint, fit, folder, hardware, network, record, state, tensors
+
+THIS = Path(tiny.__file__)
+SETTINGS = {"ema": 0.9, "epochs": 3, "groups": ["layer4", "fc"]}
+"""What the program of ``tiny`` trains: with an average, so that both sets of weights must come back."""
+
+
+def settings(**changes):
+    return {**SETTINGS, **changes}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    where = tmp_path_factory.mktemp("undisturbed")
+    torch.set_num_threads(1)
+    return where, tiny.train(where, settings())
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Save the state after every step."""
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(folder, "SAVE_SHARE", float("inf"))
+
+
+class Interrupting(tiny.TinyBatches):
+    """Films that call ``at(epoch, batch)`` before each batch of training."""
+
+    def __init__(self, at):
+        super().__init__(24, shuffle=True)
+        self.at = at
+
+    def epoch(self, epoch, start=0):
+        for batch, item in enumerate(super().epoch(epoch, start), start):
+            self.at(epoch, batch)
+            yield item
+
+
+def kill_at(epoch, batch, number=signal.SIGTERM):
+    return Interrupting(lambda e, b: os.kill(os.getpid(), number) if (e, b) == (epoch, batch) else None)
+
+
+def same(one, other):
+    """Whether two stage folders came to the same: every weight kept, the history but for its times, the verdict."""
+    names = {path.name for path in one.glob("stage*.safetensors")}
+    assert names == {path.name for path in other.glob("stage*.safetensors")}
+    for name in names:
+        assert provenance.file_sha256(one / name) == provenance.file_sha256(other / name), name
+    pd.testing.assert_frame_equal(
+        record.read_history(one)[record.COLUMNS], record.read_history(other)[record.COLUMNS], check_exact=True
+    )
+    best = [json.loads((where / "best.json").read_text()) for where in (one, other)]
+    assert best[0] == best[1]
+
+
+def test_a_stage_leaves_what_the_design_promises(undisturbed):
+    where, result = undisturbed
+    assert result.trained
+    assert result.history["epoch"].tolist() == [1, 2, 3]
+    assert [*result.history.columns] == [*record.COLUMNS, *record.TIMES]
+    best = json.loads((where / "best.json").read_text())
+    assert checkpoint.best(where) == result.best
+    assert result.history["val_auc"].max() == best["val_auc"]
+    assert {path.stem for path in where.glob("stage*.json")} == {best["best"], best["last"]}
+    assert best["last"] == "stage1_0.001_3"
+    assert not (where / "state").exists()
+    assert json.loads((where / "progress.json").read_text())["done"]
+    assert not list(where.glob(".*.tmp"))
+
+
+def test_the_same_call_gives_the_same_bits(undisturbed, tmp_path):
+    tiny.train(tmp_path, settings())
+    same(undisturbed[0], tmp_path)
+
+
+def test_the_network_is_left_with_the_best_weights(tmp_path):
+    model = tiny.net()
+    result = tiny.train(tmp_path, {"epochs": 2, "groups": ("fc",)}, model=model)
+    assert tensors.sha256(model.state_dict()) == tensors.sha256(checkpoint.load(result.best).state)
+
+
+def test_the_best_epoch_is_the_one_of_the_highest_validation_auc_and_is_no_alias(tmp_path):
+    aucs = iter([0.6, 0.8, 0.7])
+    model = tiny.net()
+    result = tiny.train(
+        tmp_path, {"epochs": 3, "groups": ("fc",)}, model=model, score=lambda *_: np.full(15, next(aucs))
+    )
+    assert result.best.stem == "stage1_0.001_2"
+    last = checkpoint.load(tmp_path / "stage1_0.001_3.safetensors")
+    assert not torch.equal(last.state["fc.weight"], checkpoint.load(result.best).state["fc.weight"])
+
+
+def test_undefined_aucs_are_left_out_and_an_undefined_mean_is_no_end(tmp_path):
+    some = np.array([0.5, np.nan, 1.0] + [np.nan] * 12)
+    assert record.row(1, 1, 0.1, 0.1, 0.1, some)["val_auc"] == 0.75
+    result = tiny.train(tmp_path, {"epochs": 2, "groups": ("fc",)}, score=lambda *_: np.full(15, np.nan))
+    assert result.best.stem == "stage1_0.001_2"
+    assert result.history["val_auc"].isna().all()
+
+
+def test_frozen_groups_and_their_batchnorm_stay_bit_equal(tmp_path):
+    model = tiny.net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tiny.train(tmp_path, {"epochs": 1, "groups": ("layer3", "layer4", "fc")}, model=model)
+    for name, value in model.state_dict().items():
+        frozen = network.group_of(name) in ("stem", "layer1", "layer2")
+        assert frozen == torch.equal(value, before[name]), name
+
+
+def test_one_batch_is_learned_by_heart(tmp_path):
+    train = tiny.TinyBatches(8)
+    how = {"epochs": 15, "decay": "none", "loss": "bce"}
+    result = tiny.train(tmp_path, how, train=train, val=train, score=lambda *_: np.full(15, 0.5))
+    assert result.history["train_loss"].iloc[0] > 0.5
+    assert result.history["train_loss"].iloc[-1] < 0.05
+
+
+def test_a_finished_stage_is_recognised_and_the_best_weights_are_given(undisturbed):
+    where, first = undisturbed
+    train, val = tiny.parts()
+    model = tiny.net()
+    again = tiny.train(where, settings(), model=model, train=train, val=val)
+    assert not again.trained
+    assert again.best == first.best
+    assert train.drawn == val.drawn == []
+    assert tensors.sha256(model.state_dict()) == tensors.sha256(checkpoint.load(first.best).state)
+    pd.testing.assert_frame_equal(again.history, first.history)
+    assert not tiny.train(where, settings(), model=model).trained, "a cell run again, its network trained already"
+
+
+@pytest.mark.parametrize("change", ["lr", "films", "seed", "batch_size", "start", "parent", "loss"])
+def test_whatever_decides_the_result_has_the_stage_trained_again(tmp_path, monkeypatch, change, undisturbed):
+    train, val = tiny.parts()
+    who = record.identity(
+        tiny.recipe(), train, val, "focal", checkpoint.lineage(None, "none", train.films), data="", seed=0
+    )
+    if change == "films":
+        train.films.loc[0, "Mass"] ^= 1
+    if change == "batch_size":
+        train.batch_size = 4
+    parent = undisturbed[1].best if change == "parent" else None
+    changed = record.identity(
+        tiny.recipe(lr=2e-3) if change == "lr" else tiny.recipe(),
+        train,
+        val,
+        "bce" if change == "loss" else "focal",
+        checkpoint.lineage(parent, "V2" if change == "start" else "none", train.films),
+        data="",
+        seed=1 if change == "seed" else 0,
+    )
+    assert provenance.digest(who) != provenance.digest(changed)
+    assert record.differences(who, changed)
+    assert not record.differences(who, json.loads(json.dumps(who)))
+
+
+def test_other_starting_weights_have_it_trained_again(undisturbed):
+    where, _ = undisturbed
+    best = json.loads((where / "best.json").read_text())
+    assert folder.finished(where, best["who"], best["start"])
+    assert folder.finished(where, best["who"], "another") is None
+
+
+def test_a_finished_stage_whose_weights_are_damaged_is_trained_again(tmp_path):
+    how = {"epochs": 1, "groups": ("fc",)}
+    best = tiny.train(tmp_path, how).best
+    content = best.read_bytes()
+    best.write_bytes(content[:-8] + b"damaged!")
+    assert tiny.train(tmp_path, how).trained
+    assert best.read_bytes() == content
+
+
+def test_a_stage_of_no_epochs_hands_its_parents_weights_on(tmp_path, undisturbed):
+    parent = undisturbed[1].best
+    model = tiny.net()
+    checkpoint.load_into(model, parent)
+    result = tiny.train(tmp_path, {"number": 2, "epochs": 0}, model=model, parent=parent)
+    loaded = checkpoint.load(result.best)
+    assert result.history.empty
+    assert loaded.meta["epochs_so_far"] == checkpoint.read_meta(parent)["epochs_so_far"]
+    assert tensors.sha256(loaded.state) == tensors.sha256(checkpoint.load(parent).state)
+    assert not tiny.train(tmp_path, {"number": 2, "epochs": 0}, model=model, parent=parent).trained
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_stage_goes_on_to_the_same_bits_in_the_same_notebook(undisturbed, tmp_path, number):
+    model = tiny.net()
+    start = tensors.sha256(model.state_dict())
+    with pytest.raises(fit.Stopped, match=r"stage 1 was stopped by SIG\w+ in epoch 2, batch 2.*again to go on"):
+        tiny.train(tmp_path, settings(), model=model, train=kill_at(1, 1, number))
+    assert tensors.sha256(model.state_dict()) == start
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    result = tiny.train(tmp_path, settings(), model=model)
+    assert result.resumed_from == "epoch 2, batch 2"
+    same(undisturbed[0], tmp_path)
+
+
+def test_stopped_in_the_validation_it_goes_on_with_the_validation(undisturbed, tmp_path):
+    train, val = tiny.parts()
+    val.epoch = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), iter(tiny.parts()[1].epoch(0)))[1]
+    with pytest.raises(fit.Stopped, match="epoch 1, batch 3"):
+        tiny.train(tmp_path, settings(), train=train, val=val)
+    train, val = tiny.parts()
+    assert tiny.train(tmp_path, settings(), train=train, val=val).resumed_from == "epoch 1, batch 3"
+    assert train.drawn[0] == (1, 0)
+    same(undisturbed[0], tmp_path)
+
+
+def run_program(where):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, THIS, where, json.dumps(SETTINGS)], stdout=subprocess.PIPE, env=environment, text=True
+    )
+
+
+def killed_after(where, states, patience=120):
+    """Start the program and kill it once it has written ``states`` states."""
+    process = run_program(where)
+    end = time.monotonic() + patience
+    while process.poll() is None and time.monotonic() < end:
+        if any(int(path.name[:6]) >= states for path in (where / "state").glob("*.json")):
+            process.kill()
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    return process.returncode
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_bits(undisturbed, tmp_path):
+    assert killed_after(tmp_path, states=5) == -signal.SIGKILL
+    assert tiny.train(tmp_path, settings()).resumed_from.startswith("epoch 2")
+    same(undisturbed[0], tmp_path)
+
+
+def test_a_damaged_newest_state_costs_only_the_way_from_the_one_before(undisturbed, tmp_path, often):
+    with pytest.raises(fit.Stopped):
+        tiny.train(tmp_path, settings(), train=kill_at(1, 2))
+    newest, before = sorted((tmp_path / "state").glob("*.safetensors"), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged, going back to the one before"):
+        result = tiny.train(tmp_path, settings())
+    assert result.resumed_from == "epoch 2, batch 2"
+    assert before.name
+    same(undisturbed[0], tmp_path)
+
+
+def test_the_state_of_another_recipe_is_not_continued_and_the_difference_named(tmp_path):
+    with pytest.raises(fit.Stopped):
+        tiny.train(tmp_path, settings(), train=kill_at(1, 1))
+    with pytest.warns(UserWarning, match=r"another recipe or data: recipe.lr 0.001 → 0.002"):
+        result = tiny.train(tmp_path, settings(lr=2e-3, epochs=1))
+    assert result.resumed_from == ""
+
+
+def test_training_anew_takes_the_verdict_back_but_leaves_earlier_checkpoints(tmp_path):
+    first = tiny.train(tmp_path, {"epochs": 1, "groups": ("fc",)})
+    content = first.best.read_bytes()
+    with pytest.raises(fit.Stopped):
+        tiny.train(tmp_path, {"epochs": 1, "groups": ("fc",), "lr": 2e-3}, train=kill_at(0, 1))
+    assert first.best.read_bytes() == content
+    with pytest.raises(UserError, match="no finished stage"):
+        checkpoint.best(tmp_path)
+
+
+def test_two_at_once_on_one_folder_are_refused(tmp_path):
+    with provenance.only_one(tmp_path), pytest.raises(UserError, match="in use by process"):
+        tiny.train(tmp_path, {"epochs": 1})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/stage1"):
+        tiny.train(tmp_path / "file" / "stage1", {"epochs": 1})
+
+
+def test_a_loss_that_is_not_finite_stops_naming_stage_epoch_batch_and_images(tmp_path):
+    train, _ = tiny.parts()
+    row = int(np.random.default_rng(1).permutation(24)[9])  # in the second batch of the second epoch
+    spoilt = train.images.clone()
+    spoilt[row] = float("nan")
+
+    def spoil(epoch, batch):
+        poisoned.images = spoilt if epoch == 1 else train.images
+
+    poisoned = Interrupting(spoil)
+    model = tiny.net()
+    start = tensors.sha256(model.state_dict())
+    with pytest.raises(UserError, match=r"stage 1, epoch 2, batch 2: the loss is nan \(images .*_000.png") as error:
+        tiny.train(tmp_path, {"epochs": 2, "groups": ("fc",), "ema": 0.0}, model=model, train=poisoned)
+    assert len(str(error.value)) < 400
+    assert tensors.sha256(model.state_dict()) == start
+
+
+def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path):
+    """With the head alone: BatchNorm, which sees each batch by itself, stands still."""
+    how = {"epochs": 2, "groups": ("fc",), "optimizer": "sgd", "lr": 0.1}
+    small, large = tiny.TinyBatches(20, batch_size=4), tiny.TinyBatches(20, batch_size=12)
+    one = tiny.train(tmp_path / "one", {**how, "accumulate": 3}, train=small)
+    other = tiny.train(tmp_path / "other", how, train=large)
+    ours, theirs = (checkpoint.load(result.best).state["fc.weight"] for result in (one, other))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_validation_and_checkpoint_use_the_average_and_training_its_own_weights(tmp_path):
+    raw = tiny.train(tmp_path / "raw", {"epochs": 2, "groups": ("fc",)})
+    averaged = tiny.train(tmp_path / "averaged", {"epochs": 2, "groups": ("fc",), "ema": 0.9})
+    assert averaged.history["train_loss"].tolist() == raw.history["train_loss"].tolist()
+    assert averaged.history["val_loss"].tolist() != raw.history["val_loss"].tolist()
+
+
+def test_lower_groups_take_lower_rates():
+    from cxrlib.training import optim
+
+    model = network.train_only(tiny.net(), ("layer3", "layer4", "fc"))
+    recipe = tiny.recipe(groups=("layer3", "layer4", "fc"), lower_rate=0.5, warmup=0.2, decay="cosine")
+    optimizer = optim.make(model, recipe)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [2.5e-4, 5e-4, 1e-3]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
+        p.requires_grad for p in model.parameters()
+    )
+    rates = [optim.rate(step, 100, recipe) for step in range(101)]
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(0)
+
+
+def test_running_out_of_memory_says_what_to_try():
+    guard = partial(hardware.memory_of, torch.device("cpu"), "stage 3", 8)
+    with pytest.raises(UserError, match="stage 3 ran out of memory on cpu at batch size 8; try batch_size 4"), guard():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shape"), guard():
+        raise RuntimeError("shape mismatch")
+
+
+def test_half_precision_only_where_the_processor_has_it(monkeypatch):
+    for name in hardware.CPU_BF16:
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not hardware.bf16(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, hardware.CPU_BF16[0], lambda: True, raising=False)
+    assert hardware.bf16(torch.device("cpu"))
+
+
+def test_states_keep_the_two_newest_and_their_tensors(tmp_path):
+    for steps in (3, 4, 4):
+        state.save(tmp_path, steps, {"x": torch.full((2,), steps)}, {"n": steps})
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert state.newest(tmp_path, lambda data: "").tensors["x"].tolist() == [4, 4]
+    state.clear(tmp_path)
+    assert not tmp_path.exists()

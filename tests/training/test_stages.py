@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import pytest
+
+from cxrlib.errors import UserError
+from cxrlib.training import losses, stages
+
+
+def test_seed_is_the_original_table():
+    """Groups, rate and epochs as the original project published them."""
+    rows = [(stage.groups[0], stage.lr, stage.epochs) for stage in stages.SCHEDULES["seed"]]
+    expected = [("layer2", 1e-5, 2), ("layer3", 3e-4, 1), ("layer4", 1e-3, 3), ("fc", 1e-3, 2), ("stem", 1e-6, 3)]
+    assert rows == expected
+    for stage in stages.SCHEDULES["seed"]:
+        common = (stage.optimizer, stage.loss, stage.gamma, stage.augment, stage.cap, stage.decay)
+        assert common == ("adam", "focal", 2, "none", 10_000, "none")
+
+
+@pytest.mark.parametrize("name", stages.SCHEDULES)
+def test_every_schedule_has_five_stages_that_train_from_the_head_downwards_without_gaps(name):
+    assert [stage.number for stage in stages.SCHEDULES[name]] == [1, 2, 3, 4, 5]
+    for stage in stages.SCHEDULES[name]:
+        assert stage.schedule == name
+        assert stage.groups == stages.GROUPS[-len(stage.groups) :]
+        assert stage.loss in losses.NAMES
+        assert stage.purpose
+
+
+def test_control_makes_as_many_passes_as_modern_in_one_stage():
+    passes = [stage.epochs for stage in stages.SCHEDULES["control"]]
+    assert passes == [sum(stage.epochs for stage in stages.SCHEDULES["modern"]), 0, 0, 0, 0]
+    assert stages.SCHEDULES["control"][0].groups == stages.GROUPS
+
+
+def test_only_what_is_given_replaces_the_schedules_own():
+    own = stages.SCHEDULES["scratch"][2]
+    assert stages.recipe("scratch", 3, lr=0.0, epochs=-1, loss="") == own
+    changed = stages.recipe("scratch", 3, lr=1, epochs=0, loss="bce", lower_rate=0.5)
+    assert stages.compare(changed, own).index.tolist() == ["lr", "epochs", "loss", "lower_rate"]
+    assert stages.compare(changed, own).loc["lr", "this"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schedule": "old"}, "schedule is 'old'"),
+        ({"number": 6}, "stage is 6"),
+        ({"number": True}, "stage is True"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+        ({"lr": -1e-3}, "lr is -0.001"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"epochs": 2.5}, "epochs is 2.5"),
+        ({"epochs": -2}, "epochs is -2"),
+        ({"loss": "mse"}, "loss is 'mse'"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"groups": ("head",)}, "groups"),
+        ({"learning_rate": 1e-3}, "no learning_rate to set"),
+        ({"purpose": "fun"}, "no purpose to set"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(values, message):
+    with pytest.raises(UserError, match=message):
+        stages.recipe(**{"schedule": "scratch", "number": 1, **values})
+
+
+def test_tables_are_complete():
+    assert stages.table("modern").index.tolist() == [1, 2, 3, 4, 5]
+    first = stages.compare(stages.recipe("seed", 1), None)
+    assert {"lr", "groups", "optimizer"} <= set(first.index)
+
+
+def test_a_recipe_is_checked_without_torch():
+    code = "import sys; from cxrlib.training import stages; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
