@@ -10,10 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cxrlib import paths, provenance
-from cxrlib.data import chunks
+from cxrlib.data import chunks, pool
 from cxrlib.errors import UserError
 
 FORMAT = 1
@@ -162,31 +159,12 @@ def _decode(partial: Path, size: int, plan: list[chunks.Task], workers: int | No
     jobs = {at: (str(partial / chunks.PIXELS), size, at, plan[at : at + CHUNK]) for at in left}
     todo = sum(len(job[3]) for job in jobs.values())
     weight = sum(task.bytes for job in jobs.values() for task in job[3] if task.row is None)
-    workers = min(workers or (_cores() if weight > _SERIAL_BYTES else 1), len(jobs))
+    workers = min(workers or (pool.cores() if weight > _SERIAL_BYTES else 1), len(jobs))
     with tqdm(total=len(plan), initial=len(plan) - todo, unit="film", desc=f"store {size}²",
               disable=not progress, mininterval=0.5, smoothing=0.1) as bar:  # fmt: skip
-        for at, columns in _run(jobs, workers):
+        for at, columns in pool.run(chunks.work, jobs, workers):
             paths.write_text(_note_path(partial, at), json.dumps(columns))
             bar.update(len(columns["name"]))
-
-
-def _run(jobs: dict[int, tuple], workers: int) -> Iterator[tuple[int, dict[str, list]]]:
-    """Work through the chunks, in ``workers`` processes if more than one; if a process dies, go on in this one."""
-    left = dict(jobs)
-    if workers > 1:
-        # Not forked: a fork of a process whose libraries run threads can hang.
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=chunks.start_worker)
-        try:
-            futures = {pool.submit(chunks.work, *job): at for at, job in jobs.items()}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-                del left[futures[future]]
-        except BrokenProcessPool:
-            tqdm.write("a decoding process died; going on with one")
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    for at, job in left.items():
-        yield at, chunks.work(*job)
 
 
 def _publish(folder: Path, partial: Path, size: int, films: int, allow_missing: bool) -> None:
@@ -232,7 +210,3 @@ def _note_path(partial: Path, at: int) -> Path:
 
 def _note(path: Path) -> dict[str, list]:
     return paths.read_json(path)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,14 +1,10 @@
 """What a decoding process does: turn a chunk of films into rows of the pixel file, and say what came of each."""
 
 import os
-import signal
-import threading
 import zlib
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from cxrlib import paths
@@ -39,18 +35,6 @@ class Task(NamedTuple):
     mtime_ns: int
     path: str
     row: Row | None
-
-
-def start_worker() -> None:
-    """Set a decoding process up: one thread, deaf to Ctrl-C (its parent hears it), gone when its parent is."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    parent_process().join()
-    os._exit(1)
 
 
 def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, list]:

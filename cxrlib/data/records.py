@@ -58,20 +58,21 @@ def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
     return films[list(COLUMNS)]
 
 
-def read_csv(csv: str | Path) -> pd.DataFrame:
+def read_csv(csv: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -> pd.DataFrame:
     """Read and validate ``Data_Entry_2017.csv`` (the header of 2017 or of 2020, gzip or not), without ``path``.
 
-    Raises UserError naming file, line and value for the first row that is wrong.
+    Raises UserError naming file, line and value for the first row that is wrong; another ``on_wrong`` may note wrong
+    rows and go on, and then gets 0, NaN, "" or no label in the wrong cells.
     """
     csv = Path(csv)
     table = _columns(tables.cells(csv), csv)
-    films = pd.DataFrame({"image": tables.image_names(table["image"], csv)})
-    films["patient"] = tables.integers(table["patient"], csv, "Patient ID")
-    films["follow_up"] = tables.integers(table["follow_up"], csv, "Follow-up #")
-    films["age"] = tables.ages(table["age"], csv)
-    films["sex"] = tables.choice(table["sex"], csv, "Patient Gender", ("M", "F", ""))
-    films["view"] = tables.choice(table["view"], csv, "View Position", ("PA", "AP", ""))
-    matrix = tables.label_rows(table["finding_labels"], csv)
+    films = pd.DataFrame({"image": tables.image_names(table["image"], csv, on_wrong=on_wrong)})
+    films["patient"] = tables.integers(table["patient"], csv, "Patient ID", on_wrong)
+    films["follow_up"] = tables.integers(table["follow_up"], csv, "Follow-up #", on_wrong)
+    films["age"] = tables.ages(table["age"], csv, on_wrong)
+    films["sex"] = tables.choice(table["sex"], csv, "Patient Gender", ("M", "F", ""), on_wrong)
+    films["view"] = tables.choice(table["view"], csv, "View Position", ("PA", "AP", ""), on_wrong)
+    matrix = tables.label_rows(table["finding_labels"], csv, on_wrong)
     matrix = pd.DataFrame(matrix, index=films.index, columns=list(labels.LABELS))
     return pd.concat([films, matrix], axis=1).reset_index(drop=True)
 
@@ -112,7 +113,7 @@ def fingerprint(films: pd.DataFrame) -> str:
     return sha.hexdigest()[:16]
 
 
-def read_boxes(folder: str | Path) -> pd.DataFrame:
+def read_boxes(folder: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -> pd.DataFrame:
     """The radiologists' boxes: image, finding, x, y, w, h in pixels of the original 1024² film.
 
     An empty table where the folder has no box file. Raises UserError naming the line of a wrong row.
@@ -125,10 +126,10 @@ def read_boxes(folder: str | Path) -> pd.DataFrame:
     if raw.shape[1] < len(names):
         raise UserError(f"{found[0]}: needs Image Index, Finding Label and four columns of the box in its header")
     boxes = raw.iloc[:, : len(names)].set_axis(names, axis=1)
-    boxes["image"] = tables.image_names(boxes["image"], found[0], unique=False)
-    boxes["finding"] = tables.box_findings(boxes["finding"], found[0])
+    boxes["image"] = tables.image_names(boxes["image"], found[0], unique=False, on_wrong=on_wrong)
+    boxes["finding"] = tables.box_findings(boxes["finding"], found[0], on_wrong)
     for name in names[2:]:
-        boxes[name] = tables.coordinates(boxes[name], found[0], name)
+        boxes[name] = tables.coordinates(boxes[name], found[0], name, on_wrong)
     return boxes.reset_index(drop=True)
 
 

@@ -4,7 +4,7 @@ The test part is the official one where ``test_list.txt`` and ``train_val_list.t
 Validation patients are drawn from the rest so that every finding is about as frequent among them as among all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,33 +82,41 @@ def read_list(path: Path) -> pd.Index:
     return names
 
 
-def _official(films: pd.DataFrame, folder: Path) -> tuple[np.ndarray | None, str]:
-    """Which films are in the official test part, (N,) bool, and that in words; None and "" where no list is there."""
-    lists = {name: read_list(folder / name) for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()}
-    if not lists:
-        return None, ""
+def read_lists(folder: Path) -> dict[str, pd.Index]:
+    """Film names of the official lists that lie in a data folder, by file name. Raises as ``read_list``."""
+    return {name: read_list(folder / name) for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()}
+
+
+def contradictions(films: pd.DataFrame, lists: dict[str, pd.Index]) -> Iterator[tuple[str, list]]:
+    """What is wrong between lists and films: each fault in words, and the films or patients that it concerns."""
     known = pd.Index(films["image"]).append(pd.Index(films.attrs.get("missing", []), dtype=str))
     for name, listed in lists.items():
-        unknown = listed.difference(known, sort=False)
-        if len(unknown):
-            raise UserError(f"{folder / name} names {len(unknown)} films that the CSV has not, first {unknown[0]}")
-    return _side(films, folder, lists), f"official lists of {folder.name} ({' and '.join(lists)})"
+        yield f"films are in {name} and not in the CSV", list(listed.difference(known, sort=False))
+    in_train, in_test = _sides(films, lists)
+    yield "films are in both lists", films["image"][in_train & in_test].tolist()
+    yield "films of the CSV are in neither list", films["image"][~(in_train | in_test)].tolist()
+    shared = np.intersect1d(films["patient"][in_train], films["patient"][in_test])
+    yield "patients are in both lists, a leak", shared.tolist()
 
 
-def _side(films: pd.DataFrame, folder: Path, lists: dict[str, pd.Index]) -> np.ndarray:
+def _official(films: pd.DataFrame, folder: Path) -> tuple[np.ndarray | None, str]:
+    """Which films are in the official test part, (N,) bool, and that in words; None and "" where no list is there."""
+    lists = read_lists(folder)
+    if not lists:
+        return None, ""
+    for fault, concerned in contradictions(films, lists):
+        if concerned:
+            raise UserError(f"{folder}: {len(concerned)} {fault}, first {concerned[0]}; download the lists again")
+    return _sides(films, lists)[1], f"official lists of {folder} ({' and '.join(lists)})"
+
+
+def _sides(films: pd.DataFrame, lists: dict[str, pd.Index]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each film is to be trained on, and tested on, (N,) bool each; a list that is absent is all the rest."""
     inside = {name: films["image"].isin(listed).to_numpy() for name, listed in lists.items()}
-    in_test = inside.get(TEST_LIST, ~inside.get(TRAIN_LIST, np.ones(len(films), bool)))
-    in_train = inside.get(TRAIN_LIST, ~in_test)
-    both, neither = in_test & in_train, ~(in_test | in_train)
-    if both.any():
-        raise UserError(f"{folder}: {both.sum()} films are in both lists, first {films['image'][both].iloc[0]}")
-    if neither.any():
-        first = films["image"][neither].iloc[0]
-        raise UserError(f"{folder}: {neither.sum()} films of the CSV are in neither list, first {first}")
-    shared = np.intersect1d(films["patient"][in_test], films["patient"][in_train])
-    if len(shared):
-        raise UserError(f"{folder}: {len(shared)} patients are in both lists, first patient {shared[0]}: a leak")
-    return in_test
+    if len(inside) == 1:
+        other = TEST_LIST if TRAIN_LIST in inside else TRAIN_LIST
+        inside[other] = ~next(iter(inside.values()))
+    return inside[TRAIN_LIST], inside[TEST_LIST]
 
 
 def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int) -> np.ndarray:

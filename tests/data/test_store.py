@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import samples
 
-from cxrlib.data import builder, chunks, images, records, store
+from cxrlib.data import builder, chunks, images, pool, records, store
 from cxrlib.errors import UserError
 
 
@@ -135,7 +135,7 @@ def test_a_dead_process_does_not_stop_the_build(films, tmp_path, monkeypatch):
         def shutdown(self, **_):
             pass
 
-    monkeypatch.setattr(builder, "ProcessPoolExecutor", Dying)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Dying)
     assert len(build(films, tmp_path / "store", workers=2).names) == 40
 
 

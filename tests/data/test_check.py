@@ -1,0 +1,217 @@
+"""A broken folder is told by its fault; everything comes at once; nothing is written."""
+
+import gzip
+import json
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import samples
+
+from cxrlib.data import check, examine, images, records, splits
+from cxrlib.errors import UserError
+
+
+@pytest.fixture
+def whole(folder):
+    """A folder without a fault: with lists and boxes."""
+    films = records.read(folder)
+    tested = films["patient"] > 12
+    (folder / splits.TEST_LIST).write_text("\n".join(films["image"][tested]))
+    (folder / splits.TRAIN_LIST).write_text("\n".join(films["image"][~tested]))
+    effusion = films["image"][films["Effusion"] == 1].iloc[0]
+    (folder / records.BOXES).write_text(
+        f"Image Index,Finding Label,Bbox [x,y,w,h],,,\n{effusion},Effusion,1,2,30,40,,,\n"
+    )
+    return folder
+
+
+def first_film(folder):
+    return sorted((folder / "images").iterdir())[0]
+
+
+def edit(folder, old, new, name="Data_Entry_2017.csv"):
+    path = folder / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def append(folder, name, line):
+    with (folder / name).open("a") as file:
+        file.write("\n" + line)
+
+
+def blank(folder):
+    cv2.imwrite(str(first_film(folder)), np.zeros((20, 20), np.uint8))
+
+
+def twin(folder):
+    one, other = sorted((folder / "images").iterdir())[:2]
+    shutil.copy(one, other)
+
+
+def truncated(folder):
+    os.truncate(first_film(folder), 100)
+
+
+def colour(folder):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+    cv2.imwrite(str(first_film(folder)), pixels)
+
+
+def two_of_one_name(folder, same):
+    target = folder / "images_001" / "images" / first_film(folder).name
+    target.parent.mkdir(parents=True)
+    shutil.copy(first_film(folder), target) if same else samples.write_film(target, 5, side=30)
+
+
+BOX = "00000001_001.png,Effusion,{},2,30,40,,,"
+
+FAULTS = {
+    "no table": (lambda f: (f / "Data_Entry_2017.csv").unlink(), "table", "error"),
+    "empty table": (lambda f: (f / "Data_Entry_2017.csv").write_bytes(b""), "table", "error"),
+    "header only": (lambda f: (f / "Data_Entry_2017.csv").write_text(samples.HEADER), "table", "error"),
+    "column absent": (lambda f: edit(f, "Patient ID", "Patient"), "table", "error"),
+    "broken gzip": (lambda f: (f / "Data_Entry_2017.csv").rename(f / "Data_Entry_2017.csv.gz"), "table", "error"),
+    "label unknown": (lambda f: edit(f, "Hernia", "Gout"), "table", "error"),
+    "label beside No Finding": (lambda f: edit(f, "Mass|Nodule", "Mass|No Finding"), "table", "error"),
+    "name climbs": (lambda f: edit(f, "\n00000001_000", "\n../00000001_000"), "table", "error"),
+    "name twice": (lambda f: append(f, "Data_Entry_2017.csv", samples.row(1, 0)), "table", "error"),
+    "patient unreadable": (lambda f: edit(f, ",1,50", ",x,50"), "table", "error"),
+    "age a word": (lambda f: edit(f, ",50,", ",old,"), "table", "error"),
+    "sex unknown": (lambda f: edit(f, ",F,PA", ",Z,PA"), "table", "error"),
+    "view lateral": (lambda f: edit(f, ",PA,", ",LL,"), "table", "error"),
+    "age impossible": (lambda f: edit(f, ",50,", ",412,"), "table", "warning"),
+    "name of another patient": (lambda f: edit(f, ",1,50", ",2,50"), "table", "warning"),
+    "no images": (lambda f: shutil.rmtree(f / "images"), "layout", "error"),
+    "part of the folders": (lambda f: (f / "images").rename(f / "images_003"), "layout", "warning"),
+    "one name, two films": (lambda f: two_of_one_name(f, same=False), "layout", "error"),
+    "one film in two folders": (lambda f: two_of_one_name(f, same=True), "layout", "warning"),
+    "film absent": (lambda f: first_film(f).unlink(), "files", "missing"),
+    "film empty": (lambda f: first_film(f).write_bytes(b""), "files", "missing"),
+    "film not named": (lambda f: samples.write_film(f / "images" / "99999999_000.png", 99), "files", "warning"),
+    "film truncated": (truncated, "films", "missing"),
+    "film a web page": (lambda f: first_film(f).write_text("<html>"), "films", "missing"),
+    "film of another size": (lambda f: samples.write_film(first_film(f), 50, side=30), "films", "warning"),
+    "film in colour": (colour, "films", "note"),
+    "film blank": (blank, "films", "warning"),
+    "films identical": (twin, "films", "warning"),
+    "list absent": (lambda f: (f / splits.TEST_LIST).unlink(), "lists", "warning"),
+    "list empty": (lambda f: (f / splits.TEST_LIST).write_text(""), "lists", "error"),
+    "list of other films": (lambda f: append(f, splits.TEST_LIST, "77777777_000.png"), "lists", "error"),
+    "lists overlap": (lambda f: append(f, splits.TEST_LIST, "00000001_000.png"), "lists", "error"),
+    "film in no list": (lambda f: edit(f, "00000001_000.png\n", "", splits.TRAIN_LIST), "lists", "error"),
+    "list names a film twice": (lambda f: append(f, splits.TRAIN_LIST, "00000001_000.png"), "lists", "error"),
+    "box outside": (lambda f: append(f, records.BOXES, BOX.format(1020)), "boxes", "warning"),
+    "box left of the film": (lambda f: append(f, records.BOXES, BOX.format(-5)), "boxes", "warning"),
+    "box not a number": (lambda f: append(f, records.BOXES, BOX.format("wide")), "boxes", "error"),
+    "box on an unknown film": (lambda f: append(f, records.BOXES, "9_9.png,Mass,1,2,3,4,,,"), "boxes", "warning"),
+    "box of an unknown finding": (lambda f: append(f, records.BOXES, "9_9.png,Gout,1,2,3,4,,,"), "boxes", "error"),
+    "box that labels deny": (lambda f: append(f, records.BOXES, "00000001_000.png,Mass,1,2,3,4,,,"), "boxes", "note"),
+    "box file empty": (lambda f: (f / records.BOXES).write_text(""), "boxes", "error"),
+}
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_whole_folder_is_fit(whole):
+    report = check.folder(whole, progress=False)
+    assert report.problems == []
+    assert report.fit
+    assert report.facts["film_sizes"] == {"20x20": 40}
+    assert report.facts["patients"] == 16
+    report.require()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_found(name, whole):
+    spoil, group, level = FAULTS[name]
+    spoil(whole)
+    before = snapshot(whole)
+    report = check.folder(whole, progress=False)
+    assert (group, level) in {(problem.group, problem.level) for problem in report.problems}, str(report)
+    assert report.fit == (level in ("warning", "note"))
+    assert json.loads(json.dumps(report.to_json()))["fit"] == report.fit
+    assert snapshot(whole) == before
+
+
+def test_all_faults_at_once(whole):
+    for name in ("label unknown", "age a word", "film not named", "film truncated", "lists overlap", "box outside"):
+        FAULTS[name][0](whole)
+    report = check.folder(whole, progress=False)
+    groups = {problem.group for problem in report.problems}
+    assert groups == {"table", "files", "films", "lists", "boxes"}
+    text = str(report)
+    assert "line 5 'Gout'" in text
+    assert text.endswith("not fit: mend the errors above first")
+
+
+def test_missing_films_are_fit_only_when_allowed(whole):
+    truncated(whole)
+    report = check.folder(whole, progress=False)
+    assert not report.fit
+    assert report.fit_without_missing
+    report.require(allow_missing=True)
+    with pytest.raises(UserError, match=r"1 films that cannot be decoded.*cxr check"):
+        report.require()
+    FAULTS["label unknown"][0](whole)
+    with pytest.raises(UserError, match="Finding Labels"):
+        check.folder(whole, progress=False).require(allow_missing=True)
+
+
+def test_fast_decodes_nothing(whole, monkeypatch):
+    truncated(whole)
+    monkeypatch.setattr(images, "decode", None)
+    report = check.folder(whole, fast=True, progress=False)
+    assert report.fit
+    assert "without decoding" in str(report)
+
+
+def test_fast_sees_empty_and_absent_files(whole):
+    first_film(whole).write_bytes(b"")
+    sorted((whole / "images").iterdir())[1].unlink()
+    counts = {problem.what: problem.count for problem in check.folder(whole, fast=True, progress=False).problems}
+    assert counts == {"films of the table absent": 1, "empty files": 1}
+
+
+def test_examples_are_few_and_the_count_is_whole(whole):
+    shutil.rmtree(whole / "images")
+    samples.write_film(whole / "images" / "00000001_000.png", 0)
+    problem = next(p for p in check.folder(whole, progress=False).problems if p.group == "files")
+    assert problem.count == 39
+    assert len(problem.examples) == check.EXAMPLES
+
+
+def test_a_folder_that_is_not_there_and_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "absent", tmp_path / "file"):
+        report = check.folder(path, progress=False)
+        assert not report.fit
+        assert "not a folder" in str(report)
+
+
+def test_a_gzipped_table_is_as_good(whole):
+    csv = whole / "Data_Entry_2017.csv"
+    (whole / "Data_Entry_2017.csv.gz").write_bytes(gzip.compress(csv.read_bytes()))
+    csv.unlink()
+    assert check.folder(whole, progress=False).fit
+
+
+def test_processes_find_the_same(whole, monkeypatch):
+    truncated(whole)
+    one = check.folder(whole, progress=False, workers=1).to_json()
+    monkeypatch.setattr(examine, "CHUNK", 4)
+    assert check.folder(whole, progress=False, workers=2).to_json() == one
+
+
+@pytest.mark.real
+def test_original_films_are_fit(nih_fullres):
+    report = check.folder(nih_fullres, progress=False)
+    assert report.fit
+    assert report.facts["film_modes"] == {"L": 90, "RGBA": 6}
+    assert report.facts["film_sizes"] == {"1024x1024": 96}
