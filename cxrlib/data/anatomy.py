@@ -18,7 +18,13 @@ FILM_CM = 36.0
 _BITS = 4  # binary places of the rasteriser's coordinates
 _WALL = np.array([(0, 0.42), (0.02, 0.52), (0.08, 0.66), (0.18, 0.79), (0.35, 0.91), (0.55, 0.98), (0.8, 1), (1, 0.99)])
 _MEDIAL = np.array([(0, 0.36), (0.02, 0.25), (0.08, 0.17), (0.25, 0.14), (1, 0.11)])
-"""Outline of a lung: height (0 apex, 1 costophrenic angle) against distance from the midline (1 = half width)."""
+"""Edges of a lung: height (0 apex, 1 costophrenic angle) against distance from the midline (1 = half width)."""
+
+_DOWN, _UP = np.linspace(0, 1, 20), np.array([0.8, 0.5, 0.25, 0.15, 0.08, 0.04, 0.015])
+_ALONG = np.linspace(0.99, 0.12, 16)[1:]
+_DOME = np.clip((_ALONG - 0.42) / 0.57, 0, 1) ** 2.2 + 0.4 * np.clip((0.42 - _ALONG) / 0.3, 0, 1) ** 2
+_OUTLINE = np.concatenate([np.interp(_DOWN, *_WALL.T), _ALONG, np.interp(_UP, *_MEDIAL.T)])
+"""A lung's outline: down the chest wall, along the dome (depth below its top, 1 = ``arch``), up the mediastinum."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,10 @@ class Anatomy:
         return self.half * np.interp(height, _WALL[:, 0], _WALL[:, 1])
 
     def lung(self, side: int) -> np.ndarray:
-        """Outline of a lung without heart, (n, 2): down the chest wall, along the dome, up the mediastinum."""
-        sign, height = (-1, 1)[side], np.linspace(0, 1, 20)
-        y = self.apex + height * (self.angle[side] - self.apex)
-        across = np.linspace(0.99, 0.12, 16)[1:]
-        lateral, medial = np.clip((across - 0.42) / 0.57, 0, 1), np.clip((0.42 - across) / 0.3, 0, 1)
-        dome = self.dome[side] + self.arch * lateral**2.2 + 0.4 * self.arch * medial**2
-        up = np.array([0.8, 0.5, 0.25, 0.15, 0.08, 0.04, 0.015])
-        inner = self.half * np.interp(up, _MEDIAL[:, 0], _MEDIAL[:, 1])
-        outline = np.concatenate([self.wall(height), self.half * across, inner])
-        heights = np.concatenate([y, dome, self.apex + up * (self.angle[side] - self.apex)])
-        return np.column_stack([self.centre + sign * outline, heights])
+        """Outline of a lung without heart, (42, 2): down the chest wall, along the dome, up the mediastinum."""
+        tall = self.dome[side] + self.arch - self.apex
+        y = np.concatenate([self.apex + tall * _DOWN, self.dome[side] + self.arch * _DOME, self.apex + tall * _UP])
+        return np.column_stack([self.centre + (-1, 1)[side] * self.half * _OUTLINE, y])
 
     def heart(self) -> np.ndarray:
         """Outline of the heart, (n, 2); its width is ``ctr`` times the inner width of the thorax."""
@@ -125,20 +124,25 @@ class Canvas:
         """Cover of curves (n, 2) of the given widths, (S, S) float32; below a pixel a line is fainter, not thinner."""
         cover = np.zeros((self.size, self.size), np.uint8)
         ends = np.cumsum([len(curve) for curve in curves])
-        points = np.split(self.pixels(np.concatenate(curves)), ends[:-1])
+        points = self.pixels(np.concatenate(curves))
         across = np.asarray(widths) * self.size
         thick = np.maximum(1, np.round(across)).astype(int)
         ink = (np.ceil(15 * np.minimum(1, across / thick)) * 17).astype(int)
         pens = thick * 256 + ink
         for pen in np.unique(pens):  # thin and faint first, so that they do not erase the others
-            same = [points[k] for k in np.flatnonzero(pens == pen)]
+            same = [points[ends[k] - len(curves[k]) : ends[k]] for k in np.flatnonzero(pens == pen)]
             cv2.polylines(cover, same, False, int(pen % 256), int(pen // 256), cv2.LINE_AA, _BITS)
         return cover.astype(np.float32) * np.float32(1 / 255)
 
     def disc(self, x: float, y: float, radius: float, edge: float, aspect: float = 1.0) -> np.ndarray:
         """A disc (an ellipse ``aspect`` times as high) with an edge of the given softness, (S, S) in 0..1."""
-        distance = np.sqrt((self.x - np.float32(x)) ** 2 + ((self.y - np.float32(y)) / np.float32(aspect)) ** 2)
-        return ramp((radius - distance) / edge + 0.5)
+        cover = np.zeros((self.size, self.size), np.float32)
+        column, row = (self.pixels(np.array((x, y))) / (1 << _BITS)).tolist()
+        reach = 1.3 * (radius + edge) * max(1.0, aspect) * self.size + 1
+        near = tuple(slice(max(0, int(at - reach)), max(0, int(at + reach) + 2)) for at in (row, column))
+        squares = (self.x[near] - np.float32(x)) ** 2 + ((self.y[near] - np.float32(y)) / np.float32(aspect)) ** 2
+        cover[near] = ramp((np.float32(radius) - np.sqrt(squares)) / np.float32(edge) + np.float32(0.5))
+        return cover
 
     def blur(self, values: np.ndarray, soft: float) -> np.ndarray:
         """Gaussian blur of deviation ``soft`` (film units); wide ones are done at a quarter of the size."""

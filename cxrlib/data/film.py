@@ -36,9 +36,9 @@ def _soft_tissue(chest: anatomy.Chest) -> np.ndarray:
     if body.breast:
         radius = 0.13 + 0.045 * body.breast
         for sign in (-1, 1):
-            x, y = body.centre + sign * 0.52 * body.half, body.dome[0] - 0.055
+            x, y = body.centre + sign * 0.6 * body.half, body.dome[0] - 0.085
             inside = canvas.disc(x, y, radius, 0.025, 0.9)
-            tissue = tissue + 0.36 * body.breast * inside * anatomy.ramp(0.5 + (canvas.y - y) / (2 * radius))
+            tissue = tissue + 0.4 * body.breast * inside * anatomy.ramp(0.5 + (canvas.y - y) / (2 * radius))
     return tissue
 
 
@@ -148,7 +148,7 @@ def _expose(chest: anatomy.Chest, density: np.ndarray, rng: np.random.Generator,
     exposure = rng.uniform(1.05, 1.5)
     grey = 1 - np.exp(np.float32(-exposure) * np.maximum(density, 0))
     grey = 0.85 * grey + 0.15 * canvas.blur(grey, 0.06)
-    grey = 0.03 + rng.uniform(0.9, 1.0) * grey + portable * rng.uniform(0, 0.12) * (1 - grey)
+    grey = 0.03 + rng.uniform(0.9, 1.0) * grey + portable * rng.uniform(0, 0.18) * (1 - grey)
     grey += rng.uniform(0.003, 0.012) * rng.standard_normal(grey.shape, np.float32)
     pixels = np.clip(grey * 255, 0, 255).astype(np.uint8)
     _mark(pixels, rng, portable=portable)

@@ -64,7 +64,7 @@ def pneumonia(chest: Chest, rng: np.random.Generator) -> Covers:
     middle = np.array(
         [body.centre + sign * rng.uniform(0.5, 0.65) * body.half, body.dome[side] - rng.uniform(0.09, 0.16)]
     )
-    cover = 0.5 * chest.canvas.disc(*middle, 0.1, 0.12, 1.1)
+    cover = 0.6 * chest.canvas.disc(*middle, 0.1, 0.12, 1.1)
     for dx, dy in 0.05 * rng.standard_normal((18, 2)):
         cover = np.maximum(cover, chest.canvas.disc(middle[0] + dx, middle[1] + dy, rng.uniform(0.012, 0.024), 0.028))
     cover = cover * chest.lungs[side]
@@ -108,9 +108,10 @@ def fibrosis(chest: Chest, rng: np.random.Generator) -> Covers:
     covers, density = [], strength(rng)
     for side in (0, 1):
         zone = ramp((0.6 * chest.across + 0.9 * chest.height[side] - rng.uniform(0.75, 0.95)) / 0.3)
-        net = ramp(1.15 - 2.2 * np.abs(chest.canvas.field(rng, 0.024)))
+        nets = [ramp(1.2 - 1.8 * np.abs(chest.canvas.field(rng, cell))) for cell in (0.034, 0.02)]
+        net = chest.canvas.blur(0.6 * nets[0] + 0.4 * nets[1], 0.004)
         cover = zone * chest.lungs[side]
-        chest.fill(cover * (0.25 + 0.75 * chest.canvas.blur(net, 0.003)), 0.9 * density)
+        chest.fill(cover * (0.25 + 0.75 * net), 0.9 * density)
         covers.append(cover)
     return covers
 
