@@ -18,6 +18,9 @@ from cxrlib.errors import UserError
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 BOXES = "BBox_List_2017.csv"
+OTHER_BOXES = "BBox_List_2017_Official_NIH.csv"
+"""What re-sized mirrors of the dataset call the file of boxes."""
+
 BOX_PIXELS = 1024
 """Boxes are in the pixels of the original 1024² films, whatever the size of the films at hand."""
 
@@ -118,7 +121,7 @@ def read_boxes(folder: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -
 
     An empty table where the folder has no box file. Raises UserError naming the line of a wrong row.
     """
-    found = [path for path in (Path(folder) / BOXES, Path(folder) / f"{BOXES}.gz") if path.is_file()]
+    found = [path for name in (BOXES, f"{BOXES}.gz", OTHER_BOXES) if (path := Path(folder) / name).is_file()]
     names = ["image", "finding", "x", "y", "w", "h"]
     if not found:
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})

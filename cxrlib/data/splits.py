@@ -16,6 +16,9 @@ from cxrlib.data import records
 from cxrlib.errors import UserError
 
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
+OTHER_NAMES = {TRAIN_LIST: "train_val_list_NIH.txt", TEST_LIST: "test_list_NIH.txt"}
+"""What re-sized mirrors of the dataset call the lists."""
+
 TEST_FRACTION = 0.2
 """Share of films tested on where no list says which: 70 % train, 10 % validation, 20 % test."""
 
@@ -83,8 +86,13 @@ def read_list(path: Path) -> pd.Index:
 
 
 def read_lists(folder: Path) -> dict[str, pd.Index]:
-    """Film names of the official lists that lie in a data folder, by file name. Raises as ``read_list``."""
-    return {name: read_list(folder / name) for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()}
+    """Film names of the official lists that lie in a data folder, by the list's usual name. Raises as ``read_list``."""
+    lists = {}
+    for name, other in OTHER_NAMES.items():
+        found = [path for path in (folder / name, folder / other) if path.is_file()]
+        if found:
+            lists[name] = read_list(found[0])
+    return lists
 
 
 def contradictions(films: pd.DataFrame, lists: dict[str, pd.Index]) -> Iterator[tuple[str, list]]:

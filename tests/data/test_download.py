@@ -1,0 +1,114 @@
+"""The client's failures in plain words; what it has fetched is used where it lies. The client is a double."""
+
+import errno
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import samples
+
+from cxrlib.data import download, records, splits
+from cxrlib.errors import UserError
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """A stand-in for kagglehub whose download does as told."""
+
+    def install(fetch):
+        monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=fetch))
+
+    return install
+
+
+def failing(error):
+    def fetch(_):
+        raise error
+
+    return fetch
+
+
+def http(status):
+    error = type("KaggleApiHTTPError", (Exception,), {})(f"{status} error")
+    error.response = SimpleNamespace(status_code=status)
+    return error
+
+
+def named(name):
+    return type(name, (Exception,), {})("as the client says it")
+
+
+FAILURES = {
+    "no network": (type("ConnectionError", (OSError,), {})("Name or service not known"), "no connection"),
+    "connection lost": (ConnectionResetError(errno.ECONNRESET, "reset"), "no connection"),
+    "slow network": (named("ReadTimeout"), "no connection"),
+    "no credentials": (named("UnauthenticatedError"), r"kaggle\.json"),
+    "wrong credentials": (http(401), r"kaggle\.json"),
+    "terms not accepted": (http(403), r"kaggle\.json"),
+    "no such dataset": (http(404), "has no dataset"),
+    "no handle": (ValueError("Invalid dataset handle: x"), "owner/name"),
+    "disk full": (OSError(errno.ENOSPC, "No space left"), "disk filled up"),
+    "interrupted": (KeyboardInterrupt(), "goes on where it stopped"),
+    "something else": (RuntimeError("the moon\nis full"), "failed: the moon$"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_in_plain_words(name, client):
+    error, message = FAILURES[name]
+    client(failing(error))
+    with pytest.raises(UserError, match=message):
+        download.dataset("owner/films")
+
+
+def test_without_the_client(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(UserError, match="install"):
+        download.dataset()
+
+
+@pytest.mark.parametrize("below", ["", "versions/3", "a/b/c"])
+def test_the_folder_with_the_table_is_found_and_used_in_place(below, client, tmp_path):
+    folder = samples.write_folder(tmp_path / below if below else tmp_path, films=6)
+    client(lambda handle: str(tmp_path))
+    assert download.dataset() == folder
+
+
+def test_a_download_of_something_else(client, tmp_path):
+    client(lambda handle: str(tmp_path))
+    with pytest.raises(UserError, match="holds no Data_Entry"):
+        download.dataset("someone/cats")
+
+
+def test_the_cache_is_the_users_and_only_for_the_call(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", "before")
+    seen = []
+
+    def fetch(handle):
+        seen.append((handle, os.environ["KAGGLEHUB_CACHE"]))
+        return str(samples.write_folder(tmp_path / "films", films=6))
+
+    client(fetch)
+    download.dataset(cache=tmp_path / "cache")
+    assert seen == [(download.NIH, str(tmp_path / "cache"))]
+    assert os.environ["KAGGLEHUB_CACHE"] == "before"
+
+
+def test_the_names_of_a_resized_mirror(tmp_path):
+    """The 224² mirror puts films into images-224/images-224 and adds NIH to the names of lists and boxes."""
+    folder = samples.write_folder(tmp_path / "mirror")
+    (folder / "images-224").mkdir()
+    (folder / "images").rename(folder / "images-224" / "images-224")
+    films = records.read(folder)
+    tested = films["patient"] > 12
+    (folder / "test_list_NIH.txt").write_text("\n".join(films["image"][tested]))
+    (folder / "train_val_list_NIH.txt").write_text("\n".join(films["image"][~tested]))
+    (folder / "BBox_List_2017_Official_NIH.csv").write_text(
+        f"Image Index,Finding Label,Bbox [x,y,w,h],,,\n{films['image'][1]},Effusion,512,0,128,64,,,\n"
+    )
+    parts = splits.make(films, folder)
+    assert "official" in parts.source
+    assert len(parts.test) == tested.sum()
+    boxes = records.scale_boxes(records.read_boxes(folder), 224, 224)
+    assert boxes.loc[0, ["x", "y", "w", "h"]].tolist() == [112, 0, 28, 14]
