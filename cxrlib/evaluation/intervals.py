@@ -219,7 +219,7 @@ def proportion(part: int, whole: int) -> Interval:
     share, shrink = part / whole, 1 + Z**2 / whole
     middle = (share + Z**2 / (2 * whole)) / shrink
     half = Z / shrink * np.sqrt(share * (1 - share) / whole + Z**2 / (4 * whole**2))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(share, float(np.clip(middle - half, 0, share)), float(np.clip(middle + half, share, 1)))
 
 
 def _band(read, x, labels, scores, patients, replicates, seed) -> Band:

@@ -1,0 +1,112 @@
+"""Published results on the official test part, and whether a run may stand beside them.
+
+Only means over the 14 findings on the same 25,596 films compare. Random splits (CheXNet and its copies, 0.84 and
+above) are another, easier test and are not listed.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cxrlib.labels import FINDINGS
+
+OFFICIAL_FILMS = 25_596
+OFFICIAL_NAMES = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
+"""SHA-256 of the names in the dataset's ``test_list.txt``, sorted, one per line."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A published result: mean AUC of 14, its standard deviation over runs and AUC per finding where given.
+
+    ``network`` is "" where the method is more than one known network.
+    """
+
+    method: str
+    network: str
+    mean: float
+    source: str
+    spread: float = np.nan
+    findings: tuple[float, ...] = (np.nan,) * len(FINDINGS)
+
+
+RESULTS = (
+    Result("original of this workbook", "ResNet-50, five stages", 0.732, "its README: 0.73241"),
+    Result(
+        "Wang 2017", "ResNet-50", 0.745, "Wang et al., ChestX-ray8, CVPR 2017; 14 findings in arXiv:1705.02315",
+        findings=(.700, .810, .759, .661, .693, .669, .658, .799, .703, .805, .833, .786, .684, .872),
+    ),
+    Result(
+        "Li 2018", "ResNet-50", 0.755, "Li et al., CVPR 2018",
+        findings=(.727, .836, .789, .672, .776, .696, .649, .808, .720, .806, .888, .771, .737, .693),
+    ),
+    Result(
+        "Yao 2018", "", 0.761, "Yao et al., arXiv:1803.07703",
+        findings=(.733, .856, .806, .673, .718, .777, .684, .805, .711, .806, .842, .743, .724, .775),
+    ),
+    Result(
+        "Tang 2018", "", 0.803, "Tang et al., MLMI 2018",
+        findings=(.756, .887, .819, .689, .814, .755, .729, .850, .728, .848, .906, .818, .765, .875),
+    ),
+    Result(
+        "Guendel 2018", "DenseNet-121", 0.807, "Guendel et al., arXiv:1803.04565",
+        findings=(.767, .883, .828, .709, .821, .758, .731, .846, .745, .835, .895, .818, .761, .896),
+    ),
+    Result(
+        "Guan 2018 (CRAL)", "ResNet-50", 0.814, "Guan & Huang, category-wise residual attention learning, 2018",
+        findings=(.779, .879, .824, .694, .831, .766, .726, .858, .758, .850, .909, .832, .778, .906),
+    ),
+    Result("plain ResNet-50 (CRAL's ablation)", "ResNet-50", 0.803, "Guan & Huang, 2018"),
+    Result("ImageNet, plateau, ten-crop", "ResNet-50", 0.817, "Ma / Liang lab, 2021–22", spread=0.0015),
+    Result("ImageNet, then CheXpert", "ResNet-50", 0.8225, "Ma / Liang lab, 2021–22", spread=0.0018),
+    Result("ImageNet", "DenseNet-121", 0.822, "compared with by Xiao et al., WACV 2023"),
+    Result("X-ray MAE", "ViT-B", 0.830, "Xiao et al., WACV 2023, arXiv:2210.12843"),
+    Result(
+        "224² re-sized films, positive weights", "ResNet-18", 0.789, "a public notebook, 2026",
+        findings=(.750, .867, .811, .696, .778, .715, .681, .834, .724, .833, .882, .804, .757, .919),
+    ),
+)  # fmt: skip
+
+
+def table() -> pd.DataFrame:
+    """The published results: method, network, mean, spread, a column per finding, source; NaN where not given."""
+    rows = [
+        {"method": result.method, "network": result.network, "mean": result.mean, "spread": result.spread}
+        | dict(zip(FINDINGS, result.findings, strict=True))
+        | {"source": result.source}
+        for result in RESULTS
+    ]
+    return pd.DataFrame(rows)
+
+
+def why_not(images: Iterable[str]) -> str:
+    """Why a test on these images cannot stand beside the published ones; "" where it can: the official part in full."""
+    names = sorted(set(images))
+    if hashlib.sha256("\n".join(names).encode()).hexdigest() == OFFICIAL_NAMES:
+        return ""
+    return (
+        f"This run was tested on {len(names):,} films. Published results are on the official test part, all "
+        f"{OFFICIAL_FILMS:,} films of it; on other films the same network scores otherwise, so they are not compared."
+    )
+
+
+def beside(auc: pd.DataFrame, images: Iterable[str], run: str) -> tuple[pd.DataFrame, str]:
+    """The published table with this run as its first row and no reason, or an empty table and the reason.
+
+    auc: the run's table as ``summary.auc``; images: the names of its test films. The run's row also has mean_low and
+    mean_high, its 95 % interval by patient.
+    """
+    why = why_not(images)
+    if why:
+        return table().head(0), why
+    rows = auc.set_index("finding")
+    mean = rows.loc["mean of 14"]
+    ours = {"method": run, "network": "this run", "mean": mean["auc"], "source": "this run", "spread": np.nan}
+    ours |= {"mean_low": mean["auc_low"], "mean_high": mean["auc_high"]}
+    ours |= {finding: rows.loc[finding, "auc"] for finding in FINDINGS}
+    return pd.concat([pd.DataFrame([ours]), table()], ignore_index=True)[
+        [*table().columns, "mean_low", "mean_high"]
+    ], ""

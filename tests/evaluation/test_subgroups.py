@@ -1,0 +1,114 @@
+"""Subgroups on simulated readers whose faults are known: blind to a sex, or reading the view instead of the finding."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrlib.errors import UserError
+from cxrlib.evaluation import metrics, subgroups
+from cxrlib.labels import FINDINGS, LABELS
+
+
+def films(n=1500, seed=0):
+    """Films of n / 3 patients; patients keep their sex, films differ in view; each finding is on about a fifth."""
+    rng = np.random.default_rng(seed)
+    patients = rng.integers(0, n // 3, n)
+    known = (rng.random((n, 14)) < 0.2).astype(np.uint8)
+    frame = pd.DataFrame(np.column_stack([known, ~known.any(1)]).astype(np.uint8), columns=list(LABELS))
+    sex = rng.choice(["M", "F"], n // 3)[patients]
+    age = rng.integers(10, 90, n // 3)[patients].astype(float)
+    return frame.assign(patient=patients, sex=sex, age=age, view=rng.choice(["AP", "PA"], n))
+
+
+def reader(frame, strength=2.0, seed=1):
+    """Probabilities that rise with the finding; ``strength`` may differ film by film."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(len(frame), 15))
+    return 1 / (1 + np.exp(-(frame[list(LABELS)].to_numpy() * np.reshape(strength, (-1, 1)) + noise)))
+
+
+def test_numbers_are_those_of_the_films_alone():
+    frame = films()
+    read = reader(frame)
+    table = subgroups.auc(frame, read, replicates=50).set_index(["group", "finding"])
+    here = ((frame["sex"] == "F") & (frame["view"] == "AP")).to_numpy()
+    row = table.loc[("women, AP", "Mass")]
+    assert row["auc"] == pytest.approx(metrics.roc_auc(frame.loc[here, "Mass"], read[here, 4]))
+    assert row["films"] == here.sum()
+    assert row["patients"] == frame.loc[here, "patient"].nunique()
+    assert row["low"] < row["auc"] < row["high"]
+    mean = table.loc[("all films", "mean of 14")]
+    assert mean["auc"] == pytest.approx(metrics.mean_auc(frame[list(LABELS)].to_numpy(), read))
+    assert mean["findings"] == 14
+
+
+def test_a_reader_blind_to_women_is_found_out():
+    frame = films()
+    blind = reader(frame, np.where(frame["sex"] == "F", 0.0, 2.0))
+    found = subgroups.gaps(frame, blind, np.full(15, 0.8), replicates=200)
+    mean = found[found["finding"] == "mean of 14"].set_index(["number", "kind"])
+    assert mean.loc[("auc", "sex"), "high"] < -0.3
+    assert mean.loc[("sensitivity", "sex"), "high"] < -0.2
+    assert mean.loc[("auc", "view"), "low"] < 0 < mean.loc[("auc", "view"), "high"]
+    assert set(found["group"]) == {"women", "60 and over", "AP"}
+
+
+def test_a_fair_reader_shows_no_gap_in_most_findings():
+    frame = films(seed=3)
+    found = subgroups.gaps(frame, reader(frame), replicates=200)
+    single = found[found["finding"].isin(FINDINGS)]
+    assert ((single["low"] < 0) & (single["high"] > 0)).mean() > 0.8
+    assert set(found["number"]) == {"auc"}
+
+
+def test_reading_the_view_instead_of_the_finding_is_found_out():
+    frame = films(3000)
+    rng = np.random.default_rng(5)
+    frame["view"] = np.where(rng.random(3000) < np.where(frame["Edema"] == 1, 0.9, 0.3), "AP", "PA")
+    read = reader(frame)
+    read[:, 9] = np.where(frame["view"] == "AP", 0.8, 0.2)
+    table = subgroups.view_shortcut(frame, read, replicates=100).set_index("finding")
+    assert table.loc["Edema", "auc"] > 0.75
+    assert table.loc["Edema", "within"] == pytest.approx(0.5)
+    assert table.loc["Edema", "low"] > 0.2
+    assert abs(table.loc["Mass", "difference"]) < 0.03
+    assert table.loc["mean of 14", "difference"] == pytest.approx(table["difference"].iloc[:14].mean())
+
+
+def test_within_views_is_a_mean_over_pairs():
+    frame = films(200)
+    read = reader(frame, 1.0)
+    table = subgroups.view_shortcut(frame, read, replicates=10).set_index("finding")
+    won = pairs = 0.0
+    for view in ("AP", "PA"):
+        here = (frame["view"] == view).to_numpy()
+        ones, zeros = read[here & (frame["Mass"] == 1), 4], read[here & (frame["Mass"] == 0), 4]
+        won, pairs = won + (ones[:, None] > zeros).sum(), pairs + len(ones) * len(zeros)
+    assert table.loc["Mass", "within"] == pytest.approx(won / pairs)
+
+
+def test_what_a_group_cannot_give_is_undefined_with_a_reason():
+    frame = films(300)
+    frame["view"] = "PA"
+    frame["Hernia"] = 0
+    frame.loc[frame["sex"] == "F", "Edema"] = 0
+    read = reader(frame)
+    table = subgroups.auc(frame, read, replicates=20).set_index(["group", "finding"])
+    assert table.loc[("AP", "Mass"), ["auc", "low"]].isna().all()
+    assert table.loc[("AP", "Mass"), "reason"] == "no films"
+    assert table.loc[("AP", "mean of 14"), "reason"] == "no films"
+    assert table.loc[("women", "Edema"), "reason"] == "no film with the finding"
+    assert table.loc[("women", "mean of 14"), "findings"] == 12
+    found = subgroups.gaps(frame, read, replicates=20).set_index(["kind", "finding"])
+    assert np.isnan(found.loc[("view", "mean of 14"), "difference"])
+    assert found.loc[("view", "mean of 14"), "reason"]
+    assert np.isnan(found.loc[("sex", "Edema"), "difference"])
+    assert found.loc[("sex", "mean of 14"), "findings"] == 12
+    shortcut = subgroups.view_shortcut(frame, read, replicates=10).set_index("finding")
+    assert shortcut.loc["Mass", "reason"] == "films of one view only"
+
+
+def test_thresholds_must_be_one_per_label():
+    frame = films(60)
+    with pytest.raises(UserError, match="one per label"):
+        subgroups.gaps(frame, reader(frame), np.zeros(14), replicates=5)
