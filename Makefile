@@ -34,8 +34,9 @@ notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03
 	done
 	@$(MAKE) --no-print-directory clean-notebooks
 
-# --keep-count goes with --keep-output, or nbval takes the cells for never executed.
-STRIP := --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version"
+# --keep-count goes with --keep-output, or nbval takes the cells for never executed. The widgets' state stays, so that
+# JupyterLab shows them before a kernel runs.
+STRIP := --keep-output --keep-count --keep-metadata-keys "metadata.widgets" --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version"
 
 clean-notebooks: $(READY)  ## take timings and machine traces out of the notebooks, keep their outputs
 	@$(BIN)/nbstripout $(STRIP) notebooks/*.ipynb

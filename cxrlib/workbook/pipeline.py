@@ -51,8 +51,10 @@ def run(
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
     films = data(str(asked.get("data", "")), console)
     record.check_same_films(before, films)
+    parameters = settings.common(books, asked)
+    console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), highlight=False, markup=False)
     with provenance.only_one(home.root), _board(home, chosen, console) as board:
-        kept = record.opened(before, asked, settings.common(books, asked), films)
+        kept = record.opened(before, asked, parameters, films)
         code, ran = record.code_version(), 0
         for book in chosen:
             made_by = record.fingerprint(book, books, shares[book.stem], kept, code)
@@ -69,20 +71,22 @@ def run(
 
 
 def data(folder: str, console: Console | None = None) -> dict[str, Any]:
-    """Read the films' records and say what they are: folder, number of films and patients, fingerprint.
+    """Read the films' records and say what they are: folder, numbers of films and patients, split, fingerprint.
 
     "" means the phantom set, which is drawn now if it is not there yet. Raises UserError for a folder that is absent or
-    has a fault in its CSV.
+    has a fault in its CSV or its lists.
     """
-    from cxrlib.data import phantom, records  # pandas takes a while, and a wrong setting should be told at once
+    from cxrlib.data import phantom, records, splits  # pandas takes a while; a wrong setting should be told at once
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
-    films = records.read(Path(folder) if folder else phantom.default())
+    found = Path(folder) if folder else phantom.default()
+    films = records.read(found)
     return {
         "folder": folder,
         "films": len(films),
         "patients": int(films["patient"].nunique()),
+        "source": splits.make(films, found).source,
         "fingerprint": records.fingerprint(films),
     }
 
@@ -92,6 +96,12 @@ def _asked(name: str, before: Mapping, given: Mapping[str, Scalar], base: Mappin
     if "settings" in before:
         return {**before["settings"], **given, "run": name}
     return {**(base if given.get("data") else {}), **given, "run": name}
+
+
+def _words(parameters: Mapping[str, Scalar], asked: Mapping[str, Scalar]) -> list[str]:
+    """The settings of a run as a reader wants them: those that all stages share, then those of one notebook."""
+    shown = {name: value for name, value in {**parameters, **asked}.items() if name != "run" and value != ""}
+    return [f"{name} {value}" for name, value in shown.items()]
 
 
 def _chosen(book: Path, stages: set[int], exploration: bool, evaluation: bool) -> bool:

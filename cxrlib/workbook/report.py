@@ -35,12 +35,25 @@ CAPTIONS = {
     ),
     "films_worst": ("Films it stands lowest", "Of the films with a finding, those ranked worst: look at these first."),
     "stages": ("Mean AUC stage by stage", "Validation and test, with 95 % intervals by patient."),
+    "loss": ("Learning curves", "Loss, and validation AUC; the star is the epoch that was kept."),
+    "gain": ("What the stage won", "Difference in validation AUC to the parent, with 95 % intervals by patient."),
+    "leak": ("Split by film or by patient", "What a split by film fakes, on a reader that knows no medicine."),
+    "distance": ("Which layers moved", "How far from the parent's weights, group by group."),
+    "losses": ("Losses compared", "The same head trained with each loss."),
     "pr_test": ("Precision and recall", "The dotted line is the prevalence, which guessing reaches."),
     "reliability": ("Calibration", "Predicted against observed frequency, before and after calibration."),
     "thresholds": ("Thresholds", "Chosen on the validation part, applied to the test part."),
     "subgroups": ("On whom it fails", "AUC by sex, age and view, with intervals and numbers."),
     "localisation": ("Where it looks", "Heat maps beside the radiologists' boxes."),
     "published": ("Beside published results", "Official split only."),
+    "prevalence": ("How common each finding is", "Share of films, part by part."),
+    "co_occurrence": (
+        "Findings that come together",
+        "Of the films with the row's finding, the share with the column's.",
+    ),
+    "films_per_patient": ("Films per patient", "Why a split by film leaks: patients come back."),
+    "age_sex_view": ("Age, sex and view", "Who is on the films, and how they were taken."),
+    "view_by_finding": ("View by finding", "A finding that is mostly seen on AP films can be guessed from the view."),
 }
 """Titles of the figures that are known, in the order they are shown; others follow under their file's name."""
 
@@ -227,7 +240,7 @@ def _facts(record: dict, asked: dict, data: pd.DataFrame | None, stages: pd.Data
     films = record.get("data", {})
     count = f"{films['films']:,} films of {films['patients']:,} patients" if "patients" in films else ""
     where = (asked.get("data") or "the phantom set") if record else ""
-    source = str(data["source"].iloc[0]) if data is not None and "source" in data and len(data) else ""
+    source = films.get("source", "")
     seconds = sum(entry.get("seconds", 0) for entry in record.get("notebooks", {}).values())
     network = [f"{asked[name]}{unit}" for name, unit in (("size", " px"), ("batch_size", " a batch")) if name in asked]
     start = {"none": "random weights"}.get(asked.get("weights"), f"weights {asked.get('weights')}") if asked else ""

@@ -26,6 +26,9 @@ SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed", "we
 FILES = ("data", "ckpt", "weights")
 """Parameters that may name a file, and then mean it as seen from where the user stands."""
 
+OWN = ("lr", "epochs", "loss", "ckpt")
+"""Parameters that each stage has its own value of."""
+
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -118,10 +121,10 @@ def share(books: Iterable[Path], settings: Mapping[str, Scalar]) -> dict[str, di
 
 
 def common(books: Iterable[Path], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The parameters that all notebooks of stages and after share, with the values that these settings give them."""
-    own = [parameters(book) for book in books if not book.stem.startswith("00")]
+    """The parameters that the stages' notebooks share, with the values that these settings give them."""
+    own = [parameters(book) for book in books if part(book).startswith("stage")]
     shared = {name: value for name, value in own[0].items() if all(name in other for other in own)} if own else {}
-    return {name: typed(name, given.get(name, default), default) for name, default in shared.items()}
+    return {name: typed(name, given.get(name, default), default) for name, default in shared.items() if name not in OWN}
 
 
 def typed(setting: str, value: Scalar, default: Scalar) -> Scalar:

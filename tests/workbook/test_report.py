@@ -69,7 +69,7 @@ def finished():
     home.tables.mkdir(parents=True)
     table(aucs).to_csv(home.tables / "auc_test.csv", index=False)
     parts = pd.DataFrame({"part": ["train", "val", "test"], "films": [1100, 300, 600], "patients": [500, 120, 250]})
-    parts.assign(source="official list").to_csv(home.tables / "data.csv", index=False)
+    parts.to_csv(home.tables / "data.csv", index=False)
     stages = pd.DataFrame({"stage": [1, 2], "checkpoint": ["stage1_0.001_3", "stage2_0.0001_6"], "groups": "fc"})
     stages = stages.assign(lr=1e-3, epochs=3, val_auc=0.8, val_low=0.7, val_high=0.9, test_auc=0.75)
     stages = stages.assign(test_low=0.7, test_high=0.8, difference=[None, 0.03], difference_low=[None, 0.01])
@@ -92,7 +92,7 @@ def finished():
         "updated": "2026-01-02T03:04:05+00:00",
         "parameters": {"size": 64, "batch_size": 32, "weights": "none", "schedule": "scratch", "seed": 0},
         "settings": {"data": "/films/of <i>mine</i>"},
-        "data": {"folder": "/films", "films": 2000, "patients": 870, "fingerprint": "f" * 16},
+        "data": {"folder": "/films", "films": 2000, "patients": 870, "source": "official list", "fingerprint": "f"},
         "device": "cpu, 2 threads",
         "versions": {"torch": "2.0"},
         "notebooks": {
