@@ -1,4 +1,4 @@
-"""The real notebooks as one run, on few and small films: the chain from films to report, and what a second call does."""
+"""The real notebooks as one run on few, small films: from films to report, and what a second call does."""
 
 import io
 import shutil

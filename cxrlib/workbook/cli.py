@@ -5,16 +5,16 @@ Nothing heavy is imported before a command runs, so that ``cxr --help`` answers 
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cxrlib import paths
 from cxrlib.errors import UserError
+from cxrlib.workbook import flags
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
 STOPPED = 130  # a shell's exit code for Ctrl-C
-LOSSES = {"focalloss": "focal", "focal": "focal", "bce": "bce", "bceloss": "bce"}
 
 app = typer.Typer(
     name="cxr",
@@ -25,41 +25,20 @@ app = typer.Typer(
     help="Train and evaluate a ResNet-50 on chest X-rays, in five stages, as notebooks.\n\nExample: cxr run",
 )
 
-Data = Annotated[str, typer.Option("--data", "--data_path", "--data-path", help="Folder in the NIH layout.")]
-Run = Annotated[str, typer.Option("--run", help="Name of the run: its results go to outputs/RUN.")]
-Schedule = Annotated[str, typer.Option("--schedule", help="seed, modern, control or scratch.")]
-Size = Annotated[int | None, typer.Option("--size", help="Side of the images in pixels.")]
-BatchSize = Annotated[int | None, typer.Option("--batch_size", "--batch-size", "--bs", help="Films per training step.")]
-Weights = Annotated[
-    str, typer.Option("--weights", help="none, a torchvision name (IMAGENET1K_V2), or a file of weights.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random draw.")]
-Loss = Annotated[str, typer.Option("--loss", "--loss_func", "--loss-func", help="focal (FocalLoss) or bce (BCE).")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of a stage.")]
-Parameter = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-p", "--parameter", metavar="NAME=VALUE", help="Any notebook parameter; stage3.lr=1e-4 for one stage."
-    ),
-]
-Again = Annotated[bool, typer.Option("--again", help="Execute the notebooks even where nothing has changed.")]
-Checkpoint = Annotated[str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file.")]
-
 
 @app.command()
 def run(
-    data: Data = "",
-    run: Run = "",
-    schedule: Schedule = "",
-    size: Size = None,
-    batch_size: BatchSize = None,
-    weights: Weights = "",
-    seed: Seed = None,
-    loss: Loss = "",
-    epochs: Epochs = None,
-    parameter: Parameter = None,
-    again: Again = False,
+    data: flags.Data = "",
+    run: flags.Run = "",
+    schedule: flags.Schedule = "",
+    size: flags.Size = None,
+    batch_size: flags.BatchSize = None,
+    weights: flags.Weights = "",
+    seed: flags.Seed = None,
+    loss: flags.Loss = "",
+    epochs: flags.Epochs = None,
+    parameter: flags.Parameter = None,
+    again: flags.Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
@@ -70,28 +49,28 @@ def run(
     """
     from cxrlib.workbook import pipeline, settings
 
-    given = _given(data, schedule, size, batch_size, weights, seed) | _stage("", None, epochs, loss)
-    given |= settings.parse(parameter or [])
-    _done(pipeline.run(run or (REAL if data else DEMO), given, again=again))
+    asked = flags.given(data, schedule, size, batch_size, weights, seed) | flags.of_stage("", None, epochs, loss)
+    asked |= settings.parse(parameter or [])
+    _done(pipeline.run(run or (REAL if data else DEMO), asked, again=again))
 
 
 @app.command()
 def train(
     stage: Annotated[int, typer.Option("--stage", help="Stage, 1 to 5.")],
-    data: Data = "",
-    run: Run = "",
-    lr: Rate = None,
-    epochs: Epochs = None,
-    loss: Loss = "",
-    ckpt: Checkpoint = "",
+    data: flags.Data = "",
+    run: flags.Run = "",
+    lr: flags.Rate = None,
+    epochs: flags.Epochs = None,
+    loss: flags.Loss = "",
+    ckpt: flags.Checkpoint = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --ckpt, or from the stage before.")] = False,
-    schedule: Schedule = "",
-    size: Size = None,
-    batch_size: BatchSize = None,
-    weights: Weights = "",
-    seed: Seed = None,
-    parameter: Parameter = None,
-    again: Again = False,
+    schedule: flags.Schedule = "",
+    size: flags.Size = None,
+    batch_size: flags.BatchSize = None,
+    weights: flags.Weights = "",
+    seed: flags.Seed = None,
+    parameter: flags.Parameter = None,
+    again: flags.Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Takes the original's flags as they were.
 
@@ -106,23 +85,23 @@ def train(
 
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
-    given = _given(data, schedule, size, batch_size, weights, seed) | settings.parse(parameter or [])
-    given |= _stage(f"stage{stage}.", lr, epochs, loss)
+    asked = flags.given(data, schedule, size, batch_size, weights, seed) | settings.parse(parameter or [])
+    asked |= flags.of_stage(f"stage{stage}.", lr, epochs, loss)
     once = {f"stage{stage}.ckpt": ckpt} if ckpt else {}
     name = run or (ORIGINAL if data else DEMO)
     chosen = {"stages": [stage], "exploration": False, "evaluation": False, "again": again}
-    _done(pipeline.run(name, given, once=once, base=settings.SEED, **chosen))
+    _done(pipeline.run(name, asked, once=once, base=settings.SEED, **chosen))
 
 
 @app.command("test")
 def evaluate(
-    data: Data = "",
-    run: Run = "",
-    ckpt: Checkpoint = "",
-    size: Size = None,
-    batch_size: BatchSize = None,
-    parameter: Parameter = None,
-    again: Again = False,
+    data: flags.Data = "",
+    run: flags.Run = "",
+    ckpt: flags.Checkpoint = "",
+    size: flags.Size = None,
+    batch_size: flags.BatchSize = None,
+    parameter: flags.Parameter = None,
+    again: flags.Again = False,
 ) -> None:
     """Evaluate a checkpoint on the test part: execute 06_evaluation. Without --ckpt the best of the last stage.
 
@@ -130,10 +109,64 @@ def evaluate(
     """
     from cxrlib.workbook import pipeline, settings
 
-    given = _given(data, "", size, batch_size, "", None) | settings.parse(parameter or [])
+    asked = flags.given(data, "", size, batch_size, "", None) | settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {"evaluation.ckpt": ckpt} if ckpt else {}
-    _done(pipeline.run(name, given, once=once, base=settings.SEED, stages=[], exploration=False, again=again))
+    _done(pipeline.run(name, asked, once=once, base=settings.SEED, stages=[], exploration=False, again=again))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
+    fast: Annotated[bool, typer.Option("--fast", help="Do not decode the films: seconds instead of minutes.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Tell it to a program.")] = False,
+    size: Annotated[int, typer.Option("--size", min=8, help="Side of the store whose disk space is looked for.")] = 224,
+) -> None:
+    """Look a data folder through and tell everything that is wrong with it, and what to do. Exit code 1 if unfit.
+
+    Example: cxr check data --fast
+    """
+    from json import dumps
+
+    from cxrlib.data import check as room
+
+    found = room.folder(folder, fast=fast, size=size, progress=not json)
+    print(dumps(found.to_json(), indent=2) if json else found)
+    if not found.fit:
+        raise typer.Exit(1)
+
+
+@app.command()
+def download(
+    handle: Annotated[str, typer.Option("--handle", help="Kaggle's owner/name; default: the original films.")] = "",
+    cache: Annotated[str, typer.Option("--cache", help="Folder to keep the download in.")] = "",
+) -> None:
+    """Download the films through Kaggle's client (42 GB; a re-sized mirror is 2 GB). Resumed where it was cut off.
+
+    Example: cxr download --cache /big/disk --handle khanfashee/nih-chest-x-ray-14-224x224-resized
+    """
+    from cxrlib.data import download as room
+
+    print(f"Films: {room.dataset(handle or room.NIH, cache=cache)}")
+
+
+@app.command()
+def store(
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
+    size: Annotated[int, typer.Option("--size", min=8, help="Side in pixels.")] = 224,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that decode.")] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without films that fail.")] = False,
+) -> None:
+    """Decode every film once into a memory map, as a run does at its start. Goes on where it was interrupted.
+
+    Example: cxr store data --size 224
+    """
+    from cxrlib.data import records
+    from cxrlib.data import store as room
+
+    films = records.read(paths.resolve(folder), allow_missing=allow_missing)
+    built = room.build(films, size, workers=workers, allow_missing=allow_missing)
+    print(f"{len(built.names):,} films of {size} pixels: {built.folder}")
 
 
 @app.command()
@@ -191,35 +224,6 @@ def call(words: list[str]) -> int:
             print(context.get_help())
             return 0
         return _complain(f"{error.format_message()} See {context.command_path if context else 'cxr'} --help.")
-
-
-def _given(data: str, schedule: str, size: int | None, batch_size: int | None, weights: str, seed: int | None) -> dict:
-    """The settings that were given, under their names as notebook parameters; those not given are left out."""
-    for name, value in (("size", size), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} must be 1 or more")
-    named = {
-        "data": data,
-        "schedule": schedule,
-        "weights": weights,
-        "size": size,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    return {name: value for name, value in named.items() if value not in ("", None)}
-
-
-def _stage(prefix: str, lr: float | None, epochs: int | None, loss: str) -> dict[str, Any]:
-    """The settings of a stage; with the prefix of one stage, all three, so that an earlier call's do not linger."""
-    if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"--lr {lr} is no learning rate; give a number above 0 such as 1e-4")
-    if epochs is not None and epochs < 0:
-        raise UserError(f"--epochs {epochs} must be 0 or more")
-    if loss and loss.lower() not in LOSSES:
-        raise UserError(f"--loss {loss!r} is not known; there are focal (FocalLoss) and bce (BCE)")
-    named = {"lr": lr or 0.0, "epochs": -1 if epochs is None else epochs, "loss": LOSSES.get(loss.lower(), "")}
-    told = {"lr": lr is not None, "epochs": epochs is not None, "loss": bool(loss)}
-    return {prefix + name: value for name, value in named.items() if prefix or told[name]}
 
 
 def _joined(words: list[str]) -> list[str]:

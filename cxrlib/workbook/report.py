@@ -3,7 +3,6 @@
 Whatever is missing or damaged is said in its place; the rest is shown all the same.
 """
 
-import base64
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,10 +15,9 @@ import pandas as pd
 from cxrlib import paths, provenance, theme
 from cxrlib.errors import UserError
 from cxrlib.labels import FINDINGS, NO_FINDING
-from cxrlib.workbook import marks, progress
+from cxrlib.workbook import marks, pictures, progress
 
 MEAN = "mean of 14"
-HEAVY = 300_000  # bytes; a larger SVG gives way to the PNG beside it
 
 NEEDED = {
     "auc_test": ("finding", "positives", "auc", "auc_low", "auc_high", "ap", "ap_low", "ap_high"),
@@ -27,38 +25,6 @@ NEEDED = {
     "data": ("part", "films", "patients"),
     "roc_test": ("finding", "rate", "sensitivity"),
 }
-
-CAPTIONS = {
-    "films_best": (
-        "Films it stands highest",
-        "Of the films with a finding, those ranked best against the films without.",
-    ),
-    "films_worst": ("Films it stands lowest", "Of the films with a finding, those ranked worst: look at these first."),
-    "stages": ("Mean AUC stage by stage", "Validation and test, with 95 % intervals by patient."),
-    "loss": ("Learning curves", "Loss, and validation AUC; the star is the epoch that was kept."),
-    "gain": ("What the stage won", "Difference in validation AUC to the parent, with 95 % intervals by patient."),
-    "leak": ("Split by film or by patient", "What a split by film fakes, on a reader that knows no medicine."),
-    "distance": ("Which layers moved", "How far from the parent's weights, group by group."),
-    "losses": ("Losses compared", "The same head trained with each loss."),
-    "pr_test": ("Precision and recall", "The dotted line is the prevalence, which guessing reaches."),
-    "reliability": ("Calibration", "Predicted against observed frequency, before and after calibration."),
-    "thresholds": ("Thresholds", "Chosen on the validation part, applied to the test part."),
-    "subgroups": ("On whom it fails", "AUC by sex, age and view, with intervals and numbers."),
-    "localisation": ("Where it looks", "Heat maps beside the radiologists' boxes."),
-    "published": ("Beside published results", "Official split only."),
-    "prevalence": ("How common each finding is", "Share of films, part by part."),
-    "co_occurrence": (
-        "Findings that come together",
-        "Of the films with the row's finding, the share with the column's.",
-    ),
-    "films_per_patient": ("Films per patient", "Why a split by film leaks: patients come back."),
-    "age_sex_view": ("Age, sex and view", "Who is on the films, and how they were taken."),
-    "view_by_finding": ("View by finding", "A finding that is mostly seen on AP films can be guessed from the view."),
-}
-"""Titles of the figures that are known, in the order they are shown; others follow under their file's name."""
-
-FILMS = ("films_best", "films_worst")
-ELSEWHERE = ("roc_test", "stages", "auc_test")  # shown in sections of their own, or there drawn in the table
 
 
 def build(run: str) -> Path:
@@ -73,7 +39,7 @@ def build(run: str) -> Path:
 def code_version() -> str:
     """Fingerprint of what makes the report: it changes with its code or its template."""
     here = Path(__file__)
-    files = (here, here.with_name("marks.py"), here.with_name("report.html.j2"))
+    files = [here, *(here.with_name(name) for name in ("marks.py", "pictures.py", "report.html.j2"))]
     return provenance.digest([provenance.file_sha256(file) for file in files])
 
 
@@ -96,11 +62,11 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "best_and_worst": _best_and_worst(findings),
         "parts": [] if data is None else data.to_dict("records"),
         "curves": _curves(home, findings),
-        "roc": _figure(home.figures / "roc_test"),
+        "roc": pictures.read(home.figures / "roc_test"),
         "stages": _stages(home, stages),
-        "stages_figure": _figure(home.figures / "stages"),
-        "films": [figure for name in FILMS if (figure := _figure(home.figures / name))],
-        "more": _more(home.figures),
+        "stages_figure": pictures.read(home.figures / "stages"),
+        "films": [figure for name in pictures.FILMS if (figure := pictures.read(home.figures / name))],
+        "more": pictures.others(home.figures),
         "lineage": _lineage(home, notes),
         "notebooks": _notebooks(home, record),
         "notes": notes,
@@ -202,7 +168,9 @@ def _stages(home: paths.Run, stages: pd.DataFrame | None) -> list[dict[str, Any]
         sides = row["difference"], row["difference_low"], row["difference_high"]
         row["mark"] = marks.interval(*sides, least=-reach, most=reach, neutral=0, unit="difference in AUC")
         row["helped"] = _helped(*sides)
-        row["figures"] = [_figure(file.with_suffix("")) for file in sorted(home.stage(int(row["stage"])).glob("*.png"))]
+        row["figures"] = [
+            pictures.read(file.with_suffix("")) for file in sorted(home.stage(int(row["stage"])).glob("*.png"))
+        ]
         rows.append(row)
     return rows
 
@@ -214,25 +182,6 @@ def _helped(difference: float, low: float, high: float) -> str:
     if low > 0:
         return "better"
     return "worse" if high < 0 else "no sure difference"
-
-
-def _figure(stem: Path) -> dict[str, str] | None:
-    """A figure as a data address (SVG, or PNG where that is much lighter), with title and caption; None if absent."""
-    vector, picture = stem.with_name(stem.name + ".svg"), stem.with_name(stem.name + ".png")
-    light = vector.is_file() and (vector.stat().st_size < HEAVY or not picture.is_file())
-    file, kind = (vector, "svg+xml") if light else (picture, "png")
-    if not file.is_file():
-        return None
-    title, caption = CAPTIONS.get(stem.name, (stem.name.replace("_", " ").capitalize(), ""))
-    address = f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
-    return {"stem": stem.name, "title": title, "caption": caption, "address": address}
-
-
-def _more(folder: Path) -> list[dict[str, str]]:
-    stems = {file.stem for ending in ("svg", "png") for file in folder.glob(f"*.{ending}")}
-    known = [name for name in CAPTIONS if name in stems]
-    order = known + sorted(stems - set(known))
-    return [_figure(folder / name) for name in order if name not in (*FILMS, *ELSEWHERE)]
 
 
 def _facts(record: dict, asked: dict, data: pd.DataFrame | None, stages: pd.DataFrame | None) -> list[tuple[str, str]]:

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -121,6 +122,17 @@ def test_a_parameter_may_be_given_in_papermills_way_too(called, words):
 )
 def test_a_mistake_is_told_in_two_lines_at_most(capsys, words, said):
     assert said in complaint(capsys, *words.split())
+
+
+def test_phantom_check_and_store_work_hand_in_hand(capsys, tmp_path):
+    folder = tmp_path / "films"
+    assert cli.call(f"phantom {folder} --images 60 --size 32 --seed 3".split()) == 0
+    assert cli.call(["check", str(folder), "--json", "--size", "16"]) == 0
+    assert json.loads(capsys.readouterr().out.partition("\n")[2])["fit"]
+    assert cli.call(["store", str(folder), "--size", "16"]) == 0
+    assert "60 films of 16 pixels" in capsys.readouterr().out
+    next((folder / "images").iterdir()).unlink()
+    assert cli.call(["check", str(folder), "--fast"]) == 1
 
 
 def test_missing_films_are_named(capsys, tmp_path, chain, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from cxrlib import labels, paths
 from cxrlib.errors import UserError
-from cxrlib.workbook import report
+from cxrlib.workbook import pictures, report
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 PIXEL = bytes.fromhex(
@@ -203,9 +203,9 @@ def test_phantom_films_are_never_taken_for_patients(finished):
 def test_a_heavy_svg_gives_way_to_the_png(finished, monkeypatch):
     stem = finished.figures / "pr_test"
     stem.with_suffix(".svg").write_text("<svg/>")
-    assert "svg+xml" in report._figure(stem)["address"]
-    monkeypatch.setattr(report, "HEAVY", 3)
-    assert "image/png" in report._figure(stem)["address"]
+    assert "svg+xml" in pictures.read(stem)["address"]
+    monkeypatch.setattr(pictures, "HEAVY", 3)
+    assert "image/png" in pictures.read(stem)["address"]
 
 
 def test_an_unknown_run_is_named():
