@@ -19,6 +19,7 @@ import torch
 from cxrlib import provenance
 from cxrlib.training import checkpoint, hardware, network, optim, record, state, tensors
 from cxrlib.training.folder import StageFolder, check_writable, finished
+from cxrlib.training.frozen import Features
 from cxrlib.training.meter import Meter
 from cxrlib.training.progress import Progress
 from cxrlib.training.stages import Stage
@@ -141,6 +142,9 @@ class _Training:
         self.average = optim.Average(self.model, self.recipe.ema) if self.recipe.ema else None
         batches = [self.train.steps(epoch) for epoch in range(self.recipe.epochs)]
         self.all_steps = sum(-(-number // self.recipe.accumulate) for number in batches)
+        self.seen, self.seen_val = (
+            Features(self.model, part, self.device, pause=self.pause) for part in (self.train, self.val)
+        )
         self.epoch = self.batch = self.steps = 0
         self.history: list[dict[str, Any]] = []
         self.meter = self.new_meter()
@@ -172,7 +176,7 @@ class _Training:
         batches = self.train.steps(self.epoch)
         owed, clock = 0, time.monotonic()  # films whose gradients wait for the step
         for batch in self.train.epoch(self.epoch, self.batch):
-            value, _ = self.forward(batch)
+            value, _ = self.forward(batch, self.seen)
             self.meter.add(self.batch, value, batch.rows)
             (value * len(batch.rows)).backward()
             owed += len(batch.rows)
@@ -186,13 +190,11 @@ class _Training:
             if not owed:
                 self.save_when_due(SAVE_EVERY)
 
-    def forward(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Any, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of a batch, a scalar, and its logits (B, 15)."""
-        images = batch.images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(self.device, non_blocking=True)
         with hardware.precision(self.device):
-            logits = self.model.suffix(self.model.prefix(images))
-        return self.loss(logits, labels), logits
+            logits = self.model.suffix(features.of(batch))
+        return self.loss(logits, batch.labels.to(self.device, non_blocking=True)), logits
 
     def step(self, films: int) -> None:
         """One step of the optimizer on the mean gradient over ``films`` films."""
@@ -215,7 +217,7 @@ class _Training:
         labels, probabilities = [], []
         for number, batch in enumerate(self.val.epoch(0)):
             self.stop_if_signalled()
-            value, logits = self.forward(batch)
+            value, logits = self.forward(batch, self.seen_val)
             meter.add(number, value, batch.rows)
             labels.append(batch.labels.cpu())
             probabilities.append(logits.float().sigmoid().cpu())
@@ -240,6 +242,11 @@ class _Training:
     def stop_if_signalled(self) -> None:
         if self.signalled():
             raise _SignalError
+
+    def pause(self, done: int, of: int) -> None:
+        """After each batch of the frozen features."""
+        self.stop_if_signalled()
+        self.progress.note(f"frozen features, batch {done} of {of}")
 
     def averaged(self) -> AbstractContextManager:
         return self.average.lent_to(self.model) if self.average else nullcontext()

@@ -24,7 +24,7 @@ class Progress:
         self.recipe, self.batches = recipe, batches
         self.epoch = self.batch = self.films = 0
         self.loss = float("nan")
-        self.started = self.written = time.monotonic()
+        self.started = self.written = self.noted = time.monotonic()
         self.done_before = 0
         self.bar = tqdm(
             total=batches * recipe.epochs,
@@ -56,6 +56,14 @@ class Progress:
         now = time.monotonic()
         if now - self.written >= EVERY:
             self.bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.4f}, {self.speed():.0f} images/s", refresh=False)
+            self.write()
+
+    def note(self, text: str) -> None:
+        """Say what goes on while no batch is trained."""
+        now = time.monotonic()
+        if now - self.written >= EVERY:
+            self.bar.set_postfix_str(text, refresh=now - self.noted >= BAR_EVERY)
+            self.noted = now if now - self.noted >= BAR_EVERY else self.noted
             self.write()
 
     def speed(self) -> float:

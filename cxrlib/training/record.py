@@ -14,7 +14,7 @@ import pandas as pd
 from cxrlib import paths, provenance
 from cxrlib.data import batches, records
 from cxrlib.labels import FINDINGS
-from cxrlib.training import checkpoint, losses, network, optim
+from cxrlib.training import checkpoint, frozen, losses, network, optim
 from cxrlib.training.stages import Stage
 
 BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment")
@@ -46,7 +46,7 @@ def code() -> str:
     ``stages`` is none of them: what a schedule's table says of this stage is in the recipe, and a change to
     another row must not have this one trained again.
     """
-    return provenance.code_version(network, losses, optim, sys.modules["cxrlib.training.fit"], batches)
+    return provenance.code_version(network, losses, frozen, optim, sys.modules["cxrlib.training.fit"], batches)
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -16,12 +16,16 @@ def write(stem: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
     """Write ``stem.safetensors``, then ``stem.json`` with its SHA-256; return the path of the former.
 
     The JSON comes last: a pair is whole when its JSON names the hash of its tensors.
+    Raises UserError where the disk is full or forbids it; an earlier pair of that name is then as it was.
     """
     path = stem.with_name(stem.name + ".safetensors")
-    with paths.atomic(path) as temporary:
-        save_file({name: plain(value) for name, value in tensors.items()}, temporary)
-        sha256 = provenance.file_sha256(temporary)
-    paths.write_json(json_of(path), {**meta, "sha256": sha256})
+    try:
+        with paths.atomic(path) as temporary:
+            save_file({name: plain(value) for name, value in tensors.items()}, temporary)
+            sha256 = provenance.file_sha256(temporary)
+        paths.write_json(json_of(path), {**meta, "sha256": sha256})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path} ({error}); make room on the disk and run the same again") from None
     return path
 
 

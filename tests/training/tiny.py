@@ -1,10 +1,15 @@
-"""A network and films small enough that a stage of training takes a second; run as a program it trains one stage.
+"""A network and films small enough that a stage of training takes a second.
 
-python tests/training/tiny.py FOLDER '{"ema": 0.9}'    prints one line of JSON about the result
+As a program, ``python tests/training/tiny.py FOLDER``, it trains two stages there and kills itself at it.
 """
 
 import json
+import os
+import shutil
+import signal
 import sys
+import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +96,55 @@ def train(where, changes=None, model=None, train=None, val=None, **more):
     return fit.fit(model or net(), train or usual, val or usual_val, loss, how, folder=where, **more)
 
 
-def main():
-    torch.set_num_threads(1)
-    fit.SAVE_EVERY, folder.SAVE_SHARE = 0.0, float("inf")  # a state after every step
-    result = train(Path(sys.argv[1]), json.loads(sys.argv[2]))
-    print(json.dumps({"trained": result.trained, "resumed_from": result.resumed_from, "best": result.best.name}))
+def two_stages(root):
+    """A stage of everything, then one of the upper groups with an average; a state after every step."""
+    fit.SAVE_EVERY, folder.SAVE_SHARE = 0.0, float("inf")
+    model = net()
+    first = train(root / "stage1", {"epochs": 1}, model=model)
+    how = {"number": 2, "epochs": 2, "groups": ("layer4", "fc"), "ema": 0.9}
+    train(root / "stage2", how, model=model, parent=first.best)
+
+
+def forked(work):
+    """Do ``work`` in a child of this process, which has not computed yet, so that forking it is safe. Its number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def done(child):
+    """Wait for a child that must come through."""
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def hunt(root, kills=20, seed=0):
+    """Train two stages undisturbed, and again with SIGKILLs at random moments; ``kills.json`` tells of each.
+
+    A kill comes after a random share of the time that the undisturbed training took, so that some get further.
+    """
+    began = time.monotonic()
+    done(forked(lambda: two_stages(root / "undisturbed")))
+    took = time.monotonic() - began
+    random = np.random.default_rng(seed)
+    told = []
+    while sum(kill["signal"] for kill in told) < kills * signal.SIGKILL:
+        child = forked(lambda: two_stages(root / "killed"))
+        time.sleep(random.uniform(0.02, 0.6) * took)
+        os.kill(child, signal.SIGKILL)
+        ended = os.WTERMSIG(os.waitpid(child, 0)[1])
+        told.append({"signal": ended, "states": len(list(root.glob("killed/stage*/state/*.json")))})
+        if not ended:  # it came through: once more from the beginning
+            shutil.rmtree(root / "killed")
+    done(forked(lambda: two_stages(root / "killed")))
+    (root / "kills.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    hunt(Path(sys.argv[1]))
