@@ -6,7 +6,6 @@ reads its variance off the spread of those per-film *components*. Films of one p
 """
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def covariance(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> np.ndarray:
@@ -15,34 +14,38 @@ def covariance(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | No
     NaN where a class has one film (one patient, given ``patients``) only.
     """
     positive = np.asarray(labels) == 1
-    groups = np.arange(len(positive)) if patients is None else np.unique(patients, return_inverse=True)[1].ravel()
-    if min(len(np.unique(groups[positive])), len(np.unique(groups[~positive]))) < 2:
-        return np.full((len(scores), len(scores)), np.nan)
-    parts = components(positive, scores)
-    ones = _summed(parts[:, positive], groups[positive], groups.max() + 1)
-    zeros = _summed(parts[:, ~positive], groups[~positive], groups.max() + 1)
-    cross = ones @ zeros.T  # 0 where no patient has films of both classes
-    return _spread(ones, groups[positive]) + _spread(zeros, groups[~positive]) + cross + cross.T
+    ones, zeros = components(positive, scores)
+    if patients is None:
+        return _variance(ones, ones.shape[1]) + _variance(zeros, zeros.shape[1])
+    groups = np.unique(patients, return_inverse=True)[1].ravel()
+    n_groups = groups.max() + 1
+    of_ones, of_zeros = _summed(ones, groups[positive], n_groups), _summed(zeros, groups[~positive], n_groups)
+    cross = of_ones @ of_zeros.T  # 0 where no patient has films of both classes
+    n_ones, n_zeros = len(np.unique(groups[positive])), len(np.unique(groups[~positive]))
+    return _variance(of_ones, n_ones) + _variance(of_zeros, n_zeros) + cross + cross.T
 
 
-def components(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Placement of each film among the other class, by mid-ranks: positive (N,) bool, scores (S, N) → (S, N), 0..1."""
-    n_positive, n_negative = np.count_nonzero(positive), np.count_nonzero(~positive)
-    found = rankdata(scores, axis=1)
-    found[:, positive] -= rankdata(scores[:, positive], axis=1)
-    found[:, ~positive] -= rankdata(scores[:, ~positive], axis=1)
-    found[:, positive] /= n_negative
-    found[:, ~positive] = 1 - found[:, ~positive] / n_positive
-    return found
+def components(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Deviation of each film's placement among the other class from the mean placement, over the films of its class.
+
+    positive (N,) bool, scores (S, N) → positives' (S, n₁) and negatives' (S, n₀); their products sum to variances.
+    """
+    ones = np.stack([_placed(row[positive], row[~positive]) for row in scores])
+    zeros = np.stack([1 - _placed(row[~positive], row[positive]) for row in scores])
+    return tuple((part - part.mean(1, keepdims=True)) / part.shape[1] for part in (ones, zeros))
+
+
+def _placed(these: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each score of ``these`` the share of ``others`` below it, ties half."""
+    ranked = np.sort(others)
+    return (np.searchsorted(ranked, these, "left") + np.searchsorted(ranked, these, "right")) / 2 / len(ranked)
 
 
 def _summed(parts: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
-    """Deviations of one class's components from their mean, summed by group and over the films: (S, n_groups)."""
-    centred = parts - parts.mean(1, keepdims=True)
-    return np.stack([np.bincount(groups, row, minlength=n_groups) for row in centred]) / parts.shape[1]
+    """Sums of one class's deviations (S, n) by group: (S, n_groups)."""
+    return np.stack([np.bincount(groups, row, minlength=n_groups) for row in parts])
 
 
-def _spread(summed: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """One class's share of the covariance, with the small-sample n / (n − 1) over its n groups."""
-    n = len(np.unique(groups))
-    return summed @ summed.T * n / (n - 1)
+def _variance(deviations: np.ndarray, n: int) -> np.ndarray:
+    """One class's share of the covariance, with the small-sample n / (n − 1) over its n films or patients."""
+    return deviations @ deviations.T * n / (n - 1) if n > 1 else np.full((len(deviations),) * 2, np.nan)
