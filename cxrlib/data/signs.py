@@ -57,7 +57,6 @@ RESHAPE: dict[str, Callable[[Anatomy, np.random.Generator], Anatomy]] = {
 def atelectasis(chest: Chest, rng: np.random.Generator) -> Covers:
     """Plate-like bands above the diaphragm, or a dense triangle of a collapsed lower lobe (Fleischner; Felson)."""
     side = int(rng.integers(2))  # the first draw, so the side is that of lose_volume
-    rng.uniform(size=2)
     body, sign = chest.body, (-1, 1)[side]
     if rng.random() < 0.35:
         edge = 0.3 + 0.85 * (chest.height[side] - 0.42)

@@ -221,3 +221,19 @@ def test_default_is_made_once(monkeypatch):
     monkeypatch.setattr(phantom, "write", None)
     assert phantom.default() == folder
     assert files(folder) == before
+
+
+def test_two_processes_may_make_the_default_at_once(monkeypatch):
+    monkeypatch.setattr(phantom, "DEFAULT", phantom.DEFAULT | {"images": 4, "size": 32})
+    fill, raced = phantom._fill, []
+
+    def lose_the_race(folder, films, **settings):
+        fill(folder, films, **settings)
+        if not raced:
+            raced.append(True)
+            phantom.default()
+
+    monkeypatch.setattr(phantom, "_fill", lose_the_race)
+    folder = phantom.default()
+    assert len(records.read(folder)) == 4
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
