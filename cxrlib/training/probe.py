@@ -37,7 +37,7 @@ def features(model: network.Network, batches: Batches) -> Features:
     return Features(torch.cat(values), torch.cat(answers))
 
 
-def head(seen: Features, loss: Loss, *, decay: float = 1e-3, iterations: int = 200) -> nn.Module:
+def head(seen: Features, loss: Loss, *, decay: float = 1e-3, iterations: int = 100) -> nn.Module:
     """The head that minimises ``loss`` plus ``decay`` times the squared weights, by L-BFGS from zero; no randomness.
 
     Features are standardised by the training films' mean and deviation, which the returned module carries with it:

@@ -1,0 +1,46 @@
+"""Films to look at: one of each finding, with its radiologist's box where there is one."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from cxrlib import theme
+from cxrlib.data import images, records
+from cxrlib.evaluation import plots
+from cxrlib.labels import FINDINGS
+
+
+def one_of_each(films: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
+    """For each finding that is there, the film that shows it plainest; a column ``shown`` names the finding.
+
+    Films with a box of the finding come first, then those with the fewest other findings.
+    """
+    boxed = set(zip(boxes["image"], boxes["finding"], strict=True))
+    several = records.label_matrix(films).sum(1)
+    chosen = []
+    for finding in FINDINGS:
+        there = films.assign(shown=finding, several=several)[films[finding] == 1]
+        if len(there):
+            unboxed = [(image, finding) not in boxed for image in there["image"]]
+            chosen.append(there.assign(unboxed=unboxed).sort_values(["unboxed", "several"], kind="stable").head(1))
+    empty = films.head(0).assign(shown="")
+    return pd.concat(chosen).drop(columns=["several", "unboxed"]) if chosen else empty
+
+
+def show(examples: pd.DataFrame, boxes: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+    """Draw the films of ``one_of_each`` from their files, a box around the finding where there is one."""
+    pictures = [images.read(path) for path in examples["path"]]
+    plots.films(pictures, [theme.name(finding) for finding in examples["shown"]], axes)
+    for ax, picture, row in zip(np.ravel(axes), pictures, examples.itertuples(), strict=False):
+        own = boxes[(boxes["image"] == row.image) & (boxes["finding"] == row.shown)]
+        outline(records.scale_boxes(own, picture.shape[1], picture.shape[0]), ax)
+    return axes
+
+
+def outline(boxes: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw boxes given in the pixels of the film that the axes show."""
+    for box in boxes.itertuples():
+        ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec="white", lw=2.4))
+        ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec=theme.RUN_COLOURS[1], lw=1.2))
+    return ax

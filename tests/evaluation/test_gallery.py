@@ -1,0 +1,42 @@
+import matplotlib.pyplot as plt
+import pytest
+
+from cxrlib.data import records
+from cxrlib.evaluation import gallery
+from cxrlib.labels import FINDINGS
+
+
+@pytest.fixture
+def films(tiny_phantom):
+    return records.read(tiny_phantom), records.read_boxes(tiny_phantom)
+
+
+def test_each_finding_is_shown_once_on_a_film_that_has_it(films):
+    examples = gallery.one_of_each(*films)
+    assert list(examples["shown"]) == list(FINDINGS)
+    assert all(row[row["shown"]] == 1 for _, row in examples.iterrows())
+
+
+def test_a_film_with_the_findings_box_is_preferred(films):
+    rows, boxes = films
+    examples = gallery.one_of_each(rows, boxes).set_index("shown")
+    for finding, own in boxes.groupby("finding"):
+        assert examples.loc[finding, "image"] in set(own["image"])
+
+
+def test_the_box_is_drawn_in_the_films_own_pixels(films):
+    rows, boxes = films
+    examples = gallery.one_of_each(rows, boxes)
+    boxed = examples[examples["shown"].isin(boxes["finding"])].head(1)
+    fig, axes = plt.subplots(1, 1, squeeze=False)
+    gallery.show(boxed, boxes, axes)
+    box = boxes[(boxes["image"] == boxed["image"].item()) & (boxes["finding"] == boxed["shown"].item())].iloc[0]
+    drawn = axes[0, 0].patches[-1]
+    assert drawn.get_x() == pytest.approx(box["x"] * 64 / 1024)
+    assert drawn.get_height() == pytest.approx(box["h"] * 64 / 1024)
+    plt.close(fig)
+
+
+def test_no_films_no_examples(films):
+    rows, boxes = films
+    assert gallery.one_of_each(rows.head(0), boxes).empty
