@@ -35,10 +35,14 @@ def few_real(nih_1k, tmp_path):
 
 
 def check(films, monkeypatch):
-    """Run the chain on the films, look at what it left, and run it again."""
+    """Run a chain of two stages on the films, look at what it left, and run it again.
+
+    Two, since ``test_nbval`` executes all notebooks, and what one stage hands to the next is the same for every stage.
+    """
+    chosen = {"stages": [1, 2], "exploration": False, "console": Console(file=io.StringIO())}
     monkeypatch.setattr(record, "code_version", lambda: "")  # the code may be edited while the tests run
     home = paths.Run("small")
-    report = pipeline.run("small", {"data": str(films), **SMALL}, console=Console(file=io.StringIO()))
+    report = pipeline.run("small", {"data": str(films), **SMALL}, **chosen)
     table = pd.read_csv(home.tables / "auc_test.csv")
     assert list(table["finding"]) == [*FINDINGS, "No Finding", "mean of 14"]
     assert 0 < table["auc"].iloc[-1] < 1
@@ -48,9 +52,9 @@ def check(films, monkeypatch):
     before = {
         file: file.stat().st_mtime_ns for file in home.root.rglob("*") if file.suffix in (".safetensors", ".ipynb")
     }
-    assert len([file for file in before if file.suffix == ".ipynb"]) >= 7
-    assert {file.parent.name for file in before if file.suffix == ".safetensors"} == {f"stage{k}" for k in range(1, 6)}
-    pipeline.run("small", console=Console(file=io.StringIO()))
+    assert len([file for file in before if file.suffix == ".ipynb"]) == 3
+    assert {file.parent.name for file in before if file.suffix == ".safetensors"} == {"stage1", "stage2"}
+    pipeline.run("small", **chosen)
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 

@@ -4,6 +4,7 @@ Each notebook is executed into ``outputs/<run>/notebooks/``. One that is unchang
 there is not executed again: the same call twice does nothing the second time, and a call after a failure goes on there.
 """
 
+import logging
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def run(
     films = data(str(asked.get("data", "")), console)
     record.check_same_films(before, films)
     parameters = settings.common(books, asked)
-    console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), highlight=False, markup=False)
+    console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False)
     with provenance.only_one(home.root), _board(home, chosen, console) as board:
         kept = record.opened(before, asked, parameters, films)
         code, ran = record.code_version(), 0
@@ -168,6 +169,8 @@ def _papermill(book: Path, output: Path, share: Mapping[str, Scalar], watch: Cal
 
     from cxrlib.workbook import kernel
 
+    for talker in ("papermill", "asyncio"):  # what they say of a kernel that was stopped helps nobody
+        logging.getLogger(talker).setLevel(logging.CRITICAL)
     at = [0]
 
     def seen(cell_index: int, **_: Any) -> None:
