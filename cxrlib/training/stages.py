@@ -179,8 +179,8 @@ def _scratch() -> tuple[Stage, ...]:
             number=1,
             groups=GROUPS,
             lr=1e-3,
-            epochs=4,
-            warmup=0.3,
+            epochs=5,
+            warmup=0.25,
             purpose="learn to see films at all, one cycle",
             **common,
         ),
@@ -191,7 +191,7 @@ def _scratch() -> tuple[Stage, ...]:
         Stage(
             number=4, groups=HEAD, lr=1e-3, epochs=2, purpose="settle the head on features that stand still", **still
         ),
-        Stage(number=5, groups=GROUPS, lr=1e-4, epochs=2, warmup=0.1, purpose="bring all into tune again", **common),
+        Stage(number=5, groups=GROUPS, lr=1e-4, epochs=1, warmup=0.1, purpose="bring all into tune again", **common),
     )
 
 
