@@ -6,8 +6,8 @@ function of (seed, epoch, position), and the state holds the rest.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,34 +88,13 @@ def fit(
     with (
         provenance.only_one(folder),
         hardware.interrupts() as signalled,
-        _own_randomness(seed, at),
-        _given_back(model),
+        state.own_randomness(seed, at),
+        optim.given_back(model),
         hardware.memory_of(at, f"stage {recipe.number}", train.batch_size),
         Progress(folder, recipe, len(train), shown=progress) as shown,
     ):
         files = StageFolder(folder, recipe, line, who, start, data)
         return _Training(model, train, val, loss, recipe, score, files, shown, signalled, at).run()
-
-
-@contextmanager
-def _own_randomness(seed: int, at: torch.device) -> Iterator[None]:
-    """Random generators of this training's own, for networks that draw; the process's are as before afterwards."""
-    with torch.random.fork_rng(devices=[at] if at.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if at.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _given_back(model: network.Network) -> Iterator[None]:
-    """Give the network its weights back where training ends in an error or is stopped."""
-    given = {name: value.clone() for name, value in optim.learned(model).items()}
-    try:
-        yield
-    except BaseException:
-        optim.fill(model, given)
-        raise
 
 
 class _SignalError(Exception):

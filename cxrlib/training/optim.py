@@ -75,6 +75,17 @@ def learned(model: network.Network) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if network.group_of(name) in model.trainable}
 
 
+@contextmanager
+def given_back(model: network.Network) -> Iterator[None]:
+    """Give the network its weights back where the block ends in an error or is stopped."""
+    given = {name: value.clone() for name, value in learned(model).items()}
+    try:
+        yield
+    except BaseException:
+        fill(model, given)
+        raise
+
+
 class Average:
     """Exponential moving average of what training changes, BatchNorm statistics included.
 
