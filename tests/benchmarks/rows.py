@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import cv2
-import torch
-
 from cxrlib import paths
+
+# torch and cv2 are imported where they are used: processes that a bench starts import this file too.
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ def spread(values: list[float]) -> float:
 
 
 def machine() -> str:
+    import torch
+
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return f"{torch.backends.cpu.get_cpu_capability()} {platform.machine()}, torch {torch.__version__}{load}"
 
@@ -75,6 +76,9 @@ def machine() -> str:
 @contextmanager
 def one_core() -> Iterator[None]:
     """One processor core and one thread for everything inside."""
+    import cv2
+    import torch
+
     cores, threads, cv_threads = os.sched_getaffinity(0), torch.get_num_threads(), cv2.getNumThreads()
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
