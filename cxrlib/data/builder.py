@@ -53,6 +53,8 @@ def sources(films: pd.DataFrame, *, allow_missing: bool) -> Sources:
         names.append(name)
         files.append(path)
         stamps.append((status.st_size, status.st_mtime_ns))
+    if not names:
+        raise UserError(f"none of the {len(films)} films is there any more, first {films['path'].iloc[0]}")
     return Sources(names, files, stamps)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import samples
 
-from cxrlib.data import builder, chunks, images, pool, records, store
+from cxrlib.data import builder, chunks, images, pool, records, splits, store
 from cxrlib.errors import UserError
 
 
@@ -185,6 +185,28 @@ def test_a_film_gone_since_the_folder_was_read(films, tmp_path):
     with pytest.raises(UserError, match=films["image"][0]):
         build(films, tmp_path / "store")
     assert len(build(films, tmp_path / "store", allow_missing=True).names) == 39
+
+
+def test_all_films_gone_since_the_folder_was_read(films, tmp_path):
+    for path in films["path"]:
+        os.unlink(path)  # noqa: PTH108
+    with pytest.raises(UserError, match="none of the 40 films"):
+        build(films, tmp_path / "store", allow_missing=True)
+
+
+def test_what_is_left_out_stays_named_through_the_split(films, tmp_path):
+    """The order of a run with --allow-missing: read, build, keep what the store holds, split."""
+    folder = tmp_path / "nih"
+    listed = films["patient"] > 12
+    (folder / splits.TEST_LIST).write_text("\n".join(films["image"][listed]))
+    os.unlink(films["path"][1])  # noqa: PTH108
+    spoil(films["path"][39])
+    read = records.read(folder, allow_missing=True)
+    left = build(read, tmp_path / "store", allow_missing=True).present(read)
+    parts = splits.make(left, folder)
+    assert left.attrs["missing"] == [films["image"][1], films["image"][39]]
+    assert len(parts.test) == listed.sum() - 1
+    assert len(parts.train) + len(parts.val) == (~listed).sum() - 1
 
 
 def test_killed_at_any_moment_it_ends_the_same(films, tmp_path):
