@@ -77,11 +77,11 @@ def data(folder: str, console: Console | None = None) -> dict[str, Any]:
     "" means the phantom set, which is drawn now if it is not there yet. Raises UserError for a folder that is absent or
     has a fault in its CSV or its lists.
     """
-    from cxrlib.data import phantom, records, splits  # pandas takes a while; a wrong setting should be told at once
+    from cxrlib.data import records, splits  # pandas takes a while; a wrong setting should be told at once
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
-    found = Path(folder) if folder else phantom.default()
+    found = Path(folder) if folder else _phantoms()
     films = records.read(found)
     return {
         "folder": folder,
@@ -90,6 +90,12 @@ def data(folder: str, console: Console | None = None) -> dict[str, Any]:
         "source": splits.make(films, found).source,
         "fingerprint": records.fingerprint(films),
     }
+
+
+def _phantoms() -> Path:
+    from cxrlib.data import phantom  # SciPy, which a run on real films does without
+
+    return phantom.default()
 
 
 def _asked(name: str, before: Mapping, given: Mapping[str, Scalar], base: Mapping[str, Scalar]) -> dict[str, Scalar]:
