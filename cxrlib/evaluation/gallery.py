@@ -1,5 +1,7 @@
 """Films to look at: one of each finding, with its radiologist's box where there is one."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -44,3 +46,21 @@ def outline(boxes: pd.DataFrame, ax: Axes) -> Axes:
         ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec="white", lw=2.4))
         ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec=theme.RUN_COLOURS[1], lw=1.2))
     return ax
+
+
+def show_maps(
+    pictures: np.ndarray, heat: np.ndarray, boxes: np.ndarray, captions: Sequence[str], axes: np.ndarray
+) -> np.ndarray:
+    """Draw films with what a heat map points out on them and where the boxes are.
+
+    pictures (T, S, S) uint8, heat (T, S, S) from 0 to 1, boxes (T, S, S) bool. The region above half of the maximum is
+    tinted, the maximum is a cross, the box a white line: shapes, so that it can be read without colour.
+    """
+    plots.films(pictures, captions, axes)
+    for ax, map_, box in zip(np.ravel(axes), heat, boxes, strict=False):
+        ax.imshow(np.ones_like(map_), cmap="autumn", vmin=0, vmax=1, alpha=0.45 * (map_ >= 0.5 * map_.max()))
+        ax.contour(box, [0.5], colors="white", linewidths=1.6)
+        down, right = np.unravel_index(np.argmax(map_), map_.shape)
+        ax.plot(right, down, "+", color="white", ms=9, mew=3)
+        ax.plot(right, down, "+", color=theme.INK, ms=8, mew=1.4)
+    return axes

@@ -21,7 +21,10 @@ CAPTIONS = {
     "reliability": ("Calibration", "Predicted against observed frequency, before and after calibration."),
     "thresholds": ("Thresholds", "Chosen on the validation part, applied to the test part."),
     "subgroups": ("On whom it fails", "AUC by sex, age and view, with intervals and numbers."),
-    "localisation": ("Where it looks", "Heat maps beside the radiologists' boxes."),
+    "view_shortcut": ("Does it read the view?", "AUC over all films beside AUC within AP and within PA films."),
+    "localisation": ("Where it looks", "How often a heat map's maximum lies in the box, beside two controls."),
+    "hits_and_misses": ("Hits and misses", "White: the box. Tinted: where it looks. Above hits, below misses."),
+    "second_opinion": ("A second opinion", "The same films by Grad-CAM, above, and by occlusion, below."),
     "published": ("Beside published results", "Official split only."),
     "prevalence": ("How common each finding is", "Share of films, part by part."),
     "co_occurrence": (

@@ -1,4 +1,5 @@
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from cxrlib.data import records
@@ -40,3 +41,15 @@ def test_the_box_is_drawn_in_the_films_own_pixels(films):
 def test_no_films_no_examples(films):
     rows, boxes = films
     assert gallery.one_of_each(rows.head(0), boxes).empty
+
+
+def test_the_cross_is_at_the_maps_maximum():
+    heat = np.zeros((1, 16, 16))
+    heat[0, 3, 12] = 1
+    box = np.zeros((1, 16, 16), bool)
+    box[0, 2:6, 10:14] = True
+    fig, axes = plt.subplots(1, 1, squeeze=False)
+    gallery.show_maps(np.full((1, 16, 16), 90, np.uint8), heat, box, ["Mass"], axes)
+    crosses = [line for line in axes[0, 0].lines if line.get_marker() == "+"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses] == [(12, 3)] * 2
+    plt.close(fig)

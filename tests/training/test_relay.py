@@ -12,7 +12,7 @@ def test_only_the_first_stage_may_start_without_a_checkpoint():
     assert relay.parent(run, 1) is None
     with pytest.raises(UserError, match="stage1 holds no finished stage"):
         relay.parent(run, 2)
-    with pytest.raises(UserError, match="no checkpoint 'stage3_0.001_6'"):
+    with pytest.raises(UserError, match=r"no checkpoint 'stage3_0\.001_6'"):
         relay.parent(run, 1, "stage3_0.001_6")
     with pytest.raises(UserError, match="no finished stage"):
         relay.line(run)
