@@ -37,7 +37,7 @@ def few_real(nih_1k, tmp_path):
 def check(films, monkeypatch):
     """Run a chain of two stages on the films, look at what it left, and run it again.
 
-    Two, since ``test_nbval`` executes all notebooks, and what one stage hands to the next is the same for every stage.
+    Two stages, since ``test_nbval`` executes all notebooks, and what one stage hands to the next is always the same.
     """
     chosen = {"stages": [1, 2], "exploration": False, "console": Console(file=io.StringIO())}
     monkeypatch.setattr(record, "code_version", lambda: "")  # the code may be edited while the tests run
@@ -52,7 +52,7 @@ def check(films, monkeypatch):
     before = {
         file: file.stat().st_mtime_ns for file in home.root.rglob("*") if file.suffix in (".safetensors", ".ipynb")
     }
-    assert len([file for file in before if file.suffix == ".ipynb"]) == 3
+    assert len([file for file in before if file.suffix == ".ipynb"]) == 4
     assert {file.parent.name for file in before if file.suffix == ".safetensors"} == {"stage1", "stage2"}
     pipeline.run("small", **chosen)
     assert before == {file: file.stat().st_mtime_ns for file in before}

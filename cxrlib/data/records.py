@@ -125,7 +125,7 @@ def read_boxes(folder: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -
     names = ["image", "finding", "x", "y", "w", "h"]
     if not found:
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
-    raw = tables.cells(found[0])
+    raw = tables.cells(found[0], rows=False)  # a list without boxes is a list
     if raw.shape[1] < len(names):
         raise UserError(f"{found[0]}: needs Image Index, Finding Label and four columns of the box in its header")
     boxes = raw.iloc[:, : len(names)].set_axis(names, axis=1)

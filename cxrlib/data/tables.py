@@ -23,8 +23,11 @@ _AGE = r"(?P<number>\d{1,4})(?:\.0+)?(?P<unit>[YMD]?)"
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
-def cells(csv: Path) -> pd.DataFrame:
-    """All cells as text; the index is the line number less 2. Blank lines are dropped."""
+def cells(csv: Path, *, rows: bool = True) -> pd.DataFrame:
+    """All cells as text; the index is the line number less 2. Blank lines are dropped.
+
+    Raises UserError where it is no readable CSV or, with ``rows``, has none.
+    """
     try:
         table = pd.read_csv(
             csv,
@@ -44,7 +47,7 @@ def cells(csv: Path) -> pd.DataFrame:
         raise UserError(f"{csv} cannot be read ({error}); download it again") from None
     table = table.fillna("")
     table = table[(table.iloc[:, 0] != "") | (table.iloc[:, 1:] != "").any(axis=1)]
-    if table.empty:
+    if rows and table.empty:
         raise UserError(f"{csv} has a header and no rows; download it again")
     return table
 

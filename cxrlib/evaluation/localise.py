@@ -56,6 +56,8 @@ def maps(
         raise UserError(f"method {method!r} is unknown; choose {' or '.join(METHODS)}")
     if len(images) != len(columns):
         raise UserError(f"{len(images)} films and {len(columns)} labels; give one label per film")
+    if len(images) == 0:
+        return np.empty((0, *images.shape[-2:]), np.float32)
     device, wanted = next(model.parameters()).device, torch.as_tensor(np.asarray(columns, np.int64))
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -66,7 +68,7 @@ def maps(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat(found).numpy() if found else np.empty((0, *images.shape[-2:]), np.float32)
+    return torch.cat(found).numpy()
 
 
 def forgetful(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from cxrlib import labels, paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.training import tensors
+from cxrlib.training import origin, tensors
 from cxrlib.training.stages import Stage
 
 FORMAT = 1
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
 SUFFIX = ".safetensors"
-NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "patients", "ancestors")
+NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "patients", "ancestors", "origin")
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,15 @@ class Lineage:
     """Where a stage starts: what its checkpoints say of their past.
 
     ``weights`` are the initial weights' name at the head of the line · ``epochs_so_far`` before the stage ·
-    ``ancestors`` from the oldest to the parent · ``patients`` trained on, by the ancestors and by the stage.
+    ``ancestors`` from the oldest to the parent · ``patients`` trained on, by the ancestors and by the stage ·
+    ``origin`` what the initial weights had seen, "unknown" where nobody says.
     """
 
     weights: str
     epochs_so_far: int
     ancestors: tuple[dict[str, Any], ...]
     patients: np.ndarray
+    origin: str = "nothing"
 
     @property
     def parent(self) -> dict[str, Any] | None:
@@ -66,10 +68,11 @@ def lineage(parent: Path | None, weights: str, films: pd.DataFrame) -> Lineage:
     """
     own = np.unique(films["patient"].to_numpy(np.int64))
     if parent is None:
-        return Lineage(weights, 0, (), own)
+        began, before = origin.films_of(weights)
+        return Lineage(weights, 0, (), np.union1d(before, own), began)
     meta = read_meta(parent)
     seen = np.union1d(patients(meta), own)
-    return Lineage(meta["weights"], meta["epochs_so_far"], (*meta["ancestors"], _ancestor(meta)), seen)
+    return Lineage(meta["weights"], meta["epochs_so_far"], (*meta["ancestors"], _ancestor(meta)), seen, meta["origin"])
 
 
 def name(stage: int, lr: float, epochs_so_far: int) -> str:
@@ -107,6 +110,7 @@ def save(
         "epochs_so_far": so_far,
         "parent": parent,
         "weights": line.weights,
+        "origin": line.origin,
         "metrics": metrics,
         "data": data,
         "fingerprint": fingerprint,

@@ -53,6 +53,7 @@ def card(path: Path) -> pd.DataFrame:
         "epochs so far": meta["epochs_so_far"],
         "mean validation AUC": meta["metrics"].get("val_auc"),
         "patients seen, with all ancestors": len(checkpoint.patients(meta)),
+        "initial weights had seen": meta["origin"],
         "sha256": meta["sha256"][:16],
     }
     return pd.Series(shown, name="", dtype=object).to_frame()

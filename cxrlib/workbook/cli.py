@@ -38,6 +38,7 @@ def run(
     loss: flags.Loss = "",
     epochs: flags.Epochs = None,
     parameter: flags.Parameter = None,
+    allow_missing: flags.AllowMissing = False,
     again: flags.Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
@@ -49,7 +50,8 @@ def run(
     """
     from cxrlib.workbook import pipeline, settings
 
-    asked = flags.given(data, schedule, size, batch_size, weights, seed) | flags.of_stage("", None, epochs, loss)
+    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing)
+    asked |= flags.of_stage("", None, epochs, loss)
     asked |= settings.parse(parameter or [])
     _done(pipeline.run(run or (REAL if data else DEMO), asked, again=again))
 
@@ -70,6 +72,7 @@ def train(
     weights: flags.Weights = "",
     seed: flags.Seed = None,
     parameter: flags.Parameter = None,
+    allow_missing: flags.AllowMissing = False,
     again: flags.Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Takes the original's flags as they were.
@@ -85,7 +88,8 @@ def train(
 
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
-    asked = flags.given(data, schedule, size, batch_size, weights, seed) | settings.parse(parameter or [])
+    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing)
+    asked |= settings.parse(parameter or [])
     asked |= flags.of_stage(f"stage{stage}.", lr, epochs, loss)
     once = {f"stage{stage}.ckpt": ckpt} if ckpt else {}
     name = run or (ORIGINAL if data else DEMO)
@@ -101,6 +105,7 @@ def evaluate(
     size: flags.Size = None,
     batch_size: flags.BatchSize = None,
     parameter: flags.Parameter = None,
+    allow_missing: flags.AllowMissing = False,
     again: flags.Again = False,
 ) -> None:
     """Evaluate a checkpoint on the test part: execute 06_evaluation. Without --ckpt the best of the last stage.
@@ -109,7 +114,7 @@ def evaluate(
     """
     from cxrlib.workbook import pipeline, settings
 
-    asked = flags.given(data, "", size, batch_size, "", None) | settings.parse(parameter or [])
+    asked = flags.given(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {"evaluation.ckpt": ckpt} if ckpt else {}
     _done(pipeline.run(name, asked, once=once, base=settings.SEED, stages=[], exploration=False, again=again))
@@ -155,7 +160,7 @@ def store(
     folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
     size: Annotated[int, typer.Option("--size", min=8, help="Side in pixels.")] = 224,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that decode.")] = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without films that fail.")] = False,
+    allow_missing: flags.AllowMissing = False,
 ) -> None:
     """Decode every film once into a memory map, as a run does at its start. Goes on where it was interrupted.
 

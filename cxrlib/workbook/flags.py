@@ -27,10 +27,21 @@ Parameter = Annotated[
     ),
 ]
 Again = Annotated[bool, typer.Option("--again", help="Execute the notebooks even where nothing has changed.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
+]
 Checkpoint = Annotated[str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file.")]
 
 
-def given(data: str, schedule: str, size: int | None, batch_size: int | None, weights: str, seed: int | None) -> dict:
+def given(
+    data: str,
+    schedule: str,
+    size: int | None,
+    batch_size: int | None,
+    weights: str,
+    seed: int | None,
+    allow_missing: bool = False,
+) -> dict:
     """The settings that were given, under their names as notebook parameters; those not given are left out."""
     for name, value in (("size", size), ("batch_size", batch_size)):
         if value is not None and value < 1:
@@ -42,6 +53,7 @@ def given(data: str, schedule: str, size: int | None, batch_size: int | None, we
         "size": size,
         "batch_size": batch_size,
         "seed": seed,
+        "allow_missing": allow_missing or None,
     }
     return {name: value for name, value in named.items() if value not in ("", None)}
 

@@ -50,7 +50,9 @@ def run(
     books = settings.chain(folder)
     shares = settings.share(books, {**asked, **settings.located(once or {})})
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
-    films = data(str(asked.get("data", "")), console)
+    films = data(
+        str(asked.get("data", "")), console, known=bool(before), allow_missing=bool(asked.get("allow_missing", False))
+    )
     record.check_same_films(before, films)
     parameters = settings.common(books, asked)
     console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False)
@@ -71,24 +73,31 @@ def run(
     return home.report
 
 
-def data(folder: str, console: Console | None = None) -> dict[str, Any]:
+def data(
+    folder: str, console: Console | None = None, *, known: bool = False, allow_missing: bool = False
+) -> dict[str, Any]:
     """Read the films' records and say what they are: folder, numbers of films and patients, split, fingerprint.
 
-    "" means the phantom set, which is drawn now if it is not there yet. Raises UserError for a folder that is absent or
-    has a fault in its CSV or its lists.
+    "" means the phantom set, which is drawn now if it is not there yet. A folder that no earlier call of the run has
+    ``known`` is checked first, without decoding its films. With ``allow_missing`` absent films are left out, and named.
+    Raises UserError for a folder that is absent or not fit for a run.
     """
-    from cxrlib.data import records, splits  # pandas takes a while; a wrong setting should be told at once
+    from cxrlib.data import check, records, splits  # pandas takes a while; a wrong setting should be told at once
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
     found = Path(folder) if folder else _phantoms()
-    films = records.read(found)
+    if not known:
+        check.folder(found, fast=True, progress=False).require(allow_missing=allow_missing)
+    films = records.read(found, allow_missing=allow_missing)
+    absent = films.attrs.get("missing", [])
     return {
         "folder": folder,
         "films": len(films),
         "patients": int(films["patient"].nunique()),
         "source": splits.make(films, found).source,
         "fingerprint": records.fingerprint(films),
+        **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
 
 

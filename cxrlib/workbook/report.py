@@ -56,6 +56,8 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "record": record,
         "asked": asked,
         "facts": _facts(record, asked, data, stages),
+        "contaminated": _contaminated(data),
+        "left_out": record.get("data", {}).get("left_out", {}).get("films", 0),
         "phantom": bool(record) and not asked.get("data"),
         "mean": next((row for row in findings if row["finding"] == MEAN), None),
         "findings": [row for row in findings if row["finding"] != MEAN],
@@ -206,6 +208,13 @@ def _facts(record: dict, asked: dict, data: pd.DataFrame | None, stages: pd.Data
         ("Time", f"{progress.clock(seconds)} for the notebooks, {record.get('updated', '')[:10]}" if seconds else ""),
     ]
     return [(name, answer or "not recorded") for name, answer in answers]
+
+
+def _contaminated(data: pd.DataFrame | None) -> int:
+    """Patients of the test part that the network was trained on, where that was knowingly allowed."""
+    if data is None or "seen_in_training" not in data:
+        return 0
+    return int(data["seen_in_training"].fillna(0).max())
 
 
 def _lineage(home: paths.Run, notes: list[str]) -> list[dict[str, Any]]:

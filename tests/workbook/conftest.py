@@ -42,7 +42,7 @@ def chain(tmp_path, monkeypatch) -> Path:
     write(folder / "06_evaluation.ipynb", COMMON + '\nckpt = ""', HOME, EVALUATE)
     monkeypatch.setenv("CXR_PROJECT", str(folder.parent))
     films = {"films": 4, "patients": 2, "fingerprint": "f" * 16}
-    monkeypatch.setattr(pipeline, "data", lambda data, console=None: {"folder": data, **films})
+    monkeypatch.setattr(pipeline, "data", lambda data, console=None, **_: {"folder": data, **films})
     monkeypatch.setattr(record, "code_version", lambda: "c" * 16)  # the code may be edited while tests run
     return folder
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 
 import nbformat
@@ -144,6 +145,19 @@ def test_a_run_is_not_continued_on_other_films(chain, log):
     paths.write_json(HERE.run_json, {"run": "demo", "settings": {}, "data": old, "notebooks": {}})
     with pytest.raises(UserError, match="made on other films: 9 in /films"):
         pipeline.run("demo", console=log)
+
+
+def test_an_unfit_folder_is_refused_before_anything_starts_unless_told_to_go_on(tmp_path, tiny_phantom):
+    films = tmp_path / "films"
+    shutil.copytree(tiny_phantom, films)
+    lost = sorted((films / "images").glob("*.png"))[:2]
+    for file in lost:
+        file.unlink()
+    with pytest.raises(UserError, match=r"2 films of the table absent.*cxr check"):
+        pipeline.data(str(films))
+    found = pipeline.data(str(films), allow_missing=True)
+    assert found["films"] == 94
+    assert found["left_out"] == {"films": 2, "first": [file.name for file in lost]}
 
 
 def test_films_that_moved_or_grew_are_the_same_run():

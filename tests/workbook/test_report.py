@@ -200,6 +200,22 @@ def test_phantom_films_are_never_taken_for_patients(finished):
     assert "drawn phantom films" in read(finished.name).words
 
 
+def test_a_contaminated_test_is_marked_on_the_first_screen(finished):
+    assert "Contaminated" not in read(finished.name).words
+    parts = pd.read_csv(finished.tables / "data.csv").assign(seen_in_training=[None, None, 12])
+    parts.to_csv(finished.tables / "data.csv", index=False)
+    page = read(finished.name).words
+    assert "trained on 12 of the test patients" in page
+    assert page.index("Contaminated") < page.index("ROC curves")
+
+
+def test_films_left_out_are_counted(finished):
+    record = paths.read_json(finished.run_json)
+    record["data"]["left_out"] = {"films": 1234, "first": ["a.png"]}
+    paths.write_json(finished.run_json, record)
+    assert "1,234 films of the table were absent" in read(finished.name).words
+
+
 def test_a_heavy_svg_gives_way_to_the_png(finished, monkeypatch):
     stem = finished.figures / "pr_test"
     stem.with_suffix(".svg").write_text("<svg/>")
