@@ -179,7 +179,7 @@ def _scratch() -> tuple[Stage, ...]:
             number=1,
             groups=GROUPS,
             lr=1e-3,
-            epochs=5,
+            epochs=4,
             warmup=0.25,
             purpose="learn to see films at all, one cycle",
             **common,
