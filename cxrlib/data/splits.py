@@ -115,7 +115,7 @@ def _official(films: pd.DataFrame, folder: Path) -> tuple[np.ndarray | None, str
     for fault, concerned in contradictions(films, lists):
         if concerned:
             raise UserError(f"{folder}: {len(concerned)} {fault}, first {concerned[0]}; download the lists again")
-    return _sides(films, lists)[1], f"official lists of {folder} ({' and '.join(lists)})"
+    return _sides(films, lists)[1], f"official lists of {folder.name} ({' and '.join(lists)})"
 
 
 def _sides(films: pd.DataFrame, lists: dict[str, pd.Index]) -> tuple[np.ndarray, np.ndarray]:
