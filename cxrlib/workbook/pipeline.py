@@ -87,6 +87,7 @@ def data(
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
     found = Path(folder) if folder else _phantoms()
+    records.find_table(found)  # a wrong folder is told as such, and not as a folder with faults
     if not known:
         check.folder(found, fast=True, progress=False).require(allow_missing=allow_missing)
     films = records.read(found, allow_missing=allow_missing)
