@@ -1,6 +1,5 @@
 """Fixtures of every floor: the real films beside the checkout, a tiny phantom set, an outputs folder of its own."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +51,3 @@ def tiny_phantom(tmp_path_factory) -> Path:
     from cxrlib.data import phantom
 
     return phantom.write(tmp_path_factory.mktemp("phantom") / "tiny", images=96, size=64, seed=1)
-
-
-os.environ.setdefault("OMP_NUM_THREADS", "2")
