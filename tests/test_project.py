@@ -80,7 +80,9 @@ def test_help_answers_at_once():
 
 
 def test_make_help_names_every_target():
-    shown = subprocess.run(["make", "--no-print-directory", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
     phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
     assert sorted(line.split()[1] for line in shown.splitlines()) == sorted(phony)
 
