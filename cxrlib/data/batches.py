@@ -85,9 +85,13 @@ class Batches:
     """Batches of films, epoch by epoch, from a store.
 
     Without ``shuffle`` films come in their order and nothing is left out. With it each epoch draws its order, and
-    with ``cap`` its films too: at most so many per class, every Hernia kept. Process ``rank`` of ``world`` gets its
-    share of every batch; all get the same number of batches. No batch of a shuffled epoch holds a single film (where
-    the films allow it), since BatchNorm cannot train on one: it joins the batch before.
+    with ``cap`` its films too: at most so many per class, every Hernia kept. ``batch_size`` counts the films of all
+    processes together: process ``rank`` of ``world`` gets its share of every batch, so that the same films make a step
+    however many processes there are. Each share of a shuffled epoch holds two films or more (where the films allow
+    it), since BatchNorm cannot train on one: a smaller rest joins the batch before.
+
+    ``views`` 0 varies a film anew in every epoch; k gives each film k fixed variants, epoch e showing number e mod k,
+    so that what frozen layers make of them can be remembered.
     """
 
     def __init__(
@@ -100,16 +104,19 @@ class Batches:
         shuffle: bool = False,
         augment: Augment | None = None,
         cap: int = 0,
+        views: int = 0,
         device: str | torch.device = "cpu",
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world or cap < 0:
-            raise UserError(f"batch_size {batch_size}, cap {cap}, rank {rank} of {world}: give a size of 1 or more")
+        if batch_size < 1 or not 0 <= rank < world or cap < 0 or views < 0:
+            raise UserError(
+                f"batch_size {batch_size}, cap {cap}, views {views}, rank {rank} of {world}: give a size of 1 or more"
+            )
         if films.empty:
             raise UserError("there are no films to make batches of")
         self.store, self.films, self.batch_size, self.seed = store, films, batch_size, seed
-        self.shuffle, self.augment, self.cap = shuffle, augment or Augment(), cap
+        self.shuffle, self.augment, self.cap, self.views = shuffle, augment or Augment(), cap, views
         self.device, self.rank, self.world = torch.device(device), rank, world
         self._rows = store.rows(films)
         self._labels = records.label_matrix(films)
@@ -120,7 +127,17 @@ class Batches:
 
     def steps(self, epoch: int) -> int:
         """Number of batches of this epoch, the same for every rank."""
-        return len(self._cuts(len(self.order(epoch)))) - 1
+        return len(self.sizes(epoch))
+
+    def sizes(self, epoch: int) -> np.ndarray:
+        """Films in each batch of this epoch, (steps,) int64, all processes together."""
+        return np.diff(self._cuts(len(self.order(epoch))))
+
+    def view(self, epoch: int) -> int | None:
+        """Which of its fixed variants an epoch shows of a film, None where each epoch draws anew."""
+        if self.augment == Augment():
+            return 0
+        return epoch % self.views if self.views else None
 
     def order(self, epoch: int) -> np.ndarray:
         """Rows of the films of this epoch in their order, (n,) int64, before they are shared out among processes."""
@@ -134,7 +151,7 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of this epoch from batch number ``start`` on; always the same for a seed, epoch and number."""
         order = self.order(epoch)
-        table = draws.uniform(len(order), DRAWS, self.seed, epoch)  # (n, DRAWS)
+        table = self._table(epoch, order)
         cuts = self._cuts(len(order))
         jobs = (self._share(cuts[i], cuts[i + 1]) for i in range(start, len(cuts) - 1))
         jobs = ((order[part], table[part]) for part in jobs if len(part))
@@ -143,10 +160,15 @@ class Batches:
         else:
             yield from ahead.ahead(lambda job: self._finish(*self._gather(*job)), jobs)
 
+    def _table(self, epoch: int, order: np.ndarray) -> np.ndarray:
+        """Random numbers for every position of an epoch's order, (n, DRAWS) float32."""
+        if self.views:  # they belong to the film, wherever it comes
+            return draws.uniform(len(self._rows), DRAWS, self.seed, epoch % self.views)[order]
+        return draws.uniform(len(order), DRAWS, self.seed, epoch)
+
     def _cuts(self, films: int) -> np.ndarray:
         """Where the batches of all processes together begin and end in an epoch's order."""
-        together = self.batch_size * self.world
-        cuts = np.append(np.arange(0, films, together), films)
+        cuts = np.append(np.arange(0, films, self.batch_size), films)
         if self.shuffle and len(cuts) > 2 and cuts[-1] - cuts[-2] < 2 * self.world:
             cuts = np.delete(cuts, -2)
         return cuts

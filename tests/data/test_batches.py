@@ -1,5 +1,6 @@
 """Every draw is a function of (seed, epoch, position); every film comes once; what is moved is moved as said."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -71,11 +72,13 @@ def test_every_film_once_an_epoch_over_all_processes(count, size, world, shuffle
     seen = [rows(share, epoch) for share in shares]
     assert sorted(row for share in seen for row in share) == list(range(count))
     lengths = [[len(batch.rows) for batch in share.epoch(epoch)] for share in shares]
-    if shuffle and count >= 2 * world:
+    if shuffle and size >= 2 * world and count >= 2 * world:
         assert len({len(share) for share in lengths}) == 1  # no process waits for another
         assert len(lengths[0]) == len(shares[0])
-        assert size == 1 or min(map(min, lengths)) >= 2
-    assert max(map(max, (share for share in lengths if share))) <= size + 2
+        assert min(map(min, lengths)) >= 2
+    if size >= world:
+        assert [sum(films) for films in itertools.zip_longest(*lengths, fillvalue=0)] == shares[0].sizes(epoch).tolist()
+    assert shares[0].sizes(epoch).max() < size + 2 * world
 
 
 def test_epochs_and_seeds_differ_and_come_again():
@@ -100,9 +103,23 @@ def test_a_film_is_varied_alike_however_the_epoch_is_shared():
     alone = {row: image for batch in make(shuffle=True, augment=how, batch_size=12).epoch(1)
              for row, image in zip(batch.rows.tolist(), batch.images, strict=True)}  # fmt: skip
     for rank in range(3):
-        for batch in make(shuffle=True, augment=how, batch_size=4, rank=rank, world=3).epoch(1):
+        for batch in make(shuffle=True, augment=how, batch_size=12, rank=rank, world=3).epoch(1):
             for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
                 torch.testing.assert_close(image, alone[row], atol=1e-5, rtol=1e-5)
+
+
+def test_a_film_has_as_many_views_as_asked_for_and_each_comes_again_in_its_turn():
+    made = make(shuffle=True, augment=batches.augment("full"), views=2)
+    seen = [
+        {row: image for batch in made.epoch(epoch) for row, image in zip(batch.rows.tolist(), batch.images, strict=True)}
+        for epoch in range(3)
+    ]
+    assert [made.view(epoch) for epoch in range(3)] == [0, 1, 0]
+    for row, image in seen[0].items():
+        torch.testing.assert_close(image, seen[2][row], atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(image, seen[1][row], atol=1e-2)
+    assert make(augment=batches.augment("full")).view(1) is None
+    assert make(views=2).view(1) == 0  # films that are not varied look the same in every epoch
 
 
 def test_batches_are_varied_anew_each_epoch():
@@ -181,7 +198,7 @@ def test_senseless_augmentation_is_refused(wrong):
         batches.augment("heavy")
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"cap": -1}])
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"cap": -1}, {"views": -1}])
 def test_senseless_batches_are_refused(wrong):
     with pytest.raises(UserError):
         make(**wrong)
