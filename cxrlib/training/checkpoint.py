@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cxrlib import labels, paths, provenance
 from cxrlib.errors import UserError
 from cxrlib.training import origin, tensors
-from cxrlib.training.stages import Stage
+from cxrlib.training.recipes import Stage
 
 FORMAT = 1
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"

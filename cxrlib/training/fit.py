@@ -3,12 +3,15 @@
 A finished stage is recognised by its fingerprint and not trained again. An interrupted one goes on from its last
 saved state and ends, on the same CPU machine, with the same bits as an undisturbed one: every draw is a pure
 function of (seed, epoch, position), and the state holds the rest.
+
+As a program it is a stage in a job of several processes: ``accelerate launch -m cxrlib.training.fit --help``.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,17 @@ import pandas as pd
 import torch
 
 from cxrlib import provenance
-from cxrlib.training import checkpoint, hardware, network, optim, record, state, tensors
-from cxrlib.training.folder import StageFolder, check_writable, finished
+from cxrlib.training import board, checkpoint, hardware, meter, network, optim, record, state, steps, tensors
+from cxrlib.training import folder as folders
+from cxrlib.training import team as teams
 from cxrlib.training.frozen import Features
-from cxrlib.training.meter import Meter
-from cxrlib.training.progress import Progress
-from cxrlib.training.stages import Stage
+from cxrlib.training.progress import Progress, Watch
+from cxrlib.training.recipes import Stage
 
 SAVE_EVERY = 300.0
 """Seconds after which the state is saved within an epoch; it is also saved after each epoch."""
+ASK_EVERY = 8
+"""Steps between two agreements of several processes on whether to save or stop; one process asks at every step."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -36,12 +41,13 @@ class Stopped(KeyboardInterrupt):
 class Result:
     """What a stage came to. The network given to ``fit`` holds the best weights.
 
-    ``history`` one row per epoch · ``best`` the checkpoint of the epoch with the highest mean validation AUC over
-    the 14 findings · ``trained`` False where the finished stage was recognised · ``resumed_from`` in words, ""
-    where it began at the beginning.
+    ``history`` one row per epoch · ``batches`` one row per batch, with its loss · ``best`` the checkpoint of the epoch
+    with the highest mean validation AUC over the 14 findings · ``trained`` False where the finished stage was
+    recognised · ``resumed_from`` in words, "" where it began at the beginning.
     """
 
     history: pd.DataFrame
+    batches: pd.DataFrame
     best: Path
     trained: bool
     resumed_from: str = ""
@@ -62,39 +68,42 @@ def fit(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Result:
     """Train a stage as its recipe says, into ``folder``, and leave its best weights in the network.
 
-    ``train`` and ``val`` are ``data.batches.Batches``: films, batch_size, len(), steps(epoch),
-    epoch(number, start).
-    ``score(labels (N, 15) uint8, probabilities (N, 15))`` gives 15 AUCs, NaN where undefined. ``parent`` is the
-    checkpoint whose weights the network holds, None where it holds the initial ``weights``. ``data`` is a
-    fingerprint for the record. The device is chosen late and may be given.
+    ``train`` and ``val`` are ``data.batches.Batches`` of one process; where a launcher has started several, each takes
+    its share of them. ``score(labels (N, 15) uint8, probabilities (N, 15))`` gives 15 AUCs, NaN where undefined.
+    ``parent`` is the checkpoint whose weights the network holds, None where it holds the initial ``weights``. ``data``
+    is a fingerprint for the record. The device is chosen late and may be given. ``watch`` sees it live: ``progress``.
 
     Raises UserError where the folder cannot be written or another process trains in it, where a loss is not
     finite or memory runs out; ``Stopped`` on Ctrl-C, SIGTERM or a notebook's interrupt. The network then holds the
     weights it came with again, so that the same call goes on.
     """
-    folder, at = Path(folder), hardware.device(device)
+    folder, team = Path(folder), teams.of(device)
     network.train_only(model, recipe.groups)
     line = checkpoint.lineage(parent, weights, train.films)
-    who = record.identity(recipe, train, val, loss, line, data=data, seed=seed)
+    carried = folders.moments_hash(parent) if recipe.carry else ""
+    who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, carried=carried)
     start = tensors.sha256(model.state_dict())
-    if best := finished(folder, who, start):
+    if best := team.from_first(lambda: folders.finished(folder, who, start)):
         checkpoint.load_into(model, best)
-        return Result(record.read_history(folder), best, trained=False)
-    check_writable(folder)
-    model.to(at, memory_format=torch.channels_last)
+        return Result(record.read_history(folder), record.read_batches(folder), best, trained=False)
+    team.from_first(lambda: folders.check_writable(folder))
+    model.to(team.device, memory_format=torch.channels_last)
+    train, val = team.share(train), team.share(val)
     with (
-        provenance.only_one(folder),
+        provenance.only_one(folder) if team.first else nullcontext(),
         hardware.interrupts() as signalled,
-        state.own_randomness(seed, at),
+        state.own_randomness(seed, team.device),
         optim.given_back(model),
-        hardware.memory_of(at, f"stage {recipe.number}", train.batch_size),
-        Progress(folder, recipe, len(train), shown=progress) as shown,
+        hardware.memory_of(team.device, f"stage {recipe.number}", train.batch_size),
+        Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=team.first) as shown,
     ):
-        files = StageFolder(folder, recipe, line, who, start, data)
-        return _Training(model, train, val, loss, recipe, score, files, shown, signalled, at).run()
+        files = folders.StageFolder(folder, recipe, line, who, start, data)
+        moments = folders.moments(parent) if carried else {}
+        return _Training(model, train, val, loss, recipe, score, files, shown, signalled, team, moments).run()
 
 
 class _SignalError(Exception):
@@ -111,158 +120,187 @@ class _Training:
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     recipe: Stage
     score: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    files: StageFolder
+    files: folders.StageFolder
     progress: Progress
     signalled: Callable[[], str]
-    device: torch.device
+    team: teams.Team
+    moments: dict[str, torch.Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
+        teams.share_statistics(self.model, self.team)
         self.optimizer = optim.make(self.model, self.recipe)
+        optim.restore(self.optimizer, self.model, self.moments, self.recipe.optimizer)
         self.average = optim.Average(self.model, self.recipe.ema) if self.recipe.ema else None
         batches = [self.train.steps(epoch) for epoch in range(self.recipe.epochs)]
         self.all_steps = sum(-(-number // self.recipe.accumulate) for number in batches)
-        self.seen, self.seen_val = (
-            Features(self.model, part, self.device, pause=self.pause) for part in (self.train, self.val)
-        )
-        self.epoch = self.batch = self.steps = 0
+        self.steps = 0
+        self.step = steps.Step(self.model, self.loss, self.recipe, self.optimizer, self.team)
+        half = hardware.half(self.team.device, self.recipe.precision)
+        how = {"half": half, "compiled": self.recipe.compile, "pause": self.pause, "folder": self.files.folder}
+        self.seen, self.seen_val = (Features(self.model, part, self.team, **how) for part in (self.train, self.val))
+        self.board = board.writer(self.files.folder) if self.team.first else None
+        self.epoch = self.batch = 0
         self.history: list[dict[str, Any]] = []
+        self.losses: list[tuple] = []  # rows of record.BATCH_COLUMNS, of the epochs done
         self.meter = self.new_meter()
 
     def run(self) -> Result:
         resumed_from = self.resume()
         try:
-            while self.epoch < self.recipe.epochs:
+            while not self.over():
                 self.train_epoch()
                 with self.averaged():
                     self.close_epoch(*self.validate())
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.meter = self.new_meter()
-                if self.epoch < self.recipe.epochs:
+                if not self.over():
                     self.save_when_due(0)
         except _SignalError:
-            self.files.save(self.steps, *self.snapshot())
+            self.save()
             raise Stopped(
-                f"stage {self.recipe.number} was stopped by {self.signalled()} in epoch {self.epoch + 1}, batch "
-                f"{self.batch}; its state is saved: run the same cell or command again to go on from there"
+                f"stage {self.recipe.number} was stopped by {self.signalled() or 'a signal'} in epoch "
+                f"{self.epoch + 1}, batch {self.batch}; its state is saved: run the same cell or command again to go "
+                "on from there"
             ) from None
-        best = self.files.finish(self.model, self.history)
+        moments = optim.tensors(self.optimizer, self.model)
+        best = self.team.from_first(lambda: self.files.finish(self.model, self.history, moments))
         checkpoint.load_into(self.model, best)
-        return Result(record.frame(self.history), best, trained=True, resumed_from=resumed_from)
+        history, losses = record.frame(self.history), record.batch_frame(self.losses)
+        return Result(history, losses, best, trained=True, resumed_from=resumed_from)
+
+    def over(self) -> bool:
+        """Whether all epochs are done, or as many without a better AUC as the recipe has patience for."""
+        return self.epoch >= self.recipe.epochs or self.out_of_patience()
+
+    def out_of_patience(self) -> bool:
+        return optim.exhausted([row["val_auc"] for row in self.history], self.recipe.patience)
 
     def train_epoch(self) -> None:
         """Train what is left of the epoch; a step comes after ``accumulate`` batches and at the epoch's end."""
         self.model.train()
-        batches = self.train.steps(self.epoch)
-        owed, clock = 0, time.monotonic()  # films whose gradients wait for the step
+        sizes, clock = self.train.sizes(self.epoch), time.monotonic()
         for batch in self.train.epoch(self.epoch, self.batch):
-            value, _ = self.forward(batch, self.seen)
-            self.meter.add(self.batch, value, batch.rows)
-            (value * len(batch.rows)).backward()
-            owed += len(batch.rows)
+            due = (self.batch + 1) % self.recipe.accumulate == 0 or self.batch + 1 == len(sizes)
+            features = partial(self.seen.of, epoch=self.epoch)
+            value = self.step.learn(batch, features, sizes[self.batch], last=due)
+            self.meter.add(value, batch.rows)
             self.batch += 1
-            if self.batch % self.recipe.accumulate == 0 or self.batch == batches:
-                self.step(owed)
-                owed = 0
+            if due:
+                self.step.take(self.rate(self.steps))
+                self.steps += 1
+                if self.average:
+                    self.average.update(self.model, self.steps)
             clock, before = time.monotonic(), clock
             self.meter.seconds += clock - before
-            self.progress.step(self.epoch, self.batch, len(batch.rows), self.meter.last)
-            if not owed:
+            self.progress.step(self.epoch, self.batch, int(sizes[self.batch - 1]), self.meter.last())
+            if due:
                 self.save_when_due(SAVE_EVERY)
 
-    def forward(self, batch: Any, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of a batch, a scalar, and its logits (B, 15)."""
-        with hardware.precision(self.device):
-            logits = self.model.suffix(features.of(batch))
-        return self.loss(logits, batch.labels.to(self.device, non_blocking=True)), logits
-
-    def step(self, films: int) -> None:
-        """One step of the optimizer on the mean gradient over ``films`` films."""
-        weights = [p for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_div_([p.grad for p in weights], films)
-        if self.recipe.clip:
-            torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip)
-        optim.set_rate(self.optimizer, self.rate(self.steps))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.steps += 1
-        if self.average:
-            self.average.update(self.model, self.steps)
-
     @torch.no_grad()
-    def validate(self) -> tuple[float, np.ndarray]:
-        """Mean loss over the validation part, and its 15 AUCs."""
+    def validate(self) -> tuple[tuple[list[float], list[int]], np.ndarray]:
+        """Losses and films of the validation part's batches, and its 15 AUCs."""
         self.model.eval()
-        meter = Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.names(self.val))
-        labels, probabilities = [], []
-        for number, batch in enumerate(self.val.epoch(0)):
-            self.stop_if_signalled()
-            value, logits = self.forward(batch, self.seen_val)
-            meter.add(number, value, batch.rows)
-            labels.append(batch.labels.cpu())
-            probabilities.append(logits.float().sigmoid().cpu())
-        aucs = self.score(torch.cat(labels).numpy().astype(np.uint8), torch.cat(probabilities).numpy())
-        return meter.mean(), aucs
+        seen = meter.Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", names(self.val))
+        found = []
+        for batch in self.val.epoch(0):
+            self.pause()
+            value, logits = self.step.forward(batch, self.seen_val.of, wrapped=False)
+            seen.add(value, batch.rows)
+            found.append((batch.rows.cpu(), batch.labels.cpu(), logits.float().sigmoid().cpu()))
+        films = [film for share in self.team.gather(found) for film in share]
+        rows, labels, probabilities = (torch.cat(values) for values in zip(*films, strict=True))
+        order = rows.argsort()
+        aucs = self.score(labels[order].numpy().astype(np.uint8), probabilities[order].numpy())
+        return seen.of_all(self.team), aucs
 
-    def close_epoch(self, val_loss: float, aucs: np.ndarray) -> None:
+    def close_epoch(self, val: tuple[list[float], list[int]], aucs: np.ndarray) -> None:
         """Write the epoch into the history, and its weights where they are the best so far or the last."""
-        number, train_loss = self.epoch + 1, self.meter.mean()
-        row = record.row(
-            number, self.files.line.epochs_so_far + number, self.rate(self.steps - 1), train_loss, val_loss, aucs
-        )
-        row |= {"seconds": self.meter.seconds, "images_per_s": self.meter.films / self.meter.seconds}
+        number, train = self.epoch + 1, self.meter.of_all(self.team)
+        so_far, lr = self.files.line.epochs_so_far + number, self.rate(self.steps - 1)
+        row = record.row(number, so_far, lr, meter.mean(*train), meter.mean(*val), aucs)
+        row |= {"seconds": self.meter.seconds, "images_per_s": sum(train[1]) / self.meter.seconds}
         self.history.append(row)
-        self.files.keep(self.model, self.history, last=number == self.recipe.epochs)
+        self.losses += record.losses(number, "train", *train) + record.losses(number, "val", *val)
+        last = number == self.recipe.epochs or self.out_of_patience()
+        self.team.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
+        if self.board:
+            self.board.epoch(row)
+        self.progress.close_epoch(row)
 
     def save_when_due(self, every: float) -> None:
-        self.stop_if_signalled()
-        if self.files.due(every):
-            self.files.save(self.steps, *self.snapshot())
-
-    def stop_if_signalled(self) -> None:
-        if self.signalled():
+        """Save the state if it is time to, or stop if a signal came; several processes first agree on it."""
+        if self.team.world > 1 and every and self.steps % ASK_EVERY:
+            return
+        due, stop = self.team.any(self.team.first and self.files.due(every), bool(self.signalled()))
+        if stop:
             raise _SignalError
+        if due:
+            self.save()
 
-    def pause(self, done: int, of: int) -> None:
-        """After each batch of the frozen features."""
-        self.stop_if_signalled()
-        self.progress.note(f"frozen features, batch {done} of {of}")
+    def save(self) -> None:
+        found = self.snapshot()
+        self.team.from_first(lambda: self.files.save(self.steps, *found))
+
+    def pause(self, done: int = 0, of: int = 0) -> None:
+        """Between two batches that are not trained on: stop here if a signal came, unless others would wait for us."""
+        if self.team.world == 1 and self.signalled():
+            raise _SignalError
+        if of:
+            self.progress.note(f"frozen features, batch {done} of {of}")
 
     def averaged(self) -> AbstractContextManager:
         return self.average.lent_to(self.model) if self.average else nullcontext()
 
     def rate(self, step: int) -> float:
-        return optim.rate(step, self.all_steps, self.recipe)
+        plateaus = optim.halvings([row["val_auc"] for row in self.history], self.recipe.plateau)
+        return optim.rate(step, self.all_steps, self.recipe, plateaus)
 
-    def new_meter(self, **sums: float) -> Meter:
-        return Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", self.names(self.train), **sums)
-
-    @staticmethod
-    def names(batches: Any) -> np.ndarray:
-        return batches.films["image"].to_numpy()
+    def new_meter(self, **kept: Any) -> meter.Meter:
+        return meter.Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", names(self.train), **kept)
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that an undisturbed training would carry on with, as tensors and as plain data."""
+        losses, films = self.meter.of_all(self.team)
         values = state.prefixed(
             model=optim.learned(self.model),
-            optimizer=optim.tensors(self.optimizer),
+            optimizer=optim.tensors(self.optimizer, self.model),
             average=self.average.values if self.average else {},
-            random=state.random_state(self.device),
+            random=state.random_state(self.team.device),
+            meter={"losses": torch.tensor(losses, dtype=torch.float64), "films": torch.tensor(films)},
         )
-        position = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps}
-        return values, {**position, "sums": self.meter.sums(), "history": record.jsonable(self.history)}
+        position = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "parts": self.step.parts}
+        history = {"history": record.jsonable(self.history), "losses": self.losses}
+        return values, {**position, "seconds": self.meter.seconds, **history}
 
     def resume(self) -> str:
         """Go on from the newest state of this very stage, if there is one; say from where, "" for the beginning."""
-        found = self.files.newest()
-        if found is None:
+        found = self.files.newest() if self.team.first else None
+        path = self.team.from_first(lambda: found.path if found else None)
+        if path is None:
             return ""
+        found = found or state.read(path)
         optim.fill(self.model, state.part(found.tensors, "model"))
-        optim.restore(self.optimizer, state.part(found.tensors, "optimizer"))
+        optim.restore(self.optimizer, self.model, state.part(found.tensors, "optimizer"), self.recipe.optimizer)
         if self.average:
             self.average.fill(state.part(found.tensors, "average"))
-        state.set_random_state(state.part(found.tensors, "random"), self.device)
+        state.set_random_state(state.part(found.tensors, "random"), self.team.device)
         self.epoch, self.batch, self.steps = (found.data[name] for name in ("epoch", "batch", "steps"))
+        self.step.parts = found.data["parts"]
         self.history = record.from_json(found.data["history"])
-        self.meter = self.new_meter(**found.data["sums"])
-        self.progress.go_on_from(self.epoch, self.batch)
+        self.losses = [tuple(row) for row in found.data["losses"]]
+        kept = state.part(found.tensors, "meter")
+        share = 1 if self.team.first else 0  # what all have seen together is the first one's from here on
+        losses, films = kept["losses"] * share, kept["films"] * share
+        self.meter = self.new_meter(losses=losses.tolist(), films=films.tolist(), seconds=found.data["seconds"])
+        self.progress.go_on_from(self.epoch, self.batch, self.history)
         return f"epoch {self.epoch + 1}, batch {self.batch}"
+
+
+def names(batches: Any) -> np.ndarray:
+    return batches.films["image"].to_numpy()
+
+
+if __name__ == "__main__":
+    from cxrlib.training import job
+
+    job.main()

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, network, record, state, tensors
-from cxrlib.training.stages import Stage
+from cxrlib.training.recipes import Stage
 
 SAVE_SHARE = 0.01
 """Largest share of the time that saving the state may take: where it is slow, it is done less often."""
@@ -28,16 +29,33 @@ def finished(folder: Path, who: dict[str, Any], start: str) -> Path | None:
     """The best checkpoint of ``folder`` if its stage is this one and done, else None.
 
     ``start`` is the hash of the network's weights: those the stage started from, or those it ended with where a
-    notebook's cell is run again.
+    notebook's cell is run again. Moments that it took over may have been deleted since.
     """
     try:
         best = paths.read_json(folder / "best.json")
+        who = who if who["carried"] else {**who, "carried": best["who"]["carried"]}
         if best["fingerprint"] != provenance.digest(who) or start not in (best["start"], best["result"]):
             return None
         record.read_history(folder)
         return checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
     except (UserError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another version: train
         return None
+
+
+MOMENTS = "moments.safetensors"
+
+
+def moments_hash(parent: Path | None) -> str:
+    """Hash of the optimizer's moments at the end of the stage that made a checkpoint, "" where none are kept of it."""
+    if parent is None or not (file := parent.with_name(MOMENTS)).is_file():
+        return ""
+    kept = tensors.read_meta(file)
+    return kept["sha256"] if kept.get("fingerprint") == checkpoint.read_meta(parent)["fingerprint"] else ""
+
+
+def moments(parent: Path) -> dict[str, Tensor]:
+    """The moments that ``moments_hash`` is of, by weight. Raises UserError where they are damaged."""
+    return tensors.read(parent.with_name(MOMENTS))[0]
 
 
 class StageFolder:
@@ -62,7 +80,7 @@ class StageFolder:
         found = state.newest(self.states, self._fault)
         if found is None:
             state.clear(self.states)
-            for name in ("best.json", "history.csv"):  # the stage is no longer finished; its checkpoints stay
+            for name in ("best.json", "history.csv", "batches.csv"):  # no longer finished; its checkpoints stay
                 (self.folder / name).unlink(missing_ok=True)
         else:
             self.safe = [found.data["best"]]
@@ -81,18 +99,28 @@ class StageFolder:
         self.saved_at = time.monotonic()
         self.save_cost = self.saved_at - began
 
-    def keep(self, model: network.Network, history: list[dict[str, Any]], *, last: bool) -> None:
-        """Write the history, and a checkpoint of the epoch just done if it is the best so far or the ``last``."""
+    def keep(self, model: network.Network, history: list[dict[str, Any]], batches: list[tuple], *, last: bool) -> None:
+        """Write the history, and a checkpoint of the epoch just done if it is the best so far or the ``last``.
+
+        ``batches`` are the losses of all epochs so far, as rows of ``record.BATCH_COLUMNS``.
+        """
         epoch = history[-1]["epoch"]
         if last or record.best_epoch(history) == epoch:
             self._checkpoint(model, epoch, history[-1])
-        record.write_history(self.folder, record.frame(history))
+        record.write_history(self.folder, record.frame(history), batches)
 
-    def finish(self, model: network.Network, history: list[dict[str, Any]]) -> Path:
-        """Mark the stage as finished. Returns its best checkpoint; with no epochs, the weights it started from."""
+    def finish(self, model: network.Network, history: list[dict[str, Any]], moments: dict[str, Tensor]) -> Path:
+        """Mark the stage as finished. Returns its best checkpoint; with no epochs, the weights it started from.
+
+        ``moments`` are the optimizer's at the end, for a stage that goes on from here.
+        """
         if not history:
             self._checkpoint(model, 0, {})
-            record.write_history(self.folder, record.frame(history))
+            record.write_history(self.folder, record.frame(history), [])
+        tensors.remove(self.folder / MOMENTS)
+        if moments:
+            kind = {"fingerprint": self.fingerprint, "optimizer": self.recipe.optimizer}
+            tensors.write((self.folder / MOMENTS).with_suffix(""), moments, kind)
         epoch = record.best_epoch(history) if history else 0
         best, last = self._title(epoch), self._title(len(history))
         loaded = checkpoint.load(self.folder / (best + checkpoint.SUFFIX))

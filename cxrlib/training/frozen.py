@@ -1,7 +1,11 @@
 """Frozen work, done well and done once: BatchNorm folded into the convolutions, and what repeats remembered."""
 
 import copy
+import math
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
-from cxrlib.data.batches import Augment
-from cxrlib.training import hardware, network
+from cxrlib.training import network
+from cxrlib.training.team import Team
 
-BUDGET = 2**30
+MEMORY = 2**30
 """Largest size in bytes of the features kept in memory for one part of the data."""
+DISK = 2**36
+"""Largest size in bytes of those kept in a file instead, as far as the disk has twice that free."""
 
 
 def fold(model: network.Network) -> nn.Module:
@@ -46,59 +52,104 @@ def _fold_block(block: Bottleneck) -> None:
 class Features:
     """What the frozen prefix makes of the films of one part, batch by batch.
 
-    Where the films look the same in every epoch (no augmentation) and the features of all of them take no more
-    than ``budget`` bytes, they are computed once, in the films' order, at the first batch asked for.
-    ``pause(done, all)`` is called after each batch of that, and may raise.
+    Where a film has a fixed number of views (one without augmentation, see ``data.batches``) and the features of all
+    of them fit into ``memory`` or ``disk`` bytes, they are computed once per view, in the films' order, at the first
+    batch asked for. A file for them lies in ``folder``, nameless where the system allows that, and goes with the
+    training. ``pause(done, all)`` is called after each batch of the computing, and may raise. ``half``: in bfloat16.
     """
 
     def __init__(
         self,
         model: network.Network,
         part: Any,
-        device: torch.device,
+        team: Team,
         *,
+        half: bool = False,
+        compiled: bool = False,
         pause: Callable[[int, int], None] = lambda done, all: None,
-        budget: int = BUDGET,
+        folder: Path | None = None,
+        memory: int = MEMORY,
+        disk: int = DISK,
     ) -> None:
-        self.part, self.device, self.pause, self.budget = part, device, pause, budget
-        self.half = hardware.bf16(device)
+        self.part, self.team, self.half, self.pause, self.folder = part, team, half, pause, folder
+        self.memory, self.disk = memory, disk
         self.prefix = None
         if model.split:
-            self.prefix = fold(model).to(device, torch.bfloat16 if self.half else torch.float32)
+            self.prefix = fold(model).to(team.device, torch.bfloat16 if half else torch.float32)
             self.prefix = self.prefix.to(memory_format=torch.channels_last)
-        self.remembers = self.prefix is not None and getattr(part, "augment", None) in (None, Augment())
-        self.known: Tensor | None = None  # (N, …) on the CPU
+            self.prefix = torch.compile(self.prefix) if compiled else self.prefix
+        self.remembers = self.prefix is not None
+        self.known: dict[int, Tensor] = {}  # (N, …) on the CPU, by view
 
-    def of(self, batch: Any) -> Tensor:
+    def of(self, batch: Any, epoch: int = 0) -> Tensor:
         """Features of a batch on the device, what ``model.suffix`` goes on from; the images where nothing is frozen."""
-        if self.remembers and self.known is None:
-            self.known = self._all()
-            self.remembers = self.known is not None
-        if self.known is None:
+        view = self.part.view(epoch)
+        if self.remembers and view is not None and view not in self.known:
+            self._remember(view)
+        if view not in self.known:
             return self._compute(batch.images)
-        return _channels_last(self.known[batch.rows.cpu()].to(self.device, non_blocking=True))
+        return _channels_last(self.known[view][batch.rows.cpu()].to(self.team.device, non_blocking=True))
 
     @torch.no_grad()
     def _compute(self, images: Tensor) -> Tensor:
-        images = _channels_last(images.to(self.device, non_blocking=True))  # (B, 1, S, S)
+        images = _channels_last(images.to(self.team.device, non_blocking=True))  # (B, 1, S, S)
         if self.prefix is None:
             return images
         return self.prefix(images.bfloat16() if self.half else images)
 
-    def _all(self) -> Tensor | None:
-        """The features of every film, in order; None where they would take more than the budget."""
+    def _remember(self, view: int) -> None:
+        """Compute the features of every film in one of its views; nothing is kept where there is no room for them.
+
+        Several processes share the films out. Each then holds all features, or maps the one file.
+        """
         in_order = copy.copy(self.part)
-        in_order.shuffle, in_order.cap = False, None
-        known = None
-        for number, batch in enumerate(in_order.epoch(0), 1):
-            values = self._compute(batch.images).cpu()
+        in_order.shuffle, in_order.cap = False, 0
+        known, shared = None, False
+        rows, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+        mine: list[tuple[Tensor, Tensor]] = []
+        for number, batch in enumerate(in_order.epoch(view), 1):
+            rows, values = batch.rows.cpu(), self._compute(batch.images).cpu()
             if known is None:
-                if values[0].nbytes * len(self.part.films) > self.budget:
-                    return None
-                known = values.new_empty((len(self.part.films), *values.shape[1:]))
-            known[batch.rows.cpu()] = values
-            self.pause(number, in_order.steps(0))
-        return known
+                known, shared = self._room(view, values)
+                if known is None:
+                    self.remembers = False
+                    return
+            known[rows] = values
+            if not shared:
+                mine.append((rows, values)) if self.team.world > 1 else None
+            self.pause(number, in_order.steps(view))
+        for others in self.team.gather(mine):
+            for rows, values in others:
+                known[rows] = values
+        self.known[view] = known
+
+    def _room(self, view: int, values: Tensor) -> tuple[Tensor | None, bool]:
+        """A place for the features of all films, (N, …), and whether it is a file that all processes share."""
+        shape = (len(self.part.films), *values.shape[1:])
+        need = math.prod(shape) * values.element_size()
+        views = self.part.views or 1
+        if need * views <= self.memory:
+            return values.new_empty(shape), False
+        if self.folder is None or not self.team.one_machine or need * views > self.disk:
+            return None, False
+        if 2 * need * (views - view) > shutil.disk_usage(self.folder).free:
+            return None, False
+        path = self.folder / f".features-{id(self.part) if self.team.world == 1 else 'shared'}-{view}.tmp"
+        self.team.from_first(lambda: _claim(path, need))
+        place = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=values.dtype).view(shape)
+        self.team.together()
+        if self.team.first and os.name == "posix":  # whoever has it mapped keeps it
+            path.unlink()
+        return place, True
+
+
+def _claim(path: Path, size: int) -> None:
+    """Make a file of so many bytes whose space on the disk is its own."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 def _channels_last(values: Tensor) -> Tensor:

@@ -30,9 +30,22 @@ def bf16(at: torch.device) -> bool:
     return False
 
 
-def precision(at: torch.device) -> AbstractContextManager:
-    """bfloat16 autocast where it is native, float32 elsewhere. It needs no loss scaling, unlike float16."""
-    return torch.autocast(at.type, torch.bfloat16) if bf16(at) else nullcontext()
+def half(at: torch.device, precision: str = "auto") -> bool:
+    """Whether a recipe's ``precision`` means bfloat16 there: "auto" takes it where it is native."""
+    return precision == "auto" and bf16(at)
+
+
+def autocast(at: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """bfloat16 autocast where ``half`` says so, float32 elsewhere. It needs no loss scaling, unlike float16."""
+    return torch.autocast(at.type, torch.bfloat16) if half(at, precision) else nullcontext()
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in the words of CUDA, the CPU or Apple's devices."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 @contextmanager
@@ -40,14 +53,14 @@ def memory_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
     """Turn running out of memory into a UserError with the batch size to try."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
             raise
-        half = max(batch_size // 2, 1)
+        smaller = max(batch_size // 2, 1)
         raise UserError(
             f"{what} ran out of memory on {at} at batch size {batch_size}; "
-            f"try batch_size {half} (with accumulate 2 a step still sees {2 * half} films), or a smaller size"
+            f'try batch_size {smaller} with also="accumulate=2", whose steps still see {2 * smaller} films, '
+            'also="halve=yes", or a smaller size'
         ) from None
 
 

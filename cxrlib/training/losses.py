@@ -54,12 +54,17 @@ def make(name: str, *, gamma: float = 2.0, positive_weight: np.ndarray | None = 
     return Loss(name, float(gamma) if name == "focal" else 0.0, _checked(positive_weight))
 
 
-def positive_weights(labels: np.ndarray, bound: float = 10.0) -> np.ndarray:
+def positive_weights(labels: np.ndarray, bound: float = 10.0) -> np.ndarray | None:
     """Negatives per positive of each label in the training part, kept between 1 / bound and ``bound``.
 
-    ``labels`` (N, 15) of 0 and 1. Returns (15,) float64. A label without a positive gets ``bound``: bounded,
-    because Hernia's 500 negatives per positive would drown everything else.
+    ``labels`` (N, 15) of 0 and 1. Returns (15,) float64, or None, no weights, for a bound of 0. A label without a
+    positive gets ``bound``: bounded, because Hernia's 500 negatives per positive would drown everything else.
+    Raises UserError for a bound above 0 and below 1, which would turn the weights round.
     """
+    if bound == 0:
+        return None
+    if not bound >= 1:
+        raise UserError(f"positive_weight is {bound!r}; it must be 0 (no weights) or the largest weight, 1 or more")
     positives = labels.sum(0, dtype=np.float64)
     ratio = (len(labels) - positives) / np.maximum(positives, 1e-9)
     return np.clip(ratio, 1 / bound, bound)

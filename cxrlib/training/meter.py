@@ -1,12 +1,14 @@
-"""The mean loss of an epoch, looked at without making an accelerator wait at every batch."""
+"""The losses of an epoch, batch by batch, looked at without making an accelerator wait at every batch."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from cxrlib.errors import UserError
+from cxrlib.training.team import Team
 
 LOOK_EVERY = 16
 """Batches between two looks on an accelerator, since a look waits for it; on a CPU each batch is looked at."""
@@ -14,22 +16,21 @@ LOOK_EVERY = 16
 
 @dataclass
 class Meter:
-    """Sums losses weighted by films. ``where`` and ``images`` (names by row) are for the message of a bad loss.
+    """Keeps each batch's mean loss and its films. ``where`` and ``images`` (names by row) are for a bad loss's message.
 
-    ``loss`` and ``films`` are the sums so far, ``seconds`` the time they took, ``last`` the newest loss looked at.
+    ``losses`` and ``films`` are by batch, of this process's films alone · ``seconds`` the time they took.
     """
 
     where: str
     images: Sequence[str]
-    loss: float = 0.0
-    films: int = 0
+    losses: list[float] = field(default_factory=list)
+    films: list[int] = field(default_factory=list)
     seconds: float = 0.0
-    last: float = float("nan")
-    unseen: list[tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    unseen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def add(self, batch: int, loss: torch.Tensor, rows: torch.Tensor) -> None:
-        """Take in the loss of batch number ``batch`` (from 0) over the films at ``rows``."""
-        self.unseen.append((batch, loss.detach(), rows))
+    def add(self, loss: Tensor, rows: Tensor) -> None:
+        """Take in the mean loss of the next batch, over the films at ``rows``."""
+        self.unseen.append((loss.detach(), rows))
         if loss.device.type == "cpu" or len(self.unseen) >= LOOK_EVERY:
             self.look()
 
@@ -37,29 +38,37 @@ class Meter:
         """Fetch the losses waiting. Raises UserError naming batch and images of the first that is not finite."""
         if not self.unseen:
             return
-        values = torch.stack([loss for _, loss, _ in self.unseen]).tolist()
-        for value, (batch, _, rows) in zip(values, self.unseen, strict=True):
+        for value, (_, rows) in zip(torch.stack([loss for loss, _ in self.unseen]).tolist(), self.unseen, strict=True):
             if not math.isfinite(value):
-                raise UserError(self._complaint(value, batch, rows))
-            self.loss += value * len(rows)
-            self.films += len(rows)
-        self.last = values[-1]
+                raise UserError(self._complaint(value, rows))
+            self.losses.append(value)
+            self.films.append(len(rows))
         self.unseen.clear()
 
-    def mean(self) -> float:
-        """Mean loss per film, NaN before the first."""
-        self.look()
-        return self.loss / self.films if self.films else float("nan")
+    def last(self) -> float:
+        """The newest loss looked at, NaN before the first."""
+        return self.losses[-1] if self.losses else float("nan")
 
-    def sums(self) -> dict[str, float]:
-        """The sums as plain numbers, to be saved and given to ``Meter`` again."""
+    def of_all(self, team: Team) -> tuple[list[float], list[int]]:
+        """Losses and films of each batch over all processes; each must have seen as many batches."""
         self.look()
-        return {"loss": self.loss, "films": self.films, "seconds": self.seconds}
+        if team.world == 1:
+            return list(self.losses), list(self.films)
+        films = torch.tensor(self.films, dtype=torch.float64)
+        parts = torch.stack([torch.tensor(self.losses, dtype=torch.float64) * films, films])
+        summed, counts = team.sum(parts)
+        return (summed / counts).tolist(), counts.int().tolist()
 
-    def _complaint(self, value: float, batch: int, rows: torch.Tensor) -> str:
+    def _complaint(self, value: float, rows: Tensor) -> str:
         names = [self.images[int(row)] for row in rows]
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         return (
-            f"{self.where}, batch {batch + 1}: the loss is {value} (images {shown}); "
+            f"{self.where}, batch {len(self.losses) + 1}: the loss is {value} (images {shown}); "
             "lower lr, set clip=1, or look at these films for damage"
         )
+
+
+def mean(losses: Sequence[float], films: Sequence[int]) -> float:
+    """Mean loss per film, NaN without one; the sum is exact, so that it does not depend on where a run was cut."""
+    total = math.fsum(loss * n for loss, n in zip(losses, films, strict=True))
+    return total / sum(films) if sum(films) else float("nan")

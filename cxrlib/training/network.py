@@ -16,9 +16,9 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from cxrlib import paths
 from cxrlib.errors import UserError
 from cxrlib.labels import LABELS
-from cxrlib.training import stages
+from cxrlib.training import recipes
 
-GROUPS = stages.GROUPS
+GROUPS = recipes.GROUPS
 RESNET50 = (3, 4, 6, 3)
 MEMBERS = {"stem": ("conv1", "bn1"), **{group: (group,) for group in GROUPS[1:]}}
 """The modules that make up each layer group, by torchvision's names."""

@@ -1,7 +1,7 @@
 """What turns gradients into weights: the optimizer by layer group, the rate at each step, the moving average."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cxrlib.training import network
-from cxrlib.training.stages import Stage
+from cxrlib.training.recipes import Stage
 
 MOMENTUM = 0.9
+MOMENTS = {"sgd": {"momentum_buffer"}, "adam": {"step", "exp_avg", "exp_avg_sq"}}
+MOMENTS["adamw"] = MOMENTS["adam"]
+"""What each optimizer keeps of a weight: Adam's and AdamW's are the same, and go from one to the other."""
 
 
 def make(model: network.Network, recipe: Stage) -> Optimizer:
@@ -34,15 +37,38 @@ def make(model: network.Network, recipe: Stage) -> Optimizer:
     return kind(groups, lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
 
 
-def rate(step: int, steps: int, recipe: Stage) -> float:
+def rate(step: int, steps: int, recipe: Stage, halvings: int = 0) -> float:
     """The topmost group's rate at ``step`` (from 0) of ``steps``: a straight rise, then the recipe's decay."""
     rise = recipe.warmup * steps
     if step < rise:
         return recipe.lr * (step + 1) / (rise + 1)
+    if recipe.decay == "plateau":
+        return recipe.lr * 0.5**halvings
     if recipe.decay == "none":
         return recipe.lr
     share = min((step - rise) / max(steps - rise, 1), 1.0)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def halvings(aucs: Sequence[float], plateau: int) -> int:
+    """How often ``plateau`` epochs in a row brought no better validation AUC; each such row begins the count anew.
+
+    Epochs whose AUC is undefined (NaN) do not count.
+    """
+    best, since, count = -math.inf, 0, 0
+    for auc in (auc for auc in aucs if not math.isnan(auc)):
+        better = auc > best
+        best, since = (auc, 0) if better else (best, since + 1)
+        if since == plateau:
+            count, since = count + 1, 0
+    return count
+
+
+def exhausted(aucs: Sequence[float], patience: int) -> bool:
+    """Whether the last ``patience`` epochs brought no better validation AUC; never where that is 0."""
+    best = max((auc for auc in aucs if not math.isnan(auc)), default=math.nan)
+    since = len(aucs) - 1 - list(aucs).index(best) if not math.isnan(best) else 0
+    return bool(patience) and since >= patience
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:
@@ -50,24 +76,39 @@ def set_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-def tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's moments as named tensors ``<parameter's number>.<moment>``; rates are no part of its state."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{moment}": value for i, moments in state.items() for moment, value in moments.items()}
+def tensors(optimizer: Optimizer, model: network.Network) -> dict[str, Tensor]:
+    """The optimizer's moments as named tensors ``<weight>.<moment>``; rates are no part of its state."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return {
+        f"{names[id(weight)]}.{moment}": value
+        for weight, moments in optimizer.state.items()
+        for moment, value in moments.items()
+    }
 
 
-def restore(optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
-    """Put moments saved by ``tensors`` back, in the memory format of their weights: fused steps pair the two by
-    their place in memory, and would pair a channels-last weight with a stranger's moments."""
+def restore(optimizer: Optimizer, model: network.Network, saved: dict[str, Tensor], kind: str) -> list[str]:
+    """Put moments saved by ``tensors`` back where the weight is trained and the moments are this ``kind``'s.
+
+    They come in the memory format of their weights: fused steps pair the two by their place in memory, and would pair
+    a channels-last weight with a stranger's moments. Returns the names of the weights that got theirs back.
+    """
+    names = {id(weight): name for name, weight in model.named_parameters()}
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in saved.items():
-        number, moment = key.split(".")
-        weight = weights[int(number)]
-        if value.shape == weight.shape:
-            value = torch.empty_like(weight, memory_format=torch.preserve_format, requires_grad=False).copy_(value)
-        state.setdefault(int(number), {})[moment] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    found: dict[int, dict[str, Tensor]] = {}
+    for number, weight in enumerate(weights):
+        stem = names[id(weight)] + "."
+        moments = {moment: saved[stem + moment] for moment in MOMENTS[kind] if stem + moment in saved}
+        fits = all(value.shape in (weight.shape, ()) for value in moments.values())
+        if moments.keys() == MOMENTS[kind] and fits:
+            found[number] = {moment: _like(weight, value) for moment, value in moments.items()}
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+    return [names[id(weights[number])] for number in found]
+
+
+def _like(weight: Tensor, value: Tensor) -> Tensor:
+    if value.shape != weight.shape:
+        return value
+    return torch.empty_like(weight, memory_format=torch.preserve_format, requires_grad=False).copy_(value)
 
 
 def learned(model: network.Network) -> dict[str, Tensor]:

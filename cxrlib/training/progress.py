@@ -1,29 +1,54 @@
-"""How far a stage has come: a bar for who looks on, ``progress.json`` for who watches from outside."""
+"""How far a stage has come: a bar for who looks on, a call for who watches, ``progress.json`` for who is elsewhere."""
 
 import json
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-from cxrlib.training.stages import Stage
+from cxrlib.training.recipes import Stage
 
 EVERY = 1.0
 """Seconds between two writings of progress.json."""
 BAR_EVERY = 5.0
 """Seconds between two refreshes of the bar: under papermill each refresh is a printed line."""
+POINTS = 50
+"""Points of the loss's curve per epoch, at most."""
+
+Watch = Callable[["Progress"], None]
 
 
 class Progress:
-    """Counts batches of a stage. ``shown`` False: no bar, the file is written all the same."""
+    """Counts batches of a stage. ``shown`` False: no bar, the file is written all the same.
 
-    def __init__(self, folder: Path, recipe: Stage, batches: int, *, shown: bool) -> None:
+    ``watch`` is called with this about once a second while batches are trained, after each epoch and at the end; what
+    it raises is warned of once, and ends nothing. For it: ``curve`` holds (epochs done, as a fraction; mean loss since
+    the point before), ``history`` the epochs' rows, ``loss`` the newest, ``done`` whether the stage is. ``writes``
+    False: one of several processes, not the one that tells.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Stage,
+        batches: int,
+        *,
+        shown: bool,
+        watch: Watch | None = None,
+        writes: bool = True,
+    ) -> None:
         self.path = folder / "progress.json"
-        self.recipe, self.batches = recipe, batches
+        self.recipe, self.batches, self.watch, self.writes = recipe, batches, watch if writes else None, writes
         self.epoch = self.batch = self.films = 0
         self.loss = float("nan")
+        self.done = False
+        self.curve: list[tuple[float, float]] = []
+        self.history: list[dict[str, Any]] = []
+        self.since_point: list[float] = []
         self.started = self.written = self.noted = time.monotonic()
         self.done_before = 0
         self.bar = tqdm(
@@ -32,7 +57,7 @@ class Progress:
             unit="batch",
             mininterval=BAR_EVERY,
             maxinterval=4 * BAR_EVERY,
-            disable=not shown,
+            disable=not (shown and writes),
         )
 
     def __enter__(self) -> Self:
@@ -40,23 +65,35 @@ class Progress:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.close()
-        self.write(done=kind is None)
+        self.done = kind is None
+        self.write()
+        if self.done:
+            self.tell()
 
-    def go_on_from(self, epoch: int, batch: int) -> None:
-        """Start counting at a batch of an epoch (both from 0) of an interrupted stage."""
-        self.epoch, self.batch = epoch, batch
+    def go_on_from(self, epoch: int, batch: int, history: list[dict[str, Any]]) -> None:
+        """Start counting at a batch of an epoch (both from 0) of an interrupted stage, after so much history."""
+        self.epoch, self.batch, self.history = epoch, batch, list(history)
         self.done_before = epoch * self.batches + batch
         self.bar.update(self.done_before - self.bar.n)
 
     def step(self, epoch: int, batch: int, films: int, loss: float) -> None:
-        """Note that ``batch`` (from 1) of ``epoch`` (from 0) is done."""
+        """Note that ``batch`` (from 1) of ``epoch`` (from 0) is done, over so many films, with this loss."""
         self.epoch, self.batch, self.loss = epoch, batch, loss
         self.films += films
+        self.since_point.append(loss)
+        if batch == self.batches or len(self.since_point) >= max(1, self.batches // POINTS):
+            self.curve.append((epoch + batch / self.batches, sum(self.since_point) / len(self.since_point)))
+            self.since_point.clear()
         self.bar.update(epoch * self.batches + batch - self.bar.n)
-        now = time.monotonic()
-        if now - self.written >= EVERY:
+        if time.monotonic() - self.written >= EVERY:
             self.bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.4f}, {self.speed():.0f} images/s", refresh=False)
             self.write()
+            self.tell()
+
+    def close_epoch(self, row: dict[str, Any]) -> None:
+        """Note the history's row of the epoch just done."""
+        self.history.append(row)
+        self.tell()
 
     def note(self, text: str) -> None:
         """Say what goes on while no batch is trained."""
@@ -65,6 +102,27 @@ class Progress:
             self.bar.set_postfix_str(text, refresh=now - self.noted >= BAR_EVERY)
             self.noted = now if now - self.noted >= BAR_EVERY else self.noted
             self.write()
+
+    def tell(self) -> None:
+        """Call the watcher."""
+        if self.watch is None:
+            return
+        try:
+            self.watch(self)
+        except Exception as error:
+            self.watch = None
+            warnings.warn(f"who watched the training failed and is asked no more: {error!r}", stacklevel=2)
+
+    def text(self) -> str:
+        """``stage 3, epoch 2 of 4, batch 10 of 44, loss 0.1234, 38 images/s, 2:00 left``."""
+        if self.done:
+            return f"stage {self.recipe.number}, done after {len(self.history)} epochs"
+        words = [f"stage {self.recipe.number}, epoch {min(self.epoch + 1, self.recipe.epochs)} of {self.recipe.epochs}"]
+        words += [f"batch {self.batch} of {self.batches}", f"loss {self.loss:.4f}"]
+        if self.films:
+            minutes, seconds = divmod(round(self.left()), 60)
+            words += [f"{self.speed():.0f} images/s", f"{minutes}:{seconds:02} left"]
+        return ", ".join(words)
 
     def speed(self) -> float:
         """Images per second since the start, or since going on; NaN before the first."""
@@ -77,9 +135,11 @@ class Progress:
         todo = self.recipe.epochs * self.batches - self.done_before - done
         return todo * (time.monotonic() - self.started) / done if done else float("nan")
 
-    def write(self, *, done: bool = False) -> None:
+    def write(self) -> None:
         """Write progress.json by renaming, but without a sync: it is worth nothing after a power cut."""
         self.written = time.monotonic()
+        if not self.writes:
+            return
         content = {
             "stage": self.recipe.number,
             "epoch": min(self.epoch + 1, self.recipe.epochs),
@@ -88,8 +148,8 @@ class Progress:
             "batches": self.batches,
             "loss": _number(self.loss, 5),
             "images_per_s": _number(self.speed(), 1),
-            "eta_s": 0 if done else _number(self.left(), 0),
-            "done": done,
+            "eta_s": 0 if self.done else _number(self.left(), 0),
+            "done": self.done,
         }
         temporary = self.path.with_name(".progress.json.tmp")
         try:

@@ -3,6 +3,7 @@
 import csv
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -14,18 +15,31 @@ import pandas as pd
 from cxrlib import paths, provenance
 from cxrlib.data import batches, records
 from cxrlib.labels import FINDINGS
-from cxrlib.training import checkpoint, frozen, losses, network, optim
-from cxrlib.training.stages import Stage
+from cxrlib.training import checkpoint, frozen, meter, network, optim, steps, team
+from cxrlib.training import losses as loss_rooms
+from cxrlib.training.recipes import Stage
 
-BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment")
+BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment", "views")
 COLUMNS = ["epoch", "epochs_so_far", "lr", "train_loss", "val_loss", "val_auc", *(f"auc_{name}" for name in FINDINGS)]
 TIMES = ["seconds", "images_per_s"]
+BATCH_COLUMNS = ["epoch", "part", "batch", "films", "loss"]
 
 
 def identity(
-    recipe: Stage, train: Any, val: Any, loss: Any, line: checkpoint.Lineage, *, data: str, seed: int
+    recipe: Stage,
+    train: Any,
+    val: Any,
+    loss: Any,
+    line: checkpoint.Lineage,
+    *,
+    data: str,
+    seed: int,
+    carried: str = "",
 ) -> dict[str, Any]:
-    """All that decides a stage's result but the bits of its starting weights, as plain data that can be compared."""
+    """All that decides a stage's result but the bits of its starting weights, as plain data that can be compared.
+
+    ``carried`` is the hash of the optimizer's moments that the stage takes over, "" for none.
+    """
     return {
         "recipe": {**asdict(recipe), "groups": list(recipe.groups), "purpose": ""},
         "loss": getattr(loss, "__qualname__", repr(loss)),
@@ -35,6 +49,7 @@ def identity(
         "parent": line.parent["sha256"] if line.parent else "",
         "weights": line.weights,
         "seed": seed,
+        "carried": carried,
         "code": code(),
     }
 
@@ -46,7 +61,8 @@ def code() -> str:
     ``stages`` is none of them: what a schedule's table says of this stage is in the recipe, and a change to
     another row must not have this one trained again.
     """
-    return provenance.code_version(network, losses, frozen, optim, sys.modules["cxrlib.training.fit"], batches)
+    loop = sys.modules["cxrlib.training.fit"]
+    return provenance.code_version(network, loss_rooms, frozen, optim, steps, team, meter, loop, batches)
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -73,8 +89,29 @@ def best_epoch(rows: list[dict[str, Any]]) -> int:
     return max(defined, key=lambda row: row["val_auc"])["epoch"] if defined else rows[-1]["epoch"]
 
 
-def write_history(folder: Path, history: pd.DataFrame) -> None:
+def losses(epoch: int, part: str, values: Sequence[float], films: Sequence[int]) -> list[tuple]:
+    """The losses of an epoch's batches as rows of ``BATCH_COLUMNS``; ``part`` is "train" or "val"."""
+    return [(epoch, part, at, n, value) for at, (value, n) in enumerate(zip(values, films, strict=True), 1)]
+
+
+def batch_frame(rows: Sequence[Sequence]) -> pd.DataFrame:
+    """A row per batch: epoch and batch (from 1), part, films in it, mean loss."""
+    return pd.DataFrame(rows, columns=BATCH_COLUMNS)
+
+
+def write_history(folder: Path, history: pd.DataFrame, batches: Sequence[Sequence]) -> None:
+    """Write ``history.csv`` and ``batches.csv``, whole or not at all each."""
+    paths.write_text(folder / "batches.csv", batch_frame(batches).to_csv(index=False))
     paths.write_text(folder / "history.csv", history.to_csv(index=False))
+
+
+def read_batches(folder: Path) -> pd.DataFrame:
+    """The losses by batch of a stage folder; empty where an older version left none."""
+    if not (folder / "batches.csv").is_file():
+        return batch_frame([])
+    with (folder / "batches.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))[1:]
+    return batch_frame([(int(epoch), part, int(at), int(films), float(loss)) for epoch, part, at, films, loss in lines])
 
 
 def read_history(folder: Path) -> pd.DataFrame:

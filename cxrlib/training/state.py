@@ -22,11 +22,12 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class State:
-    """Tensors by name, plain data, and how many steps of the optimizer they are after."""
+    """Tensors by name, plain data, how many steps of the optimizer they are after, and their file."""
 
     tensors: dict[str, Tensor]
     data: dict[str, Any]
     steps: int
+    path: Path
 
 
 def save(folder: Path, steps: int, values: dict[str, Tensor], data: dict[str, Any]) -> Path:
@@ -54,9 +55,14 @@ def newest(folder: Path, wanted: Callable[[dict[str, Any]], str]) -> State | Non
             continue
         fault = wanted(data)
         if not fault:
-            return State(values, data, _order(path)[1])
+            return State(values, data, _order(path)[1], path)
         warnings.warn(f"the interrupted training in {folder.parent} is not continued: {fault}", stacklevel=2)
     return None
+
+
+def read(path: Path) -> State:
+    """A state known to be whole. Raises UserError where it no longer is."""
+    return State(*tensors.read(path), _order(path)[1], path)
 
 
 def clear(folder: Path) -> None:

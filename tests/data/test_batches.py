@@ -111,7 +111,11 @@ def test_a_film_is_varied_alike_however_the_epoch_is_shared():
 def test_a_film_has_as_many_views_as_asked_for_and_each_comes_again_in_its_turn():
     made = make(shuffle=True, augment=batches.augment("full"), views=2)
     seen = [
-        {row: image for batch in made.epoch(epoch) for row, image in zip(batch.rows.tolist(), batch.images, strict=True)}
+        {
+            row: image
+            for batch in made.epoch(epoch)
+            for row, image in zip(batch.rows.tolist(), batch.images, strict=True)
+        }
         for epoch in range(3)
     ]
     assert [made.view(epoch) for epoch in range(3)] == [0, 1, 0]

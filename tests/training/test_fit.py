@@ -297,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_naming_stage_epoch_batch_and_images(tmp
 
 def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path):
     """With the head alone: BatchNorm, which sees each batch by itself, stands still."""
-    how = {"epochs": 2, "groups": ("fc",), "optimizer": "sgd", "lr": 0.1}
+    how = {"epochs": 2, "groups": ("fc",), "optimizer": "sgd", "lr": 0.1, "precision": "float32"}
     small, large = tiny.TinyBatches(20, batch_size=4), tiny.TinyBatches(20, batch_size=12)
     one = tiny.train(tmp_path / "one", {**how, "accumulate": 3}, train=small)
     other = tiny.train(tmp_path / "other", how, train=large)

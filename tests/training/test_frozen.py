@@ -3,9 +3,9 @@ import tiny
 import torch
 
 from cxrlib.data.batches import augment
-from cxrlib.training import checkpoint, frozen, network
+from cxrlib.training import checkpoint, frozen, hardware, network, team
 
-CPU = torch.device("cpu")
+ALONE = team.of("cpu")
 SPLITS = [network.GROUPS[first:] for first in range(1, 6)]
 
 
@@ -39,29 +39,92 @@ def test_remembered_features_are_those_of_each_batch(worn, groups):
     model = network.train_only(worn, groups)
     part = tiny.TinyBatches(20, shuffle=True)
     calls = []
-    features = frozen.Features(model, part, CPU, pause=lambda *at: calls.append(at))
+    features = frozen.Features(model, part, ALONE, pause=lambda *at: calls.append(at))
     for epoch in range(2):
         for batch in part.epoch(epoch):
             torch.testing.assert_close(features.of(batch), model.prefix(batch.images), rtol=1e-4, atol=1e-4)
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_nothing_is_remembered_of_films_that_vary_or_need_more_than_the_budget(worn):
-    model = network.train_only(worn, ("fc",))
+@pytest.mark.parametrize("groups", SPLITS)
+@pytest.mark.skipif(not hardware.bf16(ALONE.device), reason="this processor has no native bfloat16")
+def test_in_half_precision_the_prefix_is_as_close_as_autocast_brings_the_plain_one(worn, groups):
+    model = network.train_only(worn, groups)
+    batch = next(tiny.TinyBatches(16).epoch(0))
+    exact = model.prefix(batch.images)
+    folded = frozen.Features(model, tiny.TinyBatches(16), ALONE, half=True, memory=0).of(batch)
+    with hardware.autocast(ALONE.device):
+        plain = model.prefix(batch.images)
+    assert folded.dtype == torch.bfloat16
+    assert away(folded, exact) <= max(1.5 * away(plain, exact), 0.01)
+
+
+def away(values, exact):
+    """Distance as a share of the exact values' size."""
+    return ((values.float() - exact).norm() / exact.norm()).item()
+
+
+def remembering(part, **room):
+    model = network.train_only(network.build("none", layers=(1, 1, 1, 1)), ("fc",)).eval()
+    return model, frozen.Features(model, part, ALONE, **room)
+
+
+def test_nothing_is_remembered_of_films_that_vary_or_need_more_than_the_room(tmp_path):
     varied = tiny.TinyBatches(20)
     varied.augment = augment("light")
-    for part, budget in ((varied, frozen.BUDGET), (tiny.TinyBatches(20), 20 * 2048 * 4 - 1)):
-        features = frozen.Features(model, part, CPU, budget=budget)
+    size = 20 * 2048 * 4
+    little, no_folder = {"memory": size - 1, "disk": size - 1, "folder": tmp_path}, {"memory": size - 1}
+    for part, room in ((varied, {}), (tiny.TinyBatches(20), little), (tiny.TinyBatches(20), no_folder)):
+        model, features = remembering(part, **room)
         batch = next(part.epoch(0))
         torch.testing.assert_close(features.of(batch), model.prefix(batch.images), rtol=1e-4, atol=1e-4)
-        assert features.known is None
-    assert frozen.Features(model, tiny.TinyBatches(20), CPU, budget=20 * 2048 * 4).of(batch) is not None
+        assert not features.known
+    assert not list(tmp_path.iterdir())
+    model, features = remembering(tiny.TinyBatches(20), memory=size)
+    assert features.of(batch) is not None
+    assert list(features.known) == [0]
+
+
+def test_what_memory_does_not_hold_goes_to_a_file_that_leaves_nothing_behind(tmp_path):
+    part = tiny.TinyBatches(20, shuffle=True)
+    model, features = remembering(part, memory=0, folder=tmp_path)
+    for batch in part.epoch(1):
+        torch.testing.assert_close(features.of(batch), model.prefix(batch.images), rtol=1e-4, atol=1e-4)
+    assert list(features.known) == [0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_twice_the_room_on_the_disk_nothing_is_kept_there(tmp_path, monkeypatch):
+    full = type("Usage", (), {"free": 2 * 20 * 2048 * 4 - 1})
+    monkeypatch.setattr(frozen.shutil, "disk_usage", lambda folder: full)
+    part = tiny.TinyBatches(20)
+    _, features = remembering(part, memory=0, folder=tmp_path)
+    features.of(next(part.epoch(0)))
+    assert not features.known
+
+
+def test_fixed_views_are_remembered_each_and_found_again():
+    class Viewed(tiny.TinyBatches):
+        """Films that look different in each of two views."""
+
+        def epoch(self, epoch, start=0):
+            for batch in super().epoch(epoch, start):
+                yield batch._replace(images=batch.images + self.view(epoch))
+
+    part = Viewed(20, shuffle=True, views=2)
+    part.augment = augment("light")
+    model, features = remembering(part)
+    for epoch in range(4):
+        for batch in part.epoch(epoch):
+            of = features.of(batch, epoch)
+            torch.testing.assert_close(of, model.prefix(batch.images), rtol=1e-4, atol=1e-4)
+    assert list(features.known) == [0, 1]
 
 
 def test_with_nothing_frozen_the_images_go_through_as_they_are(worn):
     model = network.train_only(worn, network.GROUPS)
     batch = next(tiny.TinyBatches(8).epoch(0))
-    assert torch.equal(frozen.Features(model, tiny.TinyBatches(8), CPU).of(batch), batch.images)
+    assert torch.equal(frozen.Features(model, tiny.TinyBatches(8), ALONE).of(batch), batch.images)
 
 
 def test_a_stage_on_remembered_features_ends_as_one_that_computes_them_each_time(tmp_path, monkeypatch):
@@ -75,7 +138,7 @@ def test_a_stage_on_remembered_features_ends_as_one_that_computes_them_each_time
 
 def forgetful(init):
     def without_memory(self, *args, **kwargs):
-        init(self, *args, **kwargs, budget=0)
+        init(self, *args, **{**kwargs, "folder": None}, memory=0)
 
     return without_memory
 

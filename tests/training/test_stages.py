@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from cxrlib.errors import UserError
-from cxrlib.training import losses, stages
+from cxrlib.training import losses, recipes, stages
 
 
 def test_seed_is_the_original_table():
@@ -22,7 +22,7 @@ def test_every_schedule_has_five_stages_that_train_from_the_head_downwards_witho
     assert [stage.number for stage in stages.SCHEDULES[name]] == [1, 2, 3, 4, 5]
     for stage in stages.SCHEDULES[name]:
         assert stage.schedule == name
-        assert stage.groups == stages.GROUPS[-len(stage.groups) :]
+        assert stage.groups == recipes.GROUPS[-len(stage.groups) :]
         assert stage.loss in losses.NAMES
         assert stage.purpose
 
@@ -30,7 +30,7 @@ def test_every_schedule_has_five_stages_that_train_from_the_head_downwards_witho
 def test_control_makes_as_many_passes_as_modern_in_one_stage():
     passes = [stage.epochs for stage in stages.SCHEDULES["control"]]
     assert passes == [sum(stage.epochs for stage in stages.SCHEDULES["modern"]), 0, 0, 0, 0]
-    assert stages.SCHEDULES["control"][0].groups == stages.GROUPS
+    assert stages.SCHEDULES["control"][0].groups == recipes.GROUPS
 
 
 def test_only_what_is_given_replaces_the_schedules_own():
@@ -39,6 +39,21 @@ def test_only_what_is_given_replaces_the_schedules_own():
     changed = stages.recipe("scratch", 3, lr=1, epochs=0, loss="bce", lower_rate=0.5)
     assert stages.compare(changed, own).index.tolist() == ["lr", "epochs", "loss", "lower_rate"]
     assert stages.compare(changed, own).loc["lr", "this"] == 1.0
+
+
+def test_further_fields_are_read_from_words():
+    words = "positive_weight=10, accumulate=2 carry=no groups=layer4+fc decay=plateau"
+    expected = {
+        "positive_weight": 10.0,
+        "accumulate": 2,
+        "carry": False,
+        "groups": ("layer4", "fc"),
+        "decay": "plateau",
+    }
+    assert recipes.parse(words) == expected
+    assert recipes.parse("") == {}
+    changed = stages.recipe("scratch", 3, also=words)
+    assert {name: getattr(changed, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -57,6 +72,14 @@ def test_only_what_is_given_replaces_the_schedules_own():
         ({"groups": ("head",)}, "groups"),
         ({"learning_rate": 1e-3}, "no learning_rate to set"),
         ({"purpose": "fun"}, "no purpose to set"),
+        ({"carry": 1}, "carry is 1; it must be of type bool"),
+        ({"plateau": 0}, "plateau is 0"),
+        ({"precision": "bf16"}, "precision is 'bf16'"),
+        ({"also": "positive_weight"}, "also is 'positive_weight'"),
+        ({"also": "accumulte=2"}, "no accumulte to set; did you mean accumulate"),
+        ({"also": "accumulate=two"}, "accumulate is 'two'; it must be of type int"),
+        ({"also": "carry=perhaps"}, "carry is 'perhaps'"),
+        ({"also": "ema=2"}, "ema is 2.0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(values, message):

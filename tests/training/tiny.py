@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from cxrlib import labels
-from cxrlib.data.batches import Batch
+from cxrlib.data.batches import Augment, Batch
 from cxrlib.training import fit, folder, losses, network, stages
 
 SIZE = 32
@@ -26,8 +26,9 @@ SIZE = 32
 class TinyBatches:
     """The interface of ``data.batches.Batches`` over random films whose brightness says what they show."""
 
-    def __init__(self, count, *, first=0, batch_size=8, shuffle=False):
-        self.batch_size, self.shuffle = batch_size, shuffle
+    def __init__(self, count, *, first=0, batch_size=8, shuffle=False, views=0):
+        self.batch_size, self.shuffle, self.views = batch_size, shuffle, views
+        self.rank, self.world, self.augment = 0, 1, Augment()
         random = np.random.default_rng(first)
         answers = (random.random((count, 15)) < 0.4).astype(np.uint8)
         answers[:, -1] = ~answers[:, :-1].any(1)
@@ -52,14 +53,23 @@ class TinyBatches:
         return self.steps(0)
 
     def steps(self, epoch):
-        return -(-len(self.films) // self.batch_size)
+        return len(self.sizes(epoch))
+
+    def sizes(self, epoch):
+        starts = np.arange(0, len(self.films), self.batch_size)
+        return np.minimum(self.batch_size, len(self.films) - starts)
+
+    def view(self, epoch):
+        if self.augment == Augment():
+            return 0
+        return epoch % self.views if self.views else None
 
     def epoch(self, epoch, start=0):
         order = (
             np.random.default_rng(epoch).permutation(len(self.films)) if self.shuffle else np.arange(len(self.films))
         )
         for i in range(start * self.batch_size, len(order), self.batch_size):
-            rows = torch.from_numpy(order[i : i + self.batch_size])
+            rows = torch.from_numpy(np.array_split(order[i : i + self.batch_size], self.world)[self.rank])
             self.drawn.append((epoch, i // self.batch_size))
             yield Batch(self.images[rows].clone(), self.labels[rows], rows)
 

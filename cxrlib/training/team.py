@@ -1,0 +1,177 @@
+"""One process or several that train together: who has which films, what they tell each other, whose word counts.
+
+Several processes are torch.distributed's, set up by accelerate from what ``accelerate launch`` or torchrun left in
+the environment. Every process calls the same functions in the same order; with one process they cost nothing.
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cxrlib.errors import UserError
+from cxrlib.training import hardware, network
+
+Answer = TypeVar("Answer")
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher leaves in the environment of each process."""
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others: one may decode every film while the rest wait for the store."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training as one of them sees them: its ``rank`` of ``world``, and its device."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    local: int = 1
+    accelerator: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    @property
+    def one_machine(self) -> bool:
+        return self.local == self.world
+
+    def share(self, part: Any) -> Any:
+        """The batches of ``part`` that are this process's, on its device.
+
+        Raises UserError where a batch is too small to be shared out: BatchNorm needs two films in each share.
+        """
+        if self.world == 1 and self.device.type == "cpu":
+            return part
+        if min(part.batch_size, len(part.films)) < 2 * self.world:
+            raise UserError(
+                f"{self.world} processes share batches of {part.batch_size} of {len(part.films)} films; "
+                f"give a batch_size of {2 * self.world} or more, which counts the films of all, or fewer processes"
+            )
+        mine = copy.copy(part)
+        mine.rank, mine.world, mine.device = self.rank, self.world, self.device
+        return mine
+
+    def wrap(self, step: nn.Module) -> nn.Module:
+        """The module whose gradients are averaged over the processes (DistributedDataParallel)."""
+        return step if self.world == 1 else self.accelerator.prepare_model(step)
+
+    def unsynced(self, step: nn.Module) -> AbstractContextManager:
+        """Inside the block gradients of a wrapped module stay with their process, to be averaged later."""
+        return nullcontext() if self.world == 1 else self.accelerator.no_sync(step)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the processes, element by element."""
+        if self.world == 1:
+            return values
+        from accelerate.utils import reduce
+
+        return reduce(values.to(self.device), "sum").to(values.device)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it is set in any process."""
+        if self.world == 1:
+            return flags
+        return tuple(self.sum(torch.tensor(flags, dtype=torch.float32)).gt(0).tolist())
+
+    def gather(self, mine: Answer) -> list[Answer]:
+        """Everybody's ``mine``, in the order of their ranks. It is pickled: only what we made ourselves."""
+        if self.world == 1:
+            return [mine]
+        from accelerate.utils import gather_object
+
+        return gather_object([mine])
+
+    def from_first(self, ask: Callable[[], Answer]) -> Answer:
+        """What ``ask`` answers in the first process; a UserError there is raised in every process."""
+        if self.world == 1:
+            return ask()
+        from accelerate.utils import broadcast_object_list
+
+        told: list[Any] = [None, None]
+        if self.first:
+            try:
+                told[0] = ask()
+            except UserError as error:
+                told[1] = error
+        answer, error = broadcast_object_list(told)
+        if error is not None:
+            raise error
+        return answer
+
+    def together(self) -> None:
+        """Wait until every process has come here."""
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+
+
+def of(wanted: str | torch.device | None = None) -> Team:
+    """The team that a launcher made this process a member of; without one, a team of one on the wanted device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not all(name in os.environ for name in LAUNCHED):
+        return Team(hardware.device(wanted))
+    return _launched(hardware.device(wanted).type == "cpu")
+
+
+@cache
+def _launched(cpu: bool) -> Team:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    # Buffers are equal already: every process sees the statistics of the whole batch.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
+    made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", made.num_processes))
+    return Team(made.device, made.process_index, made.num_processes, local, made)
+
+
+def share_statistics(model: network.Network, team: Team) -> None:
+    """Let the BatchNorms that are trained see the whole batch of all processes, as one process would.
+
+    torch's SyncBatchNorm does so on accelerators alone, so CPUs get ``SharedBatchNorm``.
+    """
+    if team.world == 1:
+        return
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.BatchNorm2d and network.group_of(name) in model.trainable:
+            parent, _, last = name.rpartition(".")
+            shared = (
+                _cpu_shared(module) if team.device.type == "cpu" else nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            )
+            setattr(model.get_submodule(parent), last, shared)
+
+
+def _cpu_shared(norm: nn.BatchNorm2d) -> "SharedBatchNorm":
+    shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(shared, name, getattr(norm, name))
+    return shared.train(norm.training)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the films of all processes, in plain differentiable sums (Ioffe & Szegedy 2015, algorithm 1)."""
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
+        if not self.training:
+            return super().forward(images)
+        from torch.distributed.nn.functional import all_reduce
+
+        values = images.float()
+        count = all_reduce(values.new_tensor(values.numel() / values.shape[1]))
+        mean = all_reduce(values.sum((0, 2, 3))) / count  # (C,)
+        away = values - mean[:, None, None]
+        spread = all_reduce(away.square().sum((0, 2, 3))) / count  # (C,)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(spread * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(spread + self.eps)
+        return (away * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
