@@ -1,15 +1,16 @@
 """How a store is built: in chunks of films, by several processes, so that nothing finished is done twice.
 
-A build works in ``partial-<key>/`` inside the store's folder. Its disk space is claimed first; then each chunk of
-rows is decoded, written, synced, and only then noted in a file of its own. After ``kill -9`` the next build goes on
-behind the last note, and rows that an older store or another partial build already has are copied, not decoded.
+A build works in ``partial-<key>/`` inside the store's folder. Its disk space is claimed first, and the claimed file
+put in place whole, by a rename; then each chunk of rows is decoded, written, synced, and only then noted in a file of
+its own. After ``kill -9`` the next build goes on behind the last note, and rows that an older store or another partial
+build already has are copied, not decoded. Notes beside a file that is not whole count for nothing.
 """
 
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,10 @@ def build(
     allow_missing: bool,
 ) -> None:
     """Decode and publish; the caller holds the store's lock, and cleans up. Raises as ``store.build`` does."""
-    plan = _plan(wanted, kept, _reusable(folder))
+    plan = _plan(wanted, kept, _reusable(folder, size))
     partial = folder / f"partial-{provenance.digest([FORMAT, size, [list(row[:3]) for row in plan]])}"
     try:
-        _claim(partial, len(plan), size)
+        _claim(folder, partial, size, len(plan))
         _decode(partial, size, plan, workers, progress)
         _publish(folder, partial, size, len(plan), allow_missing)
     except OSError as error:
@@ -112,20 +113,22 @@ def _plan(wanted: Sources, kept: set[str], reusable: dict[str, chunks.Row]) -> l
     for name, path, stamp in zip(wanted.names, wanted.paths, wanted.stamps, strict=True):
         row = reusable.get(name)
         plan.append(chunks.Task(name, *stamp, path, row if row and (row.bytes, row.mtime_ns) == stamp else None))
-    plan += [chunks.Task(name, reusable[name].bytes, reusable[name].mtime_ns, "", reusable[name]) for name in kept]
+    whole = kept & reusable.keys()  # not those that could not be decoded, nor those whose pixels are lost
+    plan += [chunks.Task(name, reusable[name].bytes, reusable[name].mtime_ns, "", reusable[name]) for name in whole]
     return sorted(plan, key=lambda task: task.name)
 
 
-def _reusable(folder: Path) -> dict[str, chunks.Row]:
+def _reusable(folder: Path, size: int) -> dict[str, chunks.Row]:
     """Rows that are decoded already: of the finished store, and of the noted chunks of partial builds."""
     found: dict[str, chunks.Row] = {}
     for partial in sorted(folder.glob("partial-*")):
-        if (partial / chunks.PIXELS).is_file():
+        if chunks.side(partial / chunks.PIXELS) == size:
             for note in sorted(partial.glob("chunk-*.json")):
                 found.update(_rows(partial / chunks.PIXELS, _note(note), int(note.stem.split("-")[1]) * CHUNK))
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
-        found.update(_rows(folder / manifest["pixels"], manifest["films"], 0))
+        if chunks.side(folder / manifest["pixels"]) == size:
+            found.update(_rows(folder / manifest["pixels"], manifest["films"], 0))
     return found
 
 
@@ -136,11 +139,14 @@ def _rows(pixels: Path, columns: dict[str, list], start: int) -> Iterator[tuple[
             yield values[0], chunks.Row(str(pixels), start + i, *values[1:])
 
 
-def _claim(partial: Path, films: int, size: int) -> None:
+def _claim(folder: Path, partial: Path, size: int, films: int) -> None:
     """Make the file for the pixels and claim its space on the disk. Raises UserError where there is not enough."""
-    pixels = partial / chunks.PIXELS
-    if pixels.exists() or any(partial.glob("chunk-*.json")):
+    if chunks.side(partial / chunks.PIXELS) == size:
         return
+    notes = [_note_path(partial, at) for at in range(0, films, CHUNK)]
+    if all(note.exists() for note in notes) and chunks.side(folder / _name(size, _joined(notes))) == size:
+        return  # a build was killed between naming the pixels and writing the manifest
+    shutil.rmtree(partial, ignore_errors=True)  # notes speak of rows that are not there
     need = films * size * size
     free = shutil.disk_usage(partial.parent).free
     if need + need // 50 + 10_000_000 > free:
@@ -148,9 +154,10 @@ def _claim(partial: Path, films: int, size: int) -> None:
             f"{partial.parent}: the store needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
             "make room, choose a smaller size, or put CXR_OUTPUTS on another disk"
         )
-    partial.mkdir(exist_ok=True)
+    partial.mkdir()
     try:
-        chunks.allocate(pixels, (films, size, size))
+        with paths.atomic(partial / chunks.PIXELS) as temporary:
+            chunks.allocate(temporary, (films, size, size))
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -171,7 +178,8 @@ def _decode(partial: Path, size: int, plan: list[chunks.Task], workers: int | No
 
 def _publish(folder: Path, partial: Path, size: int, films: int, allow_missing: bool) -> None:
     """Name the pixels after their fingerprint and write the manifest, which makes the store visible."""
-    columns = _joined(_note(_note_path(partial, at)) for at in range(0, films, CHUNK))
+    columns = _joined([_note_path(partial, at) for at in range(0, films, CHUNK)])
+    pixels = folder / _name(size, columns)
     reasons = columns.pop("reason")
     failed = {name: reason for name, reason in zip(columns["name"], reasons, strict=True) if reason}
     if failed and (not allow_missing or len(failed) == films):
@@ -183,13 +191,12 @@ def _publish(folder: Path, partial: Path, size: int, films: int, allow_missing: 
     }
     good = [i for i, reason in enumerate(reasons) if not reason]
     columns = {name: [values[i] for i in good] for name, values in columns.items()}
-    fingerprint = provenance.digest([FORMAT, size, columns["name"], columns["pixel_crc"]])
-    pixels = folder / f"pixels-{fingerprint}.npy"
-    if not pixels.exists():  # it does where a build was killed between the rename and the manifest
+    if chunks.side(pixels) != size:  # it is there where a build was killed before the manifest
         if failed:
             chunks.compact(partial / chunks.PIXELS, good, pixels)
         else:
             (partial / chunks.PIXELS).replace(pixels)
+    fingerprint = pixels.stem.removeprefix("pixels-")
     manifest = {"format": FORMAT, "size": size, "pixels": pixels.name, "fingerprint": fingerprint}
     text = json.dumps(manifest | {"missing": missing, "films": columns}, separators=(",", ":"))
     paths.write_text(folder / MANIFEST, text + "\n")
@@ -198,9 +205,16 @@ def _publish(folder: Path, partial: Path, size: int, films: int, allow_missing: 
             old.unlink(missing_ok=True)  # who has it open keeps it
 
 
-def _joined(notes: Iterable[dict[str, list]]) -> dict[str, list]:
+def _name(size: int, columns: dict[str, list]) -> str:
+    """File name of the pixels: by a fingerprint of the films that could be decoded and of what is on them."""
+    good = [i for i, reason in enumerate(columns["reason"]) if not reason]
+    names, pixels = ([columns[column][i] for i in good] for column in ("name", "pixel_crc"))
+    return f"pixels-{provenance.digest([FORMAT, size, names, pixels])}.npy"
+
+
+def _joined(notes: list[Path]) -> dict[str, list]:
     columns: dict[str, list] = {name: [] for name in (*_COLUMNS, "reason")}
-    for note in notes:
+    for note in map(_note, notes):
         for name, values in columns.items():
             values.extend(note[name])
     return columns

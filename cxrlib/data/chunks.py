@@ -91,6 +91,15 @@ def allocate(path: Path, shape: tuple[int, int, int]) -> None:
             file.truncate(start + length)
 
 
+def side(path: Path) -> int:
+    """Side in pixels of the films in an .npy file; 0 where it is absent, shorter than its header says, or another's."""
+    try:
+        pixels = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return 0
+    return pixels.shape[1] if pixels.ndim == 3 and pixels.dtype == np.uint8 else 0
+
+
 def compact(source: Path, rows: list[int], target: Path) -> None:
     """Write the given rows of an .npy file as another, a few at a time."""
     old = np.load(source, mmap_mode="r")

@@ -227,6 +227,102 @@ def test_killed_at_any_moment_it_ends_the_same(films, tmp_path):
     assert caught >= 12
 
 
+def left_behind(films, folder, monkeypatch, *, chunks_done: int):
+    """The folder of a build that was cut off after so many of its five chunks."""
+    work, done = chunks.work, []
+
+    def cut_off(*job):
+        if len(done) == chunks_done:
+            raise KeyboardInterrupt
+        done.append(job)
+        return work(*job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chunks, "work", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            build(films, folder)
+    return next(folder.glob("partial-*"))
+
+
+HALF_MADE = {
+    "empty file": lambda pixels: os.truncate(pixels, 0),
+    "half a header": lambda pixels: os.truncate(pixels, 50),
+    "header only": lambda pixels: os.truncate(pixels, 128),
+    "short file": lambda pixels: os.truncate(pixels, 128 + 40 * 16 * 16 - 1),
+    "no pixels": lambda pixels: pixels.unlink(),
+    "other pixels": lambda pixels: np.save(pixels, np.zeros((40, 8, 8), np.uint8)),
+    "file never put in place": lambda pixels: pixels.rename(pixels.with_name(".pixels.npy.x.tmp")),
+}
+
+
+@pytest.mark.parametrize("chunks_done", [0, 3])
+@pytest.mark.parametrize("name", HALF_MADE)
+def test_half_made_files_count_for_nothing(name, chunks_done, films, tmp_path, monkeypatch):
+    whole = contents(build(films, tmp_path / "whole").folder)
+    partial = left_behind(films, tmp_path / "store", monkeypatch, chunks_done=chunks_done)
+    HALF_MADE[name](partial / chunks.PIXELS)
+    assert contents(build(films, tmp_path / "store").folder) == whole
+
+
+def test_half_made_files_of_other_films_count_for_nothing(films, tmp_path, monkeypatch):
+    partial = left_behind(films.iloc[:30], tmp_path / "store", monkeypatch, chunks_done=3)
+    os.truncate(partial / chunks.PIXELS, 1000)
+    assert contents(build(films, tmp_path / "store").folder) == contents(build(films, tmp_path / "whole").folder)
+
+
+def test_notes_of_another_size_count_for_nothing(films, tmp_path, monkeypatch):
+    left_behind(films, tmp_path / "store", monkeypatch, chunks_done=3)
+    built = store.build(films, 24, folder=tmp_path / "store", progress=False)
+    assert built.pixels.shape == (40, 24, 24)
+
+
+def test_the_space_is_claimed_in_one_step(films, tmp_path, monkeypatch):
+    """Whoever looks between the first byte and the last sees no file of that name."""
+    seen = []
+    allocate = chunks.allocate
+
+    def watched(path, shape):
+        allocate(path, shape)
+        seen.append((path.parent / chunks.PIXELS).exists())
+
+    monkeypatch.setattr(chunks, "allocate", watched)
+    build(films, tmp_path / "store")
+    assert seen == [False]
+
+
+def test_killed_before_the_manifest_nothing_is_decoded_again(films, tmp_path, monkeypatch, decoded):
+    whole = contents(build(films, tmp_path / "whole").folder)
+
+    def killed(path, text):
+        if path.name == builder.MANIFEST:
+            raise KeyboardInterrupt
+        return write(path, text)
+
+    write = builder.paths.write_text
+    with monkeypatch.context() as patched:
+        patched.setattr(builder.paths, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(films, tmp_path / "store")
+    decoded.clear()
+    assert contents(build(films, tmp_path / "store").folder) == whole
+    assert decoded == []
+
+
+def test_a_store_whose_map_is_damaged_is_decoded_anew_with_the_next_film(films, tmp_path, decoded):
+    built = build(films.iloc[:39], tmp_path / "store")
+    os.truncate(next(built.folder.glob("pixels-*.npy")), 200)
+    decoded.clear()
+    assert contents(build(films, tmp_path / "store").folder) == contents(build(films, tmp_path / "whole").folder)
+    assert len(decoded) == 80
+
+
+def test_a_film_that_could_not_be_decoded_does_not_hinder_a_build_without_it(films, tmp_path):
+    spoil(films["path"][4])
+    build(films.iloc[:20], tmp_path / "store", allow_missing=True)
+    rest = films.drop(index=4)
+    assert build(rest, tmp_path / "store").names == rest["image"].tolist()
+
+
 @pytest.mark.slow
 def test_killed_with_its_processes_it_ends_the_same(tmp_path):
     folder = samples.write_folder(tmp_path / "many", films=600, side=200)
