@@ -30,7 +30,7 @@ bench: $(READY)  ## measure the README's figures: outputs/bench/results.csv (ONL
 # Executed where they lie, with the committed defaults, so that they read as documents; then their metadata is cleaned.
 notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03_stage3 for one of them)
 	@set -e; for book in $(if $(ONLY),notebooks/$(ONLY).ipynb,$(sort $(wildcard notebooks/[0-9]*.ipynb))); do \
-		$(BIN)/papermill --cwd notebooks --kernel python3 --no-progress-bar "$$book" "$$book"; \
+		CXR_QUIET=1 $(BIN)/papermill --cwd notebooks --kernel python3 --no-progress-bar "$$book" "$$book"; \
 	done
 	@$(MAKE) --no-print-directory clean-notebooks
 

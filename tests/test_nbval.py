@@ -38,7 +38,7 @@ def nbval(outputs, *books):
         os.devnull,
         *map(str, books),
     ]
-    environment = {**os.environ, "CXR_OUTPUTS": str(outputs), "CXR_PROJECT": str(ROOT)}
+    environment = {**os.environ, "CXR_OUTPUTS": str(outputs), "CXR_PROJECT": str(ROOT), "CXR_QUIET": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""Figures of a run: films, learning curves, AUC per finding, gains, stages; and how a figure is saved.
+"""Figures of a run: films, AUC per finding, gains, stages; and how a figure is saved.
 
 A function takes data and ``ax`` (or an array of axes) and returns it; the notebook decides the figure. Text given by
 data, such as file names, is never read as mathematics.
@@ -54,40 +54,6 @@ def films(images: Sequence, captions: Sequence[str], axes: np.ndarray) -> np.nda
             image, cmap="gray", vmin=low, vmax=high, interpolation="nearest" if len(image) < 160 else "antialiased"
         )
         ax.set_title(_wrapped(caption), fontsize=7.5, fontweight="normal", loc="center", pad=3, parse_math=False)
-    return axes
-
-
-def history(epochs: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Loss and validation AUC over the epochs of a stage, on two axes; frame as ``fit.Result.history``.
-
-    Thin lines are single findings, the strong one their mean; the best epoch is marked.
-    """
-    loss, auc = np.ravel(axes)[:2]
-    if epochs.empty:
-        for ax in (loss, auc):
-            blank(ax, "no epochs in this stage:\nthe weights are handed on as they came")
-        return axes
-    x = epochs["epochs_so_far"]
-    for part, dash, marker in (("train", "-", "o"), ("val", (0, (4, 1.5)), "s")):
-        name = "training" if part == "train" else "validation"
-        loss.plot(x, epochs[f"{part}_loss"], color=theme.SPLIT_COLOURS[part], ls=dash, marker=marker, ms=4, label=name)
-    loss.set(xlabel="epochs so far", ylabel="loss", title="Loss")
-    loss.legend()
-    for finding in FINDINGS:
-        auc.plot(x, epochs[f"auc_{finding}"], color=theme.FAINT, lw=0.9, marker="." if len(x) == 1 else None, zorder=1)
-    auc.plot([], [], color=theme.FAINT, lw=0.9, label="one finding each")
-    auc.plot(x, epochs["val_auc"], color=theme.INK, lw=2, marker="o", ms=4, label=MEAN)
-    if epochs["val_auc"].notna().any():
-        best = epochs.loc[epochs["val_auc"].idxmax()]
-        label = f"best, {best['val_auc']:.3f}"
-        at = (best["epochs_so_far"], best["val_auc"])
-        auc.plot(*at, "*", color=theme.SPLIT_COLOURS["test"], ms=13, mec="white", label=label, zorder=5, ls="none")
-    auc.axhline(0.5, color=theme.MUTED, lw=0.8, ls=":", label="chance")
-    auc.set(xlabel="epochs so far", ylabel="ROC AUC", title="Validation AUC")
-    auc.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    for ax in (loss, auc):
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(axis="y")
     return axes
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from cxrlib import provenance
-from cxrlib.training import board, checkpoint, hardware, meter, network, optim, record, state, steps, tensors
+from cxrlib.training import checkpoint, hardware, meter, network, optim, record, state, steps, tensors
 from cxrlib.training import folder as folders
 from cxrlib.training import team as teams
 from cxrlib.training.frozen import Features
@@ -138,7 +138,6 @@ class _Training:
         half = hardware.half(self.team.device, self.recipe.precision)
         how = {"half": half, "compiled": self.recipe.compile, "pause": self.pause, "folder": self.files.folder}
         self.seen, self.seen_val = (Features(self.model, part, self.team, **how) for part in (self.train, self.val))
-        self.board = board.writer(self.files.folder) if self.team.first else None
         self.epoch = self.batch = 0
         self.history: list[dict[str, Any]] = []
         self.losses: list[tuple] = []  # rows of record.BATCH_COLUMNS, of the epochs done
@@ -200,7 +199,8 @@ class _Training:
     def validate(self) -> tuple[tuple[list[float], list[int]], np.ndarray]:
         """Losses and films of the validation part's batches, and its 15 AUCs."""
         self.model.eval()
-        seen = meter.Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", names(self.val))
+        where = f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}"
+        seen = meter.Meter(where, self.val.films["image"].array)
         found = []
         for batch in self.val.epoch(0):
             self.pause()
@@ -223,8 +223,6 @@ class _Training:
         self.losses += record.losses(number, "train", *train) + record.losses(number, "val", *val)
         last = number == self.recipe.epochs or self.out_of_patience()
         self.team.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
-        if self.board:
-            self.board.epoch(row)
         self.progress.close_epoch(row)
 
     def save_when_due(self, every: float) -> None:
@@ -256,7 +254,8 @@ class _Training:
         return optim.rate(step, self.all_steps, self.recipe, plateaus)
 
     def new_meter(self, **kept: Any) -> meter.Meter:
-        return meter.Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", names(self.train), **kept)
+        where = f"stage {self.recipe.number}, epoch {self.epoch + 1}"
+        return meter.Meter(where, self.train.films["image"].array, **kept)
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that an undisturbed training would carry on with, as tensors and as plain data."""
@@ -294,10 +293,6 @@ class _Training:
         self.meter = self.new_meter(losses=losses.tolist(), films=films.tolist(), seconds=found.data["seconds"])
         self.progress.go_on_from(self.epoch, self.batch, self.history)
         return f"epoch {self.epoch + 1}, batch {self.batch}"
-
-
-def names(batches: Any) -> np.ndarray:
-    return batches.films["image"].to_numpy()
 
 
 if __name__ == "__main__":

@@ -101,8 +101,8 @@ def launch(processes: int, **parameters: Any) -> None:
     if processes < 1 or (gpus and processes > gpus):
         raise UserError(f"processes is {processes}; this machine has {gpus} GPUs, give 1 to {max(gpus, 1)}")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, "-m", "cxrlib.training.fit", *words(parameters)]
-    folder.mkdir(parents=True, exist_ok=True)
+    command = [*launcher, "-m", "cxrlib.training.fit", f"@{folder / 'job.args'}"]
+    paths.write_text(folder / "job.args", "\n".join(words(parameters)))
     log = folder / "job.log"
     with log.open("w", encoding="utf-8") as out:
         began = time.time()
@@ -120,7 +120,7 @@ def launch(processes: int, **parameters: Any) -> None:
 
 
 def words(parameters: dict[str, Any]) -> list[str]:
-    """The parameters as a command line's words; those left empty are left out."""
+    """The parameters as a command line's words; those that are empty or false are left out."""
     return [f"--{name}={value}" for name, value in parameters.items() if value not in ("", False)]
 
 
@@ -171,6 +171,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="cxrlib.training.fit",
         description="Train one stage, in every process that the launcher starts, with its notebook's parameters.",
+        fromfile_prefix_chars="@",  # torchrun takes some of our flags for its own, so launch gives them in a file
         epilog="Example: accelerate launch --multi_gpu --num_processes 8 -m cxrlib.training.fit --stage 1 --run base "
         "--data data --schedule modern --size 224 --batch_size 512 --weights IMAGENET1K_V2",
     )

@@ -1,4 +1,4 @@
-"""How far a stage has come: a bar for who looks on, a call for who watches, ``progress.json`` for who is elsewhere."""
+"""How far a stage has come: a bar for who looks on, a call for who watches, files for who is elsewhere."""
 
 import json
 import time
@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from tqdm.auto import tqdm
 
+from cxrlib.training.board import Board
 from cxrlib.training.recipes import Stage
 
 EVERY = 1.0
@@ -51,6 +52,7 @@ class Progress:
         self.since_point: list[float] = []
         self.started = self.written = self.noted = time.monotonic()
         self.done_before = 0
+        self.board = Board(folder) if writes else None
         self.bar = tqdm(
             total=batches * recipe.epochs,
             desc=f"stage {recipe.number}",
@@ -61,10 +63,14 @@ class Progress:
         )
 
     def __enter__(self) -> Self:
+        if self.board:
+            self.board.begin()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.close()
+        if self.board:
+            self.board.close()
         self.done = kind is None
         self.write()
         if self.done:
@@ -72,7 +78,9 @@ class Progress:
 
     def go_on_from(self, epoch: int, batch: int, history: list[dict[str, Any]]) -> None:
         """Start counting at a batch of an epoch (both from 0) of an interrupted stage, after so much history."""
-        self.epoch, self.batch, self.history = epoch, batch, list(history)
+        for row in history:
+            self.close_epoch(row)
+        self.epoch, self.batch = epoch, batch
         self.done_before = epoch * self.batches + batch
         self.bar.update(self.done_before - self.bar.n)
 
@@ -93,6 +101,8 @@ class Progress:
     def close_epoch(self, row: dict[str, Any]) -> None:
         """Note the history's row of the epoch just done."""
         self.history.append(row)
+        if self.board:
+            self.board.epoch(row)
         self.tell()
 
     def note(self, text: str) -> None:

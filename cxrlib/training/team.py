@@ -6,6 +6,7 @@ the environment. Every process calls the same functions in the same order; with 
 
 import copy
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -63,7 +64,11 @@ class Team:
 
     def wrap(self, step: nn.Module) -> nn.Module:
         """The module whose gradients are averaged over the processes (DistributedDataParallel)."""
-        return step if self.world == 1 else self.accelerator.prepare_model(step)
+        if self.world == 1:
+            return step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # releases of torch differ in a flag's name
+            return self.accelerator.prepare_model(step)
 
     def unsynced(self, step: nn.Module) -> AbstractContextManager:
         """Inside the block gradients of a wrapped module stay with their process, to be averaged later."""
@@ -162,16 +167,28 @@ class SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         if not self.training:
             return super().forward(images)
-        from torch.distributed.nn.functional import all_reduce
-
         values = images.float()
-        count = all_reduce(values.new_tensor(values.numel() / values.shape[1]))
-        mean = all_reduce(values.sum((0, 2, 3))) / count  # (C,)
+        count = _Sum.apply(values.new_tensor(values.numel() / values.shape[1]))
+        mean = _Sum.apply(values.sum((0, 2, 3))) / count  # (C,)
         away = values - mean[:, None, None]
-        spread = all_reduce(away.square().sum((0, 2, 3))) / count  # (C,)
+        spread = _Sum.apply(away.square().sum((0, 2, 3))) / count  # (C,)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(spread * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(spread + self.eps)
         return (away * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; each one's share has the gradient of everybody's loss."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient.contiguous())

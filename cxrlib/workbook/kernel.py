@@ -22,6 +22,9 @@ class ThisPython(AsyncKernelManager):
 
 
 def environment() -> dict[str, str]:
-    """What is laid over our own environment; the last entry silences the debugger's word on frozen modules."""
+    """What is laid over our own environment; the last entry silences the debugger's word on frozen modules.
+
+    Nobody looks on, so nothing is drawn live (``live.QUIET``).
+    """
     folders = {"CXR_OUTPUTS": str(paths.outputs()), "CXR_PROJECT": str(paths.project())}
-    return {**os.environ, **folders, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return {**os.environ, **folders, "CXR_QUIET": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}

@@ -26,7 +26,7 @@ SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed", "we
 FILES = ("data", "ckpt", "weights")
 """Parameters that may name a file, and then mean it as seen from where the user stands."""
 
-OWN = ("lr", "epochs", "loss", "ckpt")
+OWN = ("lr", "epochs", "loss", "also", "ckpt")
 """Parameters that each stage has its own value of."""
 
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

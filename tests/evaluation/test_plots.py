@@ -113,16 +113,6 @@ def test_gain_tells_sure_from_unsure():
     assert "undefined" in texts(ax)
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 4])
-def test_history_of_any_length(epochs):
-    frame = pd.DataFrame({"epochs_so_far": np.arange(epochs) + 3, "train_loss": 0.2, "val_loss": 0.3, "val_auc": 0.6})
-    frame = frame.assign(**{f"auc_{finding}": 0.5 for finding in FINDINGS[:-1]}, auc_Hernia=np.nan)
-    _, axes = plt.subplots(1, 2)
-    assert plots.history(frame, axes) is axes
-    plt.gcf().canvas.draw()
-    assert ("no epochs" in texts(axes[0])) == (epochs == 0)
-
-
 def test_films_take_tensors_and_odd_captions():
     import torch
 
