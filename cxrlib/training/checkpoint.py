@@ -7,6 +7,7 @@ even where the ancestors' files are gone.
 """
 
 import base64
+import json
 import zlib
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -26,6 +27,8 @@ FORMAT = 1
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
 SUFFIX = ".safetensors"
 NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "patients", "ancestors", "origin")
+ATTACHED = "attached"
+"""What was found out after the training travels under this key; no hash and no fingerprint is made of it."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,6 @@ class Lineage:
     @property
     def parent(self) -> dict[str, Any] | None:
         return self.ancestors[-1] if self.ancestors else None
-
-    @property
-    def parent_sha256(self) -> str:
-        return self.ancestors[-1]["sha256"] if self.ancestors else ""
 
 
 def lineage(parent: Path | None, weights: str, films: pd.DataFrame) -> Lineage:
@@ -126,8 +125,7 @@ def save(
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint and check it. Raises UserError where it is truncated, foreign, or of another label order."""
     meta = read_meta(path)
-    state, _ = tensors.read(path)
-    return Checkpoint(state, meta, path)
+    return Checkpoint(tensors.read(path)[0], meta, path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -144,6 +142,32 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is of another network ({meta['layout']}), not {LAYOUT}")
     labels.check_order(meta["labels"], f"checkpoint {path}")
     return meta
+
+
+def attach(path: Path, name: str, values: Any) -> Path:
+    """Let ``values``, such as a calibration, travel in the checkpoint's JSON under ``name``; returns the JSON's path.
+
+    The weights, their hash and what the training wrote stay as they are, so no stage is trained again for it; where the
+    same values are there already, nothing is written. Training the stage anew drops them.
+    Raises UserError where the checkpoint is absent, or ``values`` are nothing that JSON can hold.
+    """
+    meta = read_meta(path)
+    try:
+        values = json.loads(json.dumps(values, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot travel with {path.stem}: {error}; give plain, finite values") from None
+    carried = {**meta.get(ATTACHED, {}), name: values}
+    if carried != meta.get(ATTACHED):
+        paths.write_json(tensors.json_of(path), {**meta, ATTACHED: carried})
+    return tensors.json_of(path)
+
+
+def attached(path: Path, name: str) -> Any:
+    """What ``attach`` was given. Raises UserError, saying how to come by it, where the checkpoint carries none."""
+    carried = read_meta(path).get(ATTACHED, {})
+    if name not in carried:
+        raise UserError(f"checkpoint {path.stem} carries no {name}; run 06_evaluation with ckpt={path.stem}")
+    return carried[name]
 
 
 @dataclass(frozen=True)

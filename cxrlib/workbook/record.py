@@ -4,6 +4,7 @@ What made a notebook's results is one fingerprint: its source, its parameters, t
 fingerprint of the notebook before it.
 """
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from cxrlib.workbook.settings import Scalar
 
 FLOORS = ("*.py", "data/*.py", "training/*.py", "evaluation/*.py", "workbook/widgets.py")
 """The code that notebooks use: a change of it has them executed again. The chain itself is not among it."""
+
+SUFFIX = ".safetensors"  # as in training.checkpoint, which would bring torch along
 
 PASSING = ("report.html", "run.json", "progress.json")
 """Files of a run folder that are nobody's result, or come and go."""
@@ -84,8 +87,22 @@ def written(root: Path, since: float) -> set[str]:
 
 
 def _weights(share: Mapping[str, Scalar]) -> list:
-    """Size and time of the files that ``ckpt`` and ``weights`` may mean: another file of the same name is a change."""
-    named = [str(share[name]).removesuffix(".safetensors") for name in ("ckpt", "weights") if share.get(name)]
-    files = [file for name in named for file in (Path(name), *paths.outputs().glob(f"*/stage*/{Path(name).name}.*"))]
-    stats = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
+    """Size and time of the weights that ``ckpt`` and ``weights`` may mean: another file of the same name is a change.
+
+    The JSON beside a checkpoint is none of them: an evaluation lets its calibration travel there, and is not to be
+    executed again for that.
+    """
+    named = [
+        str(share[name]).removesuffix(".json").removesuffix(SUFFIX) for name in ("ckpt", "weights") if share.get(name)
+    ]
+    files = [
+        file
+        for name in named
+        for file in (
+            paths.resolve(name),
+            paths.resolve(name + SUFFIX),
+            *paths.outputs().glob(f"*/stage*/{glob.escape(Path(name).name)}{SUFFIX}"),
+        )
+    ]
+    stats = [(file.name, file.stat()) for file in sorted(set(files)) if file.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]

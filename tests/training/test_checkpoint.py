@@ -139,6 +139,60 @@ def test_a_name_is_found_in_the_run_then_in_all_runs(own_outputs, model):
         checkpoint.resolve("", one)
 
 
+def test_what_is_attached_comes_back_and_touches_nothing_else(tmp_path, saved, model):
+    weights, before = saved.read_bytes(), checkpoint.read_meta(saved)
+    values = {"kind": "platt", "slopes": (1.5, 2.0), "lowest": None}
+    checkpoint.attach(saved, "calibration", values)
+    checkpoint.attach(saved, "thresholds", {"youden": {"Mass": 0.25}})
+    assert checkpoint.attached(saved, "calibration") == {"kind": "platt", "slopes": [1.5, 2.0], "lowest": None}
+    assert checkpoint.attached(saved, "thresholds") == {"youden": {"Mass": 0.25}}
+    loaded = checkpoint.load_into(tiny.net(seed=9), saved).checkpoint.meta
+    assert {key: value for key, value in loaded.items() if key != checkpoint.ATTACHED} == before
+    assert saved.read_bytes() == weights
+    child = save(tmp_path / "child", model, 1, number=2, parent=saved)
+    assert checkpoint.read_meta(child)["parent"]["sha256"] == before["sha256"]
+    with pytest.raises(UserError, match="carries no calibration; run 06_evaluation"):
+        checkpoint.attached(child, "calibration")
+
+
+def test_attaching_the_same_again_writes_nothing(saved):
+    file = checkpoint.attach(saved, "thresholds", {"f1": {"Mass": 0.1}})
+    stamp = file.stat()
+    checkpoint.attach(saved, "thresholds", {"f1": {"Mass": 0.1}})
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (stamp.st_ino, stamp.st_mtime_ns)
+    checkpoint.attach(saved, "thresholds", {"f1": {"Mass": 0.2}})
+    assert checkpoint.attached(saved, "thresholds") == {"f1": {"Mass": 0.2}}
+
+
+@pytest.mark.parametrize("values", [{"Mass": np.nan}, [np.inf], {"Mass": np.float32(0.5)}, {1, 2}])
+def test_what_no_json_can_hold_is_not_attached(saved, values):
+    before = saved.with_suffix(".json").read_bytes()
+    with pytest.raises(UserError, match="thresholds cannot travel with stage1"):
+        checkpoint.attach(saved, "thresholds", values)
+    assert saved.with_suffix(".json").read_bytes() == before
+
+
+def test_nothing_is_attached_to_an_unknown_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="is not there"):
+        checkpoint.attach(tmp_path / "stage1_1_1.safetensors", "thresholds", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_and_its_child_are_not_trained_again_for_what_was_attached(tmp_path):
+    model = tiny.net()
+    first = tiny.train(tmp_path / "stage1", {"epochs": 1}, model=model)
+    how = {"number": 2, "epochs": 1, "groups": ("layer4", "fc")}
+    second = tiny.train(tmp_path / "stage2", how, model=model, parent=first.best)
+    for result in (first, second):
+        checkpoint.attach(result.best, "calibration", {"kind": "none"})
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    model = tiny.net()
+    again = tiny.train(tmp_path / "stage1", {"epochs": 1}, model=model)
+    tiny.train(tmp_path / "stage2", how, model=model, parent=again.best)
+    assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    assert checkpoint.attached(second.best, "calibration") == {"kind": "none"}
+
+
 def test_the_best_of_an_unfinished_stage_is_refused(tmp_path, saved):
     with pytest.raises(UserError, match="no finished stage"):
         checkpoint.best(tmp_path)
