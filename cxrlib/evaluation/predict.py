@@ -12,6 +12,7 @@ from torch import nn
 
 from cxrlib import labels, paths
 from cxrlib.errors import UserError
+from cxrlib.training import hardware
 
 PROBABILITIES = [f"prob_{label}" for label in labels.LABELS]
 TRUTHS = [f"label_{label}" for label in labels.LABELS]
@@ -39,15 +40,16 @@ def predict(
     The network is put in eval mode and given back as it was. ``tta``, test-time augmentation: "none", "flip" (film
     and mirror image) or "tencrop" (corners and centre, and their mirror images); views' probabilities are averaged.
     Views go through the network one after the other, so memory stays that of a plain batch; where even that is too
-    much for a GPU, the batch is halved until it fits. Raises UserError for an unknown ``tta`` or a NaN answer.
+    much, on a GPU or not, batches are halved until they fit, and stay so. Raises UserError for an unknown ``tta``, a
+    NaN answer, or where there is no memory for a single film.
     """
-    views = _views(tta)
+    read = _Reader(model, _views(tta))
     device = torch.device(device) if device is not None else next(model.parameters()).device
     found = np.full((len(batches.films), len(labels.LABELS)), np.nan)
     with _evaluating(model), torch.inference_mode():
         for batch in _shown(batches, progress):
             images = batch.images.to(device, non_blocking=True)  # (B, 1, S, S)
-            found[np.asarray(batch.rows)] = _average(model, images, views).double().cpu().numpy()
+            found[np.asarray(batch.rows)] = read(images).double().cpu().numpy()
     unread = np.flatnonzero(np.isnan(found).any(1))
     if len(unread):
         name = batches.films["image"].iloc[unread[0]]
@@ -66,9 +68,9 @@ def table(films: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
 
 
 def write(path: Path, films: pd.DataFrame, probabilities: np.ndarray) -> Path:
-    """Write ``table`` as CSV, whole or not at all; seven digits, more than a float32 network knows."""
+    """Write ``table`` as CSV, whole or not at all; nine digits, which tell all float32 answers apart."""
     with paths.atomic(path) as temporary:
-        table(films, probabilities).to_csv(temporary, index=False, float_format="%.7g")
+        table(films, probabilities).to_csv(temporary, index=False, float_format="%.9g")
     return path
 
 
@@ -76,7 +78,8 @@ def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
     """Read and check a file of predictions; given ``films``, they must be exactly its films, and come in that order.
 
     Raises UserError where the file is absent or no CSV, columns are missing or in another label order, an image is
-    doubled (or missing, or foreign to ``films``), a probability is NaN or outside 0..1, or a label is not 0 or 1.
+    doubled (or missing, or foreign to ``films``, or has other labels or another patient there), a probability is NaN or
+    outside 0..1, or a label is not 0 or 1.
     """
     csv = Path(csv)
     frame = _frame(csv)
@@ -85,12 +88,15 @@ def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
     if len(doubled):
         raise UserError(f"{csv}: {doubled.iloc[0]} is there twice ({len(doubled)} doubled rows); predict again")
     frame = frame if films is None else _matched(frame, films, csv)
-    return Predictions(
+    found = Predictions(
         images=frame["image"].tolist(),
         patients=_numbers(frame[["patient"]], csv, whole=True)[:, 0].astype(np.int64),
         labels=_numbers(frame[TRUTHS], csv, whole=True, high=1).astype(np.uint8),
         probabilities=_numbers(frame[PROBABILITIES], csv, high=1),
     )
+    if films is not None:
+        _check_truth(found, films, csv)
+    return found
 
 
 def _views(tta: str) -> list[View]:
@@ -121,18 +127,37 @@ def _mirrored(view: View) -> View:
     return lambda images: view(images).flip(-1)
 
 
-def _average(model: nn.Module, images: torch.Tensor, views: list[View]) -> torch.Tensor:
-    """Mean probability over the views, (B, 15); a batch too large for the GPU is read in halves."""
-    try:
-        total = torch.sigmoid(model(views[0](images)).float())
-        for view in views[1:]:
-            total += torch.sigmoid(model(view(images)).float())
-        return total / len(views)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            raise
-    torch.cuda.empty_cache()  # outside the handler, whose traceback holds the failed batch
-    return torch.cat([_average(model, half, views) for half in images.chunk(2)])
+class _Reader:
+    """Reads batches as large as memory allows: a size that was too much once is not tried again."""
+
+    def __init__(self, model: nn.Module, views: list[View]) -> None:
+        self.model, self.views, self.most = model, views, 0  # films at once, 0: as they come
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Mean probability over the views, (B, 15)."""
+        while True:
+            try:
+                return torch.cat([self._average(part) for part in images.split(self.most or max(len(images), 1))])
+            except (MemoryError, RuntimeError) as error:
+                if not hardware.no_memory(error):
+                    raise
+                tried = min(self.most or len(images), len(images))
+            self._halve(tried, images)  # outside the handler, whose traceback holds the failed batch
+
+    def _average(self, images: torch.Tensor) -> torch.Tensor:
+        total = torch.sigmoid(self.model(self.views[0](images)).float())
+        for view in self.views[1:]:
+            total += torch.sigmoid(self.model(view(images)).float())
+        return total / len(self.views)
+
+    def _halve(self, tried: int, images: torch.Tensor) -> None:
+        if tried <= 1:
+            raise UserError(
+                f"{images.device} has no memory for one film of {images.shape[-1]} px; free some, or take smaller films"
+            )
+        self.most = tried // 2
+        if images.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -183,6 +208,15 @@ def _matched(frame: pd.DataFrame, films: pd.DataFrame, csv: Path) -> pd.DataFram
                 f"{csv} {what} {min(names)} ({len(names)} of {len(wanted)}); it is of other films, predict again"
             )
     return frame.set_index("image").loc[films["image"]].reset_index()
+
+
+def _check_truth(found: Predictions, films: pd.DataFrame, csv: Path) -> None:
+    """Refuse a file whose labels or patients are not, film by film, those of ``films``: they were changed since."""
+    other = (found.labels != films[list(labels.LABELS)].to_numpy()).any(1)
+    other |= found.patients != films["patient"].to_numpy()
+    if other.any():
+        name = found.images[int(np.argmax(other))]
+        raise UserError(f"{csv}: labels or patient of {name} are not those of the films ({other.sum()}); predict again")
 
 
 def _numbers(part: pd.DataFrame, csv: Path, *, high: float = np.inf, whole: bool = False) -> np.ndarray:

@@ -84,18 +84,43 @@ def test_ten_crop_reads_ten_views_of_seven_eighths():
     np.testing.assert_allclose(found, predict.predict(network, mirrored, tta="tencrop"), atol=1e-6)
 
 
-def test_a_batch_too_large_for_the_device_is_read_in_halves():
-    class Small(Network):
-        def forward(self, images):
-            if len(images) > 1:
-                raise torch.OutOfMemoryError("full")
-            return super().forward(images)
+class Small(Network):
+    """Has memory for ``room`` films at once; ``words`` are what an allocator says when it has not."""
 
+    def __init__(self, room, error):
+        super().__init__()
+        self.room, self.error = room, error
+
+    def forward(self, images):
+        if len(images) > self.room:
+            self.sizes.append("full")
+            raise self.error
+        return super().forward(images)
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "tencrop"])
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["cuda", "cpu", "python"])
+def test_a_batch_too_large_for_memory_is_read_in_halves_on_any_device(error, tta):
     torch.manual_seed(1)
-    plain = Network()
-    small = Small()
+    plain, small = Network(), Small(1, error)
     small.load_state_dict(plain.state_dict())
-    np.testing.assert_allclose(predict.predict(small, Films()), predict.predict(plain, Films()), atol=1e-6)
+    expected = predict.predict(plain, Films(), tta=tta)
+    np.testing.assert_allclose(predict.predict(small, Films(), tta=tta), expected, atol=1e-6)
+    assert small.sizes.count("full") == 1, "a size that was too much is not tried in every batch"
+
+
+def test_no_memory_for_one_film_is_said_and_other_errors_are_not_hidden():
+    with pytest.raises(UserError, match="no memory for one film of 16 px"):
+        predict.predict(Small(0, NO_MEMORY[1]), Films())
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        predict.predict(Small(1, RuntimeError("shape mismatch")), Films())
 
 
 def test_unknown_augmentation_and_nan_answers_are_refused():
@@ -137,6 +162,10 @@ def _swap(read):
         (lambda read: read.assign(prob_Mass=[np.nan] + [0.5] * 6), "row 2, prob_Mass"),
         (lambda read: read.assign(prob_Mass=[0.5, 1.2] + [0.5] * 5), "row 3, prob_Mass: 1.2"),
         (lambda read: read.assign(prob_Mass=["much"] * 7), "prob_Mass: much"),
+        (lambda read: read.assign(prob_Hernia=[0.5] * 6 + [-0.1]), "row 8, prob_Hernia: -0.1"),
+        (lambda read: read.assign(prob_Hernia=[np.inf] + [0.5] * 6), "row 2, prob_Hernia: inf"),
+        (lambda read: read.assign(label_Mass=1 - read["label_Mass"]), "labels or patient of 00000000_000.png"),
+        (lambda read: read.assign(patient=read["patient"] + 1), "are not those of the films .7."),
         (lambda read: read.assign(label_Edema=[0.5] * 7), "label_Edema"),
         (lambda read: read.assign(patient=["x"] * 7), "patient"),
         (lambda read: pd.concat([read, read.iloc[:1]]), "00000000_000.png is there twice"),
