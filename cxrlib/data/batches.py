@@ -167,9 +167,13 @@ class Batches:
         return draws.uniform(len(order), DRAWS, self.seed, epoch)
 
     def _cuts(self, films: int) -> np.ndarray:
-        """Where the batches of all processes together begin and end in an epoch's order."""
+        """Where the batches of all processes together begin and end in an epoch's order.
+
+        A last batch joins the one before where it has too few films for each process to get one, or in training two,
+        which BatchNorm needs.
+        """
         cuts = np.append(np.arange(0, films, self.batch_size), films)
-        if self.shuffle and len(cuts) > 2 and cuts[-1] - cuts[-2] < 2 * self.world:
+        if len(cuts) > 2 and cuts[-1] - cuts[-2] < self.world * (2 if self.shuffle else 1):
             cuts = np.delete(cuts, -2)
         return cuts
 

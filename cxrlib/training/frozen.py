@@ -19,7 +19,8 @@ from cxrlib.training.team import Team
 MEMORY = 2**30
 """Largest size in bytes of the features kept in memory for one part of the data."""
 DISK = 2**36
-"""Largest size in bytes of those kept in a file instead, as far as the disk has twice that free."""
+"""Largest size in bytes of those kept in a file instead, as far as the disk has twice that free; on a CPU alone, since
+an accelerator computes them faster than a disk gives them back."""
 
 
 def fold(model: network.Network) -> nn.Module:
@@ -72,7 +73,7 @@ class Features:
         disk: int = DISK,
     ) -> None:
         self.part, self.team, self.half, self.pause, self.folder = part, team, half, pause, folder
-        self.memory, self.disk = memory, disk
+        self.memory, self.disk = memory, disk if team.device.type == "cpu" else 0
         self.prefix = None
         if model.split:
             self.prefix = fold(model).to(team.device, torch.bfloat16 if half else torch.float32)

@@ -58,7 +58,7 @@ def kill_at(epoch, batch, number=signal.SIGTERM):
 
 
 def same(one, other):
-    """Whether two stage folders came to the same: every weight kept, the history but for its times, the verdict."""
+    """Whether two stage folders came to the same: weights, losses, the history but for its times, the verdict."""
     names = {path.name for path in one.glob("stage*.safetensors")}
     assert names == {path.name for path in other.glob("stage*.safetensors")}
     for name in names:
@@ -66,6 +66,7 @@ def same(one, other):
     pd.testing.assert_frame_equal(
         record.read_history(one)[record.COLUMNS], record.read_history(other)[record.COLUMNS], check_exact=True
     )
+    assert (one / "batches.csv").read_bytes() == (other / "batches.csv").read_bytes()
     best = [json.loads((where / "best.json").read_text()) for where in (one, other)]
     assert best[0] == best[1]
 
