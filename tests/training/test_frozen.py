@@ -106,7 +106,7 @@ def test_without_twice_the_room_on_the_disk_nothing_is_kept_there(tmp_path, monk
 def test_beside_an_accelerator_no_file_is_made(tmp_path):
     model = network.train_only(tiny.net(), ("fc",))
     for kind, room in (("meta", 0), ("cpu", frozen.DISK)):
-        assert frozen.Features(model, tiny.TinyBatches(4), Team(torch.device(kind)), folder=tmp_path).disk == room
+        assert frozen.Features(model, tiny.TinyBatches(4), team.Team(torch.device(kind)), folder=tmp_path).disk == room
 
 
 def test_fixed_views_are_remembered_each_and_found_again():
