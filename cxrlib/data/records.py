@@ -6,7 +6,9 @@ view ("PA", "AP" or ""), then the 15 labels as uint8. Messages name the line of 
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,18 @@ def find_images(folder: str | Path) -> dict[str, Path]:
 def label_matrix(films: pd.DataFrame) -> np.ndarray:
     """The labels of the films as (N, 15) uint8, in the order of ``labels.LABELS``."""
     return films[list(labels.LABELS)].to_numpy(np.uint8)
+
+
+def film_size(films: pd.DataFrame, sample: int = 20) -> str:
+    """Pixels of the films as they lie on the disk, such as "1024x1024": the usual size by the headers of a sample.
+
+    "" where none of the sample can be read.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path in films["path"].iloc[:: max(len(films) // sample, 1)]:
+        with suppress(UserError):
+            sizes[images.size(path)] += 1
+    return "{}x{}".format(*sizes.most_common(1)[0][0]) if sizes else ""
 
 
 def fingerprint(films: pd.DataFrame) -> str:

@@ -9,9 +9,10 @@ and times and decodes anew only what has changed or come in; how it is built is 
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +27,10 @@ from cxrlib.errors import UserError
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store. ``missing`` names the films that could not be decoded, with the reason."""
+    """A finished store. ``missing`` names the films that could not be decoded, with the reason.
+
+    ``film_sizes`` counts the source files by their size, such as ``{"1024x1024": 96}``, or 224x224 of a re-sized mirror.
+    """
 
     folder: Path
     size: int
@@ -34,6 +38,7 @@ class Store:
     pixels: np.memmap  # (N, size, size) uint8, read-only
     fingerprint: str
     missing: dict[str, str]
+    film_sizes: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def _index(self) -> pd.Index:
@@ -105,7 +110,7 @@ def load(folder: str | Path) -> Store:
     if mapped.shape != (len(names), size, size) or mapped.dtype != np.uint8:
         raise UserError(f"{pixels} does not fit its manifest; delete {folder} to have the store made again")
     missing = {name: entry["reason"] for name, entry in manifest["missing"].items()}
-    return Store(folder, size, names, mapped, manifest["fingerprint"], missing)
+    return Store(folder, size, names, mapped, manifest["fingerprint"], missing, _film_sizes(manifest["films"]))
 
 
 def default_folder(films: pd.DataFrame, size: int) -> Path:
@@ -121,6 +126,11 @@ def data_folder(films: pd.DataFrame) -> Path:
     while folder.name.startswith("images") and folder.parent != folder:
         folder = folder.parent
     return folder
+
+
+def _film_sizes(columns: dict[str, list]) -> dict[str, int]:
+    sizes = Counter(zip(columns["width"], columns["height"], strict=True))
+    return {f"{width}x{height}": count for (width, height), count in sizes.most_common()}
 
 
 def _complete(folder: Path, size: int, films: pd.DataFrame, sources: builder.Sources, allow_missing: bool) -> bool:

@@ -171,7 +171,10 @@ def store(
 
     films = records.read(paths.resolve(folder), allow_missing=allow_missing)
     built = room.build(films, size, workers=workers, allow_missing=allow_missing)
-    print(f"{len(built.names):,} films of {size} pixels: {built.folder}")
+    left_out = [*films.attrs["missing"], *built.missing]
+    if left_out:
+        print(f"Left out: {len(left_out):,} films that are absent or cannot be decoded, first {left_out[0]}")
+    print(f"{len(built.names):,} films of {size} pixels from {', '.join(built.film_sizes)}: {built.folder}")
 
 
 @app.command()

@@ -98,6 +98,7 @@ def data(
         "patients": int(films["patient"].nunique()),
         "source": splits.make(films, found).source,
         "fingerprint": records.fingerprint(films),
+        "film_size": records.film_size(films),
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
 

@@ -48,9 +48,9 @@ def blank(folder):
     cv2.imwrite(str(first_film(folder)), np.zeros((20, 20), np.uint8))
 
 
-def twin(folder):
-    one, other = sorted((folder / "images").iterdir())[:2]
-    shutil.copy(one, other)
+def twin(folder, at):
+    films = sorted((folder / "images").iterdir())
+    shutil.copy(films[0], films[at])
 
 
 def truncated(folder):
@@ -98,7 +98,8 @@ FAULTS = {
     "film of another size": (lambda f: samples.write_film(first_film(f), 50, side=30), "films", "warning"),
     "film in colour": (colour, "films", "note"),
     "film blank": (blank, "films", "warning"),
-    "films identical": (twin, "films", "warning"),
+    "films identical": (lambda f: twin(f, 1), "films", "note"),
+    "films identical under two patients": (lambda f: twin(f, 30), "films", "warning"),
     "list absent": (lambda f: (f / splits.TEST_LIST).unlink(), "lists", "warning"),
     "list empty": (lambda f: (f / splits.TEST_LIST).write_text(""), "lists", "error"),
     "list of other films": (lambda f: append(f, splits.TEST_LIST, "77777777_000.png"), "lists", "error"),

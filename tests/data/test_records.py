@@ -205,6 +205,14 @@ def test_one_name_for_two_different_files(folder):
         records.read(folder)
 
 
+def test_film_size_is_the_usual_one(folder):
+    films = records.read(folder)
+    write_film(folder / "images" / films["image"][0], seed=9, side=30)
+    (folder / "images" / films["image"][2]).write_bytes(b"no film")
+    assert records.film_size(films) == "20x20"
+    assert records.film_size(films.iloc[2:3]) == ""
+
+
 def test_fingerprint_forgets_the_place_and_sees_the_rest(tmp_path):
     here, there = write_folder(tmp_path / "here"), write_folder(tmp_path / "there")
     print_here = records.fingerprint(records.read(here))

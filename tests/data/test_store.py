@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import samples
+from tqdm.auto import tqdm
 
 from cxrlib.data import builder, chunks, images, pool, records, splits, store
 from cxrlib.errors import UserError
@@ -53,11 +55,16 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def forked(work) -> int:
-    """Run ``work`` in a child process that starts at once; give its id."""
+    """Run ``work`` in a child process that starts at once; give its id.
+
+    The child gets a lock of its own for its progress bars: tqdm's is shared over a fork, and a child that is killed
+    while it holds it would have the parent wait for ever. No user forks.
+    """
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            tqdm.set_lock(threading.RLock())
             work()
             code = 0
         finally:
@@ -74,6 +81,11 @@ def test_pixels_are_the_films_averaged(films, tmp_path):
     for row, path in zip(built.rows(shuffled), shuffled["path"], strict=True):
         film = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
         np.testing.assert_array_equal(built.pixels[row], cv2.resize(film, (16, 16), interpolation=cv2.INTER_AREA))
+
+
+def test_the_size_of_the_source_films_is_recorded(films, tmp_path):
+    samples.write_film(tmp_path / "nih" / "images" / films["image"][3], seed=3, side=30)
+    assert build(films, tmp_path / "store").film_sizes == {"20x20": 39, "30x30": 1}
 
 
 def test_lies_under_outputs_and_is_shared(films, own_outputs):

@@ -158,6 +158,7 @@ def test_an_unfit_folder_is_refused_before_anything_starts_unless_told_to_go_on(
     found = pipeline.data(str(films), allow_missing=True)
     assert found["films"] == 94
     assert found["left_out"] == {"films": 2, "first": [file.name for file in lost]}
+    assert found["film_size"] == "64x64"
 
 
 def test_films_that_moved_or_grew_are_the_same_run():
