@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cxrlib import theme
 from cxrlib.evaluation import plots
@@ -72,9 +73,10 @@ def _loss(progress: Progress, ax: Axes) -> None:
     if progress.curve:
         ax.plot(*zip(*progress.curve, strict=True), color=theme.SPLIT_COLOURS["train"], label="training")
     if len(done):
-        val = {"color": theme.SPLIT_COLOURS["val"], "marker": "s", "ls": (0, (4, 1.5)), "label": "validation"}
-        ax.plot(done["epoch"], done["val_loss"], **val)
+        val = {"color": theme.SPLIT_COLOURS["val"], "marker": "s", "ls": (0, (4, 1.5)), "clip_on": False}
+        ax.plot(done["epoch"], done["val_loss"], label="validation", **val)
     ax.set(xlabel="epochs", ylabel="loss", xlim=(0, max(progress.recipe.epochs, 1)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y")
     if progress.curve or len(done):
         ax.legend()
@@ -85,9 +87,10 @@ def _auc(progress: Progress, ax: Axes) -> None:
         plots.blank(ax, "validation AUC comes\nafter the first epoch")
         return
     done = pd.DataFrame(progress.history)
-    ax.plot(done["epoch"], done["val_auc"], color=theme.INK, marker="o", ms=4, label=plots.MEAN)
+    ax.plot(done["epoch"], done["val_auc"], color=theme.INK, marker="o", ms=4, label=plots.MEAN, clip_on=False)
     ax.axhline(0.5, color=theme.MUTED, lw=0.8, ls=":", label="chance")
     ax.set(xlabel="epochs", ylabel="validation AUC", xlim=(0, max(progress.recipe.epochs, 1)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y")
     ax.legend(loc="lower right")
 
