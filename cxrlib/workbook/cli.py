@@ -37,6 +37,8 @@ def run(
     seed: flags.Seed = None,
     loss: flags.Loss = "",
     epochs: flags.Epochs = None,
+    also: flags.Also = "",
+    processes: flags.Processes = None,
     parameter: flags.Parameter = None,
     allow_missing: flags.AllowMissing = False,
     again: flags.Again = False,
@@ -50,8 +52,8 @@ def run(
     """
     from cxrlib.workbook import pipeline, settings
 
-    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing)
-    asked |= flags.of_stage("", None, epochs, loss)
+    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    asked |= flags.of_stage("", None, epochs, loss, also)
     asked |= settings.parse(parameter or [])
     _done(pipeline.run(run or (REAL if data else DEMO), asked, again=again))
 
@@ -71,6 +73,8 @@ def train(
     batch_size: flags.BatchSize = None,
     weights: flags.Weights = "",
     seed: flags.Seed = None,
+    also: flags.Also = "",
+    processes: flags.Processes = None,
     parameter: flags.Parameter = None,
     allow_missing: flags.AllowMissing = False,
     again: flags.Again = False,
@@ -88,9 +92,11 @@ def train(
 
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
-    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing)
-    asked |= settings.parse(parameter or [])
-    asked |= flags.of_stage(f"stage{stage}.", lr, epochs, loss)
+    mine = f"stage{stage}."
+    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    asked |= flags.of_stage(mine, lr, epochs, loss, also)
+    named = settings.parse(parameter or [])
+    asked |= {mine + name if name in settings.OWN else name: value for name, value in named.items()}
     once = {f"stage{stage}.ckpt": ckpt} if ckpt else {}
     name = run or (ORIGINAL if data else DEMO)
     chosen = {"stages": [stage], "exploration": False, "evaluation": False, "again": again}

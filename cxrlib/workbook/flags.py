@@ -20,6 +20,8 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random d
 Loss = Annotated[str, typer.Option("--loss", "--loss_func", "--loss-func", help="focal (FocalLoss) or bce (BCE).")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of a stage.")]
+Also = Annotated[str, typer.Option("--also", help='More of a recipe: "positive_weight=10 patience=3 accumulate=2".')]
+Processes = Annotated[int | None, typer.Option("--processes", help="Processes that train together, one per GPU.")]
 Parameter = Annotated[
     list[str] | None,
     typer.Option(
@@ -41,9 +43,10 @@ def given(
     weights: str,
     seed: int | None,
     allow_missing: bool = False,
+    processes: int | None = None,
 ) -> dict:
     """The settings that were given, under their names as notebook parameters; those not given are left out."""
-    for name, value in (("size", size), ("batch_size", batch_size)):
+    for name, value in (("size", size), ("batch_size", batch_size), ("processes", processes)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be 1 or more")
     named = {
@@ -54,12 +57,13 @@ def given(
         "batch_size": batch_size,
         "seed": seed,
         "allow_missing": allow_missing or None,
+        "processes": processes,
     }
     return {name: value for name, value in named.items() if value not in ("", None)}
 
 
-def of_stage(prefix: str, lr: float | None, epochs: int | None, loss: str) -> dict[str, Any]:
-    """The settings of a stage; with the prefix of one stage, all three, so that an earlier call's do not linger."""
+def of_stage(prefix: str, lr: float | None, epochs: int | None, loss: str, also: str) -> dict[str, Any]:
+    """The settings of a stage; with the prefix of one stage, all of them, so that an earlier call's do not linger."""
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr {lr} is no learning rate; give a number above 0 such as 1e-4")
     if epochs is not None and epochs < 0:
@@ -67,5 +71,6 @@ def of_stage(prefix: str, lr: float | None, epochs: int | None, loss: str) -> di
     if loss and loss.lower() not in LOSSES:
         raise UserError(f"--loss {loss!r} is not known; there are focal (FocalLoss) and bce (BCE)")
     named = {"lr": lr or 0.0, "epochs": -1 if epochs is None else epochs, "loss": LOSSES.get(loss.lower(), "")}
-    told = {"lr": lr is not None, "epochs": epochs is not None, "loss": bool(loss)}
+    named |= {"also": also}
+    told = {"lr": lr is not None, "epochs": epochs is not None, "loss": bool(loss), "also": bool(also)}
     return {prefix + name: value for name, value in named.items() if prefix or told[name]}

@@ -65,10 +65,25 @@ def test_the_originals_first_training(called):
     assert cli.call(words.split()) == 0
     ((name, given, chosen),) = called
     assert name == "original"
-    assert given == {"data": "data", "batch_size": 128, "stage1.lr": 1e-5, "stage1.epochs": -1, "stage1.loss": ""}
+    own = {"stage1.lr": 1e-5, "stage1.epochs": -1, "stage1.loss": "", "stage1.also": ""}
+    assert given == {"data": "data", "batch_size": 128, **own}
     assert chosen["base"] is settings.SEED
     assert chosen["once"] == {}
     assert (chosen["stages"], chosen["exploration"], chosen["evaluation"]) == ([1], False, False)
+
+
+def test_in_training_one_stage_a_parameter_of_stages_is_that_stages(called):
+    words = ["train", "--stage", "2", "-p", "epochs=1", "-p", "also=patience=3", "-p", "size=96", "--processes", "2"]
+    assert cli.call(words) == 0
+    given = called[0][1]
+    assert (given["stage2.epochs"], given["stage2.also"], given["size"]) == ("1", "patience=3", "96")
+    assert given["processes"] == 2
+    assert "epochs" not in given
+
+
+def test_more_of_a_recipe_for_all_stages(called):
+    assert cli.call(["run", "--also", "positive_weight=10 patience=3"]) == 0
+    assert called[0][1] == {"also": "positive_weight=10 patience=3"}
 
 
 def test_the_originals_resumed_training(called):
@@ -113,6 +128,7 @@ def test_a_parameter_may_be_given_in_papermills_way_too(called, words):
         ("train --stage 1 --loss_func mse", "focal (FocalLoss) and bce (BCE)"),
         ("run --size 0", "--size 0"),
         ("run --epochs -3", "--epochs -3"),
+        ("run --processes 0", "--processes 0"),
         ("run -p loss", "name=value"),
         ("run --runs x", "--runs"),
         ("walk", "walk"),
