@@ -1,14 +1,18 @@
 """One film file to one grey array: PNG of any mode or JPEG, decoded whole or refused by name.
 
-OpenCV decodes (grey PNG of 1024²: about three times as fast as colour), but it hands out half a picture for half a
-file. So the file is looked through first: Pillow reads the header, and the PNG's chunks are checked against their
-own checksums. Nothing is allocated for a file whose header promises more than ``MAX_PIXELS``.
+OpenCV decodes, but it hands out half a picture for half a file. So the file is looked through first: Pillow reads the
+header, and the PNG's chunks are checked against their own checksums. Nothing is allocated for a file whose header
+promises more than ``MAX_PIXELS``. Where kornia-rs is installed it decodes the plain grey PNGs, in less than half of
+OpenCV's time and to the same pixels.
 """
 
 import struct
 import warnings
 import zlib
+from contextlib import suppress
+from functools import cache
 from io import BytesIO
+from math import gcd
 from pathlib import Path
 
 import cv2
@@ -17,9 +21,17 @@ from PIL import Image, UnidentifiedImageError
 
 from cxrlib.errors import UserError
 
+try:
+    from kornia_rs.io import decode_image_png_u8
+except ImportError:
+    decode_image_png_u8 = None
+
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000
 """Largest film taken, in pixels: 8000². A full-field digital chest film has about 9 million."""
+
+_PERIOD = 64
+"""Longest repeat of the overlaps in pixels for which products of matrices are the faster way (1024 to 224: 32)."""
 
 _FORMATS = ("PNG", "JPEG")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -49,15 +61,16 @@ def load(path: str | Path) -> bytes:
 
 def decode(data: bytes, path: str | Path) -> np.ndarray:
     """Turn the bytes of a film into (height, width) uint8; ``path`` only goes into messages. Raises as ``read``."""
-    _, size = header(data, path)
-    damage = _png_damage(data) if data.startswith(_PNG_SIGNATURE) else _jpeg_damage(data)
+    mode, (width, height) = header(data, path)
+    png = data.startswith(_PNG_SIGNATURE)
+    damage = _png_damage(data) if png else _jpeg_damage(data)
     if damage:
         raise UserError(f"{path} is damaged ({damage}); download it again")
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except cv2.error:
-        pixels = None
-    if pixels is None or pixels.size != size[0] * size[1]:
+    pixels = _plain_grey(data, width, height) if png and mode == "L" else None
+    if pixels is None:
+        with suppress(cv2.error):
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if pixels is None or pixels.size != width * height:
         raise UserError(f"{path} is damaged (its pixels cannot be decoded); download it again")
     return pixels
 
@@ -95,8 +108,44 @@ def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
     """
     if pixels.shape == (size, size):
         return pixels
-    enlarging = min(pixels.shape) < size
-    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR if enlarging else cv2.INTER_AREA)
+    if min(pixels.shape) < size:
+        return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    if all(side % size and side // gcd(side, size) <= _PERIOD for side in pixels.shape):
+        return _area_average(pixels, size)
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _area_average(pixels: np.ndarray, size: int) -> np.ndarray:
+    """What OpenCV gives where neither side is a multiple of ``size``, as products of matrices: in a third of its time.
+
+    The overlaps of old and new pixels repeat, so that a block of old rows makes a few new ones. All sums are of whole
+    numbers below 2^24, which float32 holds exactly: the result does not depend on their order. Blocks are also too
+    small for a BLAS to start threads on, which would be in the way of the other decoding processes.
+    """
+    down, across = (_overlaps(side, size) for side in pixels.shape)
+    means = np.empty((size, size), np.float32)
+    blocks = pixels.astype(np.float32).reshape(-1, down.shape[1], pixels.shape[1])
+    for block, rows in zip(blocks, means.reshape(len(blocks), len(down), size), strict=True):
+        rows[:] = ((down @ block).reshape(-1, across.shape[1]) @ across.T).reshape(rows.shape)
+    means *= np.float32(1 / (down.shape[1] * across.shape[1]))
+    return np.rint(means, out=means).astype(np.uint8)
+
+
+@cache
+def _overlaps(side: int, size: int) -> np.ndarray:
+    """How far each old pixel lies in each new one, up to where that repeats: (new, old) float32, whole numbers."""
+    divisor = gcd(side, size)
+    old, new = side // divisor, size // divisor
+    first, last = np.arange(new)[:, None] * old, np.arange(old) * new
+    return np.clip(np.minimum(first + old, last + new) - np.maximum(first, last), 0, None).astype(np.float32)
+
+
+def _plain_grey(data: bytes, width: int, height: int) -> np.ndarray | None:
+    """The pixels of a PNG of eight grey bits; None where OpenCV must see to it."""
+    if decode_image_png_u8 is not None:
+        with suppress(Exception):  # it raises nothing narrower, for fewer bits as for damage
+            return decode_image_png_u8(data, (height, width), "mono")[..., 0]
+    return None
 
 
 def _png_damage(data: bytes) -> str:

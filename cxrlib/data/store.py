@@ -29,7 +29,7 @@ from cxrlib.errors import UserError
 class Store:
     """A finished store. ``missing`` names the films that could not be decoded, with the reason.
 
-    ``film_sizes`` counts the source files by their size, such as ``{"1024x1024": 96}``, or 224x224 of a re-sized mirror.
+    ``film_sizes`` counts the source files by their size, such as ``{"1024x1024": 96}``, or 224x224 of a mirror.
     """
 
     folder: Path

@@ -5,10 +5,12 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cxrlib.data import images
@@ -80,6 +82,42 @@ def test_colour_films_of_the_download_read_as_pillow_reads_them(nih_fullres):
     assert checked == 6
 
 
+@pytest.fixture
+def both_decoders(monkeypatch):
+    """Decode by kornia-rs and by OpenCV alone: (decode, decode)."""
+    pytest.importorskip("kornia_rs", reason="kornia-rs, the faster decoder, is not installed")
+
+    def alone(data, path):
+        with monkeypatch.context() as patched:
+            patched.setattr(images, "decode_image_png_u8", None)
+            return images.decode(data, path)
+
+    return images.decode, alone
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)), st.booleans(), st.integers(0, 9))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_both_decoders_give_the_same_pixels(both_decoders, pixels, interlace, level):
+    data = encode(pixels, interlace=interlace, compress_level=level)
+    for decode in both_decoders:
+        np.testing.assert_array_equal(decode(data, "film"), pixels)
+
+
+@pytest.mark.real
+def test_both_decoders_give_the_same_films(both_decoders, nih_fullres):
+    for path in sorted((nih_fullres / "images").iterdir())[:24]:
+        one, other = (decode(path.read_bytes(), path) for decode in both_decoders)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_decoder_that_raises_leaves_it_to_opencv(monkeypatch):
+    def raising(*_):
+        raise Exception("no")
+
+    monkeypatch.setattr(images, "decode_image_png_u8", raising)
+    np.testing.assert_array_equal(images.decode(encode(RAMP), "film"), RAMP)
+
+
 BROKEN = {
     "empty": b"",
     "text": b"<html>404 Not Found</html>",
@@ -144,6 +182,28 @@ def test_shrink_averages_areas():
     pixels = np.kron(np.array([[0, 100], [200, 60]], np.uint8), np.ones((8, 8), np.uint8))
     np.testing.assert_array_equal(images.shrink(pixels, 2), [[0, 100], [200, 60]])
     assert images.shrink(pixels, 1)[0, 0] == 90
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [((64, 64), 14), ((96, 64), 20), ((60, 44), 40), ((61, 67), 13), ((63, 9), 6)]
+)
+def test_shrink_is_the_exact_average_to_the_nearest_grey(side, size):
+    """Against whole numbers: every pixel cut into size x size parts, and the parts of a new pixel averaged."""
+    height, width = side
+    pixels = np.random.default_rng(size).integers(0, 256, side, dtype=np.uint8)
+    parts = np.kron(pixels.astype(np.int64), np.ones((size, size), np.int64)).reshape(size, height, size, width)
+    error = images.shrink(pixels, size) - parts.sum((1, 3)) / (height * width)
+    assert np.abs(error).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("size", [224, 96, 320])
+def test_shrink_is_opencvs_on_films(size, nih_fullres):
+    for path in sorted((nih_fullres / "images").iterdir())[:4]:
+        film = images.read(path)
+        np.testing.assert_array_equal(
+            images.shrink(film, size), cv2.resize(film, (size, size), interpolation=cv2.INTER_AREA)
+        )
 
 
 def test_shrink_keeps_and_enlarges():
