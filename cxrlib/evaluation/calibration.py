@@ -24,21 +24,23 @@ EDGE = 1e-7  # probabilities are kept this far from 0 and 1 before their logit i
 
 @dataclass(frozen=True)
 class Calibration:
-    """A straight line per label from logit to logit: σ(slope · logit(p) + intercept).
+    """Focal loss's bias undone (``unfocal``), then a line per label from logit to logit: σ(slope · logit + intercept).
 
-    slopes, intercepts: 15 numbers each, 1 and 0 where nothing was fitted; then ``reasons`` says why, else "".
-    Rising lines keep the ranking, so no AUC changes.
+    gamma: of the focal loss, 0 for any other; slopes, intercepts: 15 numbers each, 1 and 0 where nothing was fitted;
+    then ``reasons`` says why, else "". Both steps rise and keep the ranking, so no AUC changes.
     """
 
     kind: str
+    gamma: float
     slopes: tuple[float, ...]
     intercepts: tuple[float, ...]
     reasons: tuple[str, ...]
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrated probabilities: (N, 15) → (N, 15)."""
-        changed = _sigmoid(_logit(probabilities) * np.array(self.slopes) + np.array(self.intercepts))
-        return np.where([bool(reason) for reason in self.reasons], probabilities, changed)
+        meant = unfocal(probabilities, self.gamma) if self.gamma else np.asarray(probabilities)
+        fitted = _sigmoid(_logit(meant) * np.array(self.slopes) + np.array(self.intercepts))
+        return np.where([bool(reason) for reason in self.reasons], meant, fitted)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to travel in a checkpoint's JSON; ``from_dict`` reads them back."""
@@ -46,26 +48,37 @@ class Calibration:
 
 
 def from_dict(values: dict[str, Any], where: str = "calibration") -> Calibration:
-    """The inverse of ``Calibration.as_dict``. Raises UserError for another label order or missing keys."""
+    """The inverse of ``Calibration.as_dict``. Raises UserError for another label order and for damaged values."""
     try:
         order.check_order(values["labels"], where)
-        return Calibration(values["kind"], *(tuple(values[key]) for key in ("slopes", "intercepts", "reasons")))
+        lists = (tuple(values[key]) for key in ("slopes", "intercepts", "reasons"))
+        found = Calibration(values["kind"], float(values["gamma"]), *lists)
+        lines = np.array([found.slopes, found.intercepts], np.float64)
     except KeyError as error:
         raise UserError(f"{where} lacks {error}; fit it again on validation") from None
+    except (TypeError, ValueError):
+        lines = np.empty(0)
+    if lines.shape != (2, len(order.LABELS)) or not np.isfinite(lines).all() or (lines[0] <= 0).any():
+        raise UserError(
+            f"{where} is not a rising line for each of {len(order.LABELS)} labels; fit it again on validation"
+        )
+    return found
 
 
-def fit(labels: np.ndarray, probabilities: np.ndarray, kind: str = "platt") -> Calibration:
-    """Fit on *validation*: labels (N, 15), probabilities (N, 15).
+def fit(labels: np.ndarray, probabilities: np.ndarray, kind: str = "platt", gamma: float = 0.0) -> Calibration:
+    """Fit on *validation*: labels (N, 15), probabilities (N, 15); gamma of the focal loss they were trained with, or 0.
 
-    "temperature" fits a slope per label (Guo et al. 2017), which cures over- and underconfidence; "platt" an
-    intercept too (Platt 1999, with his smoothed targets), which also cures a wrong overall level, as positive weights
-    cause; "none" changes nothing. A label with fewer than ``LEAST`` films of a class, or whose scores rank the wrong
-    way round, stays as it is and says so. Raises UserError for another kind.
+    Focal loss's bias is undone first, for which no film is needed. Then "temperature" fits a slope per label (Guo et
+    al. 2017), which cures over- and underconfidence; "platt" an intercept too (Platt 1999, with his smoothed targets),
+    which also cures a wrong overall level, as positive weights cause; "none" fits nothing. A label with fewer than
+    ``LEAST`` films of a class, or whose scores rank the wrong way round, gets no line and says so. Raises UserError for
+    another kind.
     """
     if kind not in KINDS:
         raise UserError(f"calibration {kind!r} is unknown; choose {', '.join(KINDS)}")
-    lines = [_line(labels[:, k], probabilities[:, k], kind) for k in range(labels.shape[1])]
-    return Calibration(kind, *(tuple(column) for column in zip(*lines, strict=True)))
+    meant = unfocal(probabilities, gamma) if gamma else probabilities
+    lines = [_line(labels[:, k], meant[:, k], kind) for k in range(labels.shape[1])]
+    return Calibration(kind, float(gamma), *(tuple(column) for column in zip(*lines, strict=True)))
 
 
 def unfocal(probabilities: np.ndarray, gamma: float) -> np.ndarray:

@@ -92,7 +92,11 @@ def pr(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Axe
     ax.fill_between(points["recall"], points["low"], points["high"], color=colour, alpha=0.22, lw=0)
     ax.plot(points["recall"], points["precision"], color=colour)
     lines = [] if table is None else [_with_interval("AP", table, finding, "ap")]
-    _corner(ax, [*lines, f"prevalence {prevalence:.3f}", f"n = {positives:,}"], 0.97, 0.95, "top")
+    lines += [f"prevalence {prevalence:.3f}", f"n = {positives:,}"]
+    if points.loc[points["recall"] > 0.3, "precision"].mean() > 0.5:  # the upper right is the curve's
+        _corner(ax, lines, 0.03, min(prevalence + 0.06, 0.6), "bottom", "left")
+    else:
+        _corner(ax, lines, 0.97, 0.95, "top")
     return ax
 
 
@@ -143,5 +147,5 @@ def _with_interval(what: str, table: pd.DataFrame, finding: str, column: str) ->
     return f"{what} {value:.3f}" if np.isnan(low) else f"{what} {value:.2f} ({low:.2f}–{high:.2f})"
 
 
-def _corner(ax: Axes, lines: list[str], x: float, y: float, va: str) -> None:
-    ax.text(x, y, "\n".join(lines), ha="right", va=va, fontsize=7.5, transform=ax.transAxes, linespacing=1.3)
+def _corner(ax: Axes, lines: list[str], x: float, y: float, va: str, ha: str = "right") -> None:
+    ax.text(x, y, "\n".join(lines), ha=ha, va=va, fontsize=7.5, transform=ax.transAxes, linespacing=1.3)

@@ -17,6 +17,7 @@ from cxrlib.evaluation import metrics, resample
 LEVEL = 0.95
 Z = float(norm.ppf((1 + LEVEL) / 2))
 BLOCK = 1000  # resamples computed together; bounds memory at (distinct scores of positives) × 1000 running weights
+POOLED = 100  # the same where all labels count at once, and have fifteen times as many scores
 LEAST_DEFINED = 0.9
 """An interval needs this share of resamples with both classes: at about three patients with the finding or more."""
 
@@ -80,12 +81,19 @@ class Bootstrap:
 
 
 def bootstrap(
-    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, *, replicates: int = 1000, seed: int = 0
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: np.ndarray,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+    precision: bool = True,
 ) -> Bootstrap:
     """Resample patients and measure every finding each time.
 
     labels (N, K) of 0 and 1, probabilities (N, K), patients (N,). The same patients and seed draw the same resamples,
-    so the replicates of two models on the same films may be subtracted (``difference``).
+    so the replicates of two models on the same films may be subtracted (``difference``). Without ``precision`` the
+    replicates of AP are left out (NaN), which halves the time.
     """
     _check(labels, probabilities, patients)
     auc, ap = metrics.auc_per_label(labels, probabilities), metrics.ap_per_label(labels, probabilities)
@@ -95,8 +103,23 @@ def bootstrap(
         block = np.ascontiguousarray(counts[:, start : start + BLOCK])
         for k in np.flatnonzero(labels.any(0)):
             at = resample.steps(labels[:, k], probabilities[:, k], block, rows)
-            found[:, start : start + BLOCK, k] = resample.auc(at), resample.average_precision(at)
+            found[0, start : start + BLOCK, k] = resample.auc(at)
+            if precision:
+                found[1, start : start + BLOCK, k] = resample.average_precision(at)
     return Bootstrap(auc, ap, *found)
+
+
+def micro_auc(
+    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray, *, replicates: int = 300, seed: int = 0
+) -> Interval:
+    """``metrics.micro_auc``, over all film-label pairs at once, with its interval by patient: (N, K), (N, K), (N,)."""
+    _check(labels, scores, patients)
+    counts, rows = resample.draw(patients, replicates, seed)
+    pairs = np.ravel(labels), np.ravel(scores), np.repeat(rows, labels.shape[1])
+    parts = np.array_split(counts, -(-replicates // POOLED), axis=1)
+    found = [resample.auc(resample.steps(*pairs[:2], np.ascontiguousarray(part), pairs[2])) for part in parts]
+    low, high = percentiles(np.concatenate(found)[:, None])
+    return Interval(metrics.micro_auc(labels, scores), float(low[0]), float(high[0]))
 
 
 def difference(ours: Bootstrap, theirs: Bootstrap) -> Difference:

@@ -1,6 +1,6 @@
 """Figures that question a run: are its probabilities true, on whom does it fail, where does it stand."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,8 @@ from cxrlib.evaluation import calibration, plots
 from cxrlib.labels import FINDINGS
 
 MEAN = plots.MEAN
+RULES = {"youden": "Youden", "f1": "best F1", "sensitivity_90": "90 % sensitivity"}
+"""Titles of the rules of ``thresholds``."""
 
 
 def reliability_points(labels: np.ndarray, readings: Mapping[str, np.ndarray], bins: int = 10) -> pd.DataFrame:
@@ -43,7 +45,8 @@ def reliability(points: pd.DataFrame, ax: Axes) -> Axes:
         ax.errorbar(rows["probability"], rows["observed"], np.stack(error), ls=dash, label=label, **style)
     ax.set(xlim=(0, top), ylim=(0, top), aspect="equal", title=theme.name(points["finding"].iloc[0]))
     ax.locator_params(nbins=4)
-    ax.legend(loc="upper left", fontsize=6.5, handlelength=1.8, borderaxespad=0.1)
+    box = {"frameon": True, "framealpha": 0.75, "edgecolor": "none", "borderpad": 0.1}
+    ax.legend(loc="upper left", fontsize=6.5, handlelength=1.8, borderaxespad=0.1, **box)
     return ax
 
 
@@ -73,9 +76,7 @@ def groups(table: pd.DataFrame, ax: Axes) -> Axes:
         if np.isnan(row.auc):
             ax.text(0.02, height, f"undefined: {row.reason}", va="center", size=7.5, style="italic",
                     transform=ax.get_yaxis_transform())  # fmt: skip
-        elif row.findings < len(FINDINGS):
-            ax.annotate(f"mean of {row.findings}", (np.nanmax([row.auc, row.high]), height), (5, 0), size=7,
-                        textcoords="offset points", va="center", color=theme.MUTED)  # fmt: skip
+    _mark_fewer(ax, rows, heights, rows[["auc", "high"]].max(axis=1))
     ax.set_yticks(heights, [f"{row.group}  ({row.films:,} films)" for row in rows.itertuples()])
     ax.set(xlabel="mean ROC AUC of 14, 95 % interval by patient", ylim=(heights[-1] - 0.7, heights[0] + 0.7))
     ax.tick_params(axis="y", length=0)
@@ -85,29 +86,54 @@ def groups(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def gaps(table: pd.DataFrame, axes: np.ndarray, number: str = "auc") -> np.ndarray:
-    """What each group has over another, per finding, an axes per pair; frame as ``subgroups.gaps``."""
-    chosen = table[table["number"] == number]
-    pairs = list(chosen.groupby(["group", "against"], sort=False))
+def thresholds(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+    """Sensitivity and specificity that each rule's thresholds give, with intervals, an axes per rule of ``RULES``.
+
+    Frame as ``thresholds.judge``, its "No Finding" left out.
+    """
+    for i, (ax, rule) in enumerate(zip(np.ravel(axes), RULES, strict=True)):
+        rows = table[(table["rule"] == rule) & table["finding"].isin(FINDINGS)]
+        heights = np.arange(len(rows))[::-1]
+        for name, shift, colour, marker in (
+            ("sensitivity", 0.16, theme.RUN_COLOURS[0], "o"),
+            ("specificity", -0.16, theme.RUN_COLOURS[1], "s"),
+        ):
+            ax.hlines(heights + shift, rows[f"{name}_low"], rows[f"{name}_high"], color=colour, lw=1.3)
+            ax.plot(rows[name], heights + shift, marker, color=colour, ms=4.5, mec="white", mew=0.5, label=name)
+        if rule == "sensitivity_90":
+            ax.axvline(0.9, color=theme.MUTED, lw=0.8, ls=":")
+        ax.set(title=RULES[rule], xlim=(-0.02, 1.02))
+        _mark_undefined(ax, heights[rows["sensitivity"].isna()], 0.02)
+        _rows(ax, rows["finding"], heights, labelled=i == 0)
+    np.ravel(axes)[0].legend(loc="upper left", bbox_to_anchor=(0, -0.06), ncols=2)
+    return axes
+
+
+def gaps(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+    """Mean gaps between groups, an axes per number measured; frame as ``subgroups.gaps``."""
+    means = table[table["finding"] == MEAN]
+    for i, (ax, (number, rows)) in enumerate(zip(np.ravel(axes), means.groupby("number", sort=False), strict=True)):
+        steps = (rows["kind"] != rows["kind"].shift()).cumsum() - 1  # a gap above each kind
+        heights = -(np.arange(len(rows)) + 0.6 * steps.to_numpy())
+        _gap_marks(ax, rows, heights)
+        names = [f"{row.group} − {row.against}  ({row.films:,}, {row.films_against:,})" for row in rows.itertuples()]
+        _rows(ax, names, heights, labelled=i == 0)
+        _mark_fewer(ax, rows, heights, rows["high"])
+        ax.margins(x=0.15)
+        ax.set(xlabel=f"difference in mean {'AUC' if number == 'auc' else number}")
+    return axes
+
+
+def gaps_by_finding(table: pd.DataFrame, axes: np.ndarray, number: str = "auc") -> np.ndarray:
+    """What each group has over another in each finding, an axes per pair; frame as ``subgroups.gaps``."""
+    pairs = list(table[table["number"] == number].groupby(["group", "against"], sort=False))
     for i, (ax, ((group, against), rows)) in enumerate(zip(np.ravel(axes), pairs, strict=True)):
         heights = np.arange(len(rows))[::-1] + np.where(rows["finding"] == MEAN, -0.4, 0)
-        sure = ((rows["low"] > 0) | (rows["high"] < 0)).to_numpy()
-        for these, colour, marker in ((~sure, theme.MUTED, "o"), (sure, theme.SPLIT_COLOURS["test"], "D")):
-            part = rows[these]
-            ax.hlines(heights[these], part["low"], part["high"], color=colour, lw=1.5)
-            ax.plot(part["difference"], heights[these], marker, color=colour, ms=5, mec="white", mew=0.6)
-        for height in heights[rows["difference"].isna()]:
-            ax.text(0, height, " undefined", va="center", size=7, style="italic")
-        ax.axvline(0, color=theme.INK, lw=0.8)
-        ax.set_yticks(heights)
-        if i == 0:
-            ax.set_yticklabels([theme.name(finding) for finding in rows["finding"]])
+        _gap_marks(ax, rows, heights)
+        _rows(ax, rows["finding"], heights, labelled=i == 0)
         what = "AUC" if number == "auc" else number
-        ax.set(xlabel=f"difference in {what}\n(diamond: interval leaves 0 out)", title=f"{group} − {against}")
-        ax.tick_params(axis="y", labelleft=i == 0)
-        ax.tick_params(axis="y", length=0)
-        ax.spines["left"].set_visible(False)
-        ax.grid(axis="x")
+        ax.set(xlabel=f"difference in {what}")
+        ax.set_title(f"{group} − {against}", fontsize=8.5)
     return axes
 
 
@@ -147,3 +173,35 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
     ax.margins(x=0.12)
     ax.grid(axis="x")
     return ax
+
+
+def _gap_marks(ax: Axes, rows: pd.DataFrame, heights: np.ndarray) -> None:
+    """Differences with their intervals: a diamond where the interval leaves 0 out."""
+    sure = ((rows["low"] > 0) | (rows["high"] < 0)).to_numpy()
+    for these, colour, marker in ((~sure, theme.MUTED, "o"), (sure, theme.SPLIT_COLOURS["test"], "D")):
+        part = rows[these]
+        ax.hlines(heights[these], part["low"], part["high"], color=colour, lw=1.5)
+        ax.plot(part["difference"], heights[these], marker, color=colour, ms=5, mec="white", mew=0.6)
+    ax.axvline(0, color=theme.INK, lw=0.8)
+    _mark_undefined(ax, heights[rows["difference"].isna()], 0.02)
+
+
+def _mark_fewer(ax: Axes, rows: pd.DataFrame, heights: np.ndarray, ends: pd.Series) -> None:
+    """Beside each mean that is of fewer than the 14, of how many it is."""
+    for n, height, end in zip(rows["findings"], heights, ends, strict=True):
+        if 0 < n < len(FINDINGS) and not np.isnan(end):
+            ax.annotate(f"mean of {n}", (end, height), (5, 0), size=7, textcoords="offset points", va="center",
+                        color=theme.MUTED)  # fmt: skip
+
+
+def _mark_undefined(ax: Axes, heights: np.ndarray, x: float) -> None:
+    for height in heights:
+        ax.text(x, height, "undefined", va="center", size=7, style="italic", transform=ax.get_yaxis_transform())
+
+
+def _rows(ax: Axes, names: Iterable[str], heights: np.ndarray, *, labelled: bool) -> None:
+    ax.set_yticks(heights, [theme.name(name) for name in names] if labelled else [])
+    ax.set_ylim(heights[-1] - 0.7, heights[0] + 0.7)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")

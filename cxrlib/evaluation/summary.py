@@ -1,7 +1,8 @@
 """The tables that a run leaves: AUC per finding with intervals, what a stage won, all stages in a row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,24 @@ def auc(films: pd.DataFrame, probabilities: np.ndarray, *, replicates: int = 100
     return pd.concat([rows, pd.DataFrame([mean])], ignore_index=True)
 
 
+def overall(
+    table: pd.DataFrame, films: pd.DataFrame, probabilities: np.ndarray, *, replicates: int = 300, seed: int = 0
+) -> pd.DataFrame:
+    """The numbers that stand for a whole test, each with its 95 % interval: columns number, value, low, high, says.
+
+    table: as ``auc``, where both means are read. The micro average is over the 15 outputs, as the original printed it.
+    """
+    known, patients = records.label_matrix(films), films["patient"].to_numpy()
+    micro = intervals.micro_auc(known, probabilities, patients, replicates=replicates, seed=seed)
+    mean = table.set_index("finding").loc[MEAN]
+    rows = [
+        ("mean AUC of 14", *mean[["auc", "auc_low", "auc_high"]], "each finding counts alike: the headline"),
+        ("micro AUC of 15", *micro, "all film-label pairs at once: knowing prevalences alone scores above 0.5"),
+        ("mean AP of 14", *mean[["ap", "ap_low", "ap_high"]], "read it beside the mean prevalence"),
+    ]
+    return pd.DataFrame(rows, columns=["number", "value", "low", "high", "says"])
+
+
 def gain(
     films: pd.DataFrame, before: np.ndarray, after: np.ndarray, *, replicates: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
@@ -49,7 +68,8 @@ def gain(
     """
     known, patients = records.label_matrix(films), films["patient"].to_numpy()
     was, now = (
-        intervals.bootstrap(known, reading, patients, replicates=replicates, seed=seed) for reading in (before, after)
+        intervals.bootstrap(known, reading, patients, replicates=replicates, seed=seed, precision=False)
+        for reading in (before, after)
     )
     low, high = intervals.percentiles((now.auc_replicates - was.auc_replicates)[:, : len(FINDINGS)])
     rows = pd.DataFrame(
@@ -108,6 +128,29 @@ def stages(
     return table
 
 
+def steps(names: Sequence[str], films: pd.DataFrame, readings: Sequence[np.ndarray]) -> pd.DataFrame:
+    """What each stage changed in each finding: its AUC less that of the stage before, and the last less the first.
+
+    names of the stages and their probabilities (N, 15) of the same films, in order. Differences are paired, with 95 %
+    intervals and p by DeLong, films of a patient taken together; ``p_holm`` is adjusted for all steps and findings
+    (last against first: for the findings). Columns comparison ("step" or "whole"), stage, against, finding, positives,
+    auc, auc_against, difference, low, high, p, p_holm, reason; no row where there is one stage only.
+    """
+    pairs = [("step", k, k - 1) for k in range(1, len(readings))]
+    pairs += [("whole", len(readings) - 1, 0)] if len(readings) > 2 else []
+    rows = [
+        {"comparison": comparison, "stage": names[k], "against": names[before], **row}
+        for comparison, k, before in pairs
+        for row in _differences(films, readings[k], readings[before])
+    ]
+    columns = ["comparison", "stage", "against", "finding", "positives", "auc", "auc_against"]
+    columns += ["difference", "low", "high", "p", "p_holm", "reason"]
+    table = pd.DataFrame(rows, columns=columns)
+    for _, family in table.groupby("comparison"):
+        table.loc[family.index, "p_holm"] = intervals.holm(family["p"].to_numpy(np.float64))
+    return table
+
+
 def at_half(known: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Means over the 14 findings of what AUC sees and of what a threshold of 0.5 sees; undefined ones left out.
 
@@ -146,8 +189,24 @@ def extremes(films: pd.DataFrame, probabilities: np.ndarray, *, n: int = 6) -> t
     return ranked.head(n), ranked.tail(n)[::-1]
 
 
+def _differences(films: pd.DataFrame, ours: np.ndarray, theirs: np.ndarray) -> Iterator[dict[str, Any]]:
+    """A row per finding: both AUCs and their DeLong difference, by patient."""
+    known, patients = records.label_matrix(films), films["patient"].to_numpy()
+    for k, finding in enumerate(FINDINGS):
+        found = intervals.delong_difference(known[:, k], ours[:, k], theirs[:, k], patients)
+        yield {
+            "finding": finding,
+            "positives": int(known[:, k].sum()),
+            "auc": metrics.roc_auc(known[:, k], ours[:, k]),
+            "auc_against": metrics.roc_auc(known[:, k], theirs[:, k]),
+            **dict(zip(("difference", "low", "high", "p"), found, strict=True)),
+            "reason": metrics.reason(known[:, k]),
+        }
+
+
 def _boots(
     films: pd.DataFrame, readings: Sequence[np.ndarray], replicates: int, seed: int
 ) -> list[intervals.Bootstrap]:
     known, patients = records.label_matrix(films), films["patient"].to_numpy()
-    return [intervals.bootstrap(known, reading, patients, replicates=replicates, seed=seed) for reading in readings]
+    more = {"replicates": replicates, "seed": seed, "precision": False}
+    return [intervals.bootstrap(known, reading, patients, **more) for reading in readings]

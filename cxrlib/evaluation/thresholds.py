@@ -70,6 +70,24 @@ def as_dict(chosen: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     }
 
 
+def from_dict(values: dict[str, dict[str, float | None]], where: str = "thresholds") -> pd.DataFrame:
+    """The inverse of ``as_dict``: columns finding, rule, threshold, reason.
+
+    Raises UserError for another label order and for what is no probability.
+    """
+    try:
+        for rule, cuts in values.items():
+            order.check_order([*cuts], f"{where}, {rule}")
+            wrong = [label for label, cut in cuts.items() if cut is not None and not 0 <= cut <= 1]
+            if wrong:
+                raise UserError(f"{where}, {rule}: {wrong[0]} at {cuts[wrong[0]]} is no probability; choose them again")
+    except (AttributeError, TypeError):
+        raise UserError(f"{where} are damaged; choose them again by running 06_evaluation") from None
+    rows = [(label, rule, cuts[label]) for label in order.LABELS for rule, cuts in values.items()]
+    table = pd.DataFrame(rows, columns=["finding", "rule", "threshold"]).astype({"threshold": np.float64})
+    return table.assign(reason=np.where(table["threshold"].isna(), "validation: no threshold could be chosen", ""))
+
+
 def vector(values: dict[str, dict[str, float | None]], rule: str) -> np.ndarray:
     """One rule's thresholds from ``as_dict``: (15,) in label order, NaN where undefined. UserError for another rule."""
     if rule not in values:

@@ -31,6 +31,32 @@ def test_platt_undoes_a_stretch_and_a_shift():
     assert (after["brier"] < after["brier_prevalence"]).all()
 
 
+def focal_answers(films=3000, gamma=2.0, seed=0):
+    """What focal loss drives a network to that knows the true chances: minima on a grid, not the formula."""
+    known, truth, patients = forecasts(films, seed)
+    q = np.linspace(1e-4, 1 - 1e-4, 4001)
+    grid = np.linspace(0.002, 0.998, 500)
+    loss = [-t * (1 - q) ** gamma * np.log(q) - (1 - t) * q**gamma * np.log(1 - q) for t in grid]
+    return known, np.interp(truth, grid, q[np.argmin(loss, axis=1)]), patients
+
+
+def test_the_focal_bias_is_undone_without_a_single_film_and_with_films_no_worse():
+    known, said, patients = focal_answers()
+    few = calibration.fit(known[:5], said[:5], gamma=2.0)
+    assert all("validation films" in reason for reason in few.reasons), "no line was fitted"
+    fresh, fresh_said, _ = focal_answers(seed=1)
+    whole = calibration.fit(known, said, gamma=2.0)
+    before, undone, fitted = (
+        calibration.scores(fresh, way, patients, replicates=5)[["ece", "brier"]].mean()
+        for way in (fresh_said, few(fresh_said), whole(fresh_said))
+    )
+    assert before["ece"] > 0.08
+    assert undone["ece"] < 0.03
+    assert fitted["ece"] < 0.03
+    assert undone["brier"] < before["brier"] - 0.005
+    assert np.allclose(whole.slopes, 1, atol=0.2), "after the bias is undone little is left for the line"
+
+
 def test_temperature_undoes_a_stretch_alone():
     known, said, _ = forecasts(slope=3.0)
     fitted = calibration.fit(known, said, "temperature")
@@ -81,6 +107,7 @@ def test_travels_as_json():
     fitted = calibration.fit(known, said)
     values = json.loads(json.dumps(fitted.as_dict(), allow_nan=False))
     assert calibration.from_dict(values) == fitted
+    assert calibration.from_dict(calibration.fit(known, said, gamma=2).as_dict()).gamma == 2
     values["labels"] = values["labels"][::-1]
     with pytest.raises(UserError, match="order"):
         calibration.from_dict(values)

@@ -48,6 +48,25 @@ def test_patients_are_drawn_whole():
     assert not np.array_equal(counts, resample.draw(who, 50, seed=1)[0])
 
 
+def test_micro_replicates_equal_scikit_learn_on_the_same_resamples(monkeypatch):
+    labels, scores, who = reading(80, 4, 30, 20)
+    monkeypatch.setattr(intervals, "POOLED", 7)
+    counts, rows = resample.draw(who, 20, seed=3)
+    films = [np.repeat(np.arange(80), counts[rows, r]) for r in range(20)]
+    replicates = [sklearn.roc_auc_score(labels[these], scores[these], average="micro") for these in films]
+    found = intervals.micro_auc(labels, scores, who, replicates=20, seed=3)
+    assert found.value == pytest.approx(sklearn.roc_auc_score(labels, scores, average="micro"))
+    assert found[1:] == pytest.approx(np.quantile(replicates, [0.025, 0.975]), abs=1e-9)
+
+
+def test_without_precision_the_aucs_are_the_same():
+    data = reading()
+    whole, half = (intervals.bootstrap(*data, replicates=30, precision=flag) for flag in (True, False))
+    np.testing.assert_array_equal(whole.auc_replicates, half.auc_replicates)
+    assert np.isnan(half.ap_replicates).all()
+    assert np.isnan(half.mean_ap[1:]).all()
+
+
 def test_blocks_do_not_show(monkeypatch):
     data = reading()
     whole = intervals.bootstrap(*data, replicates=30)

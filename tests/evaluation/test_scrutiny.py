@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrlib.evaluation import published, scrutiny, subgroups
+from cxrlib.evaluation import published, scrutiny, subgroups, thresholds
 from cxrlib.labels import FINDINGS, LABELS
 
 
@@ -43,7 +43,7 @@ def test_reliability_of_two_readings():
 def test_groups_without_films_are_named():
     frame, read = films()
     _, ax = plt.subplots()
-    scrutiny.groups(subgroups.auc(frame, read, replicates=20), ax)
+    scrutiny.groups(subgroups.auc(subgroups.measure(frame, read, replicates=20)), ax)
     assert "undefined: no films" in said(ax)
     assert "mean of 13" in said(ax)
     assert ax.get_yticklabels()[0].get_text() == "all films  (240 films)"
@@ -51,16 +51,35 @@ def test_groups_without_films_are_named():
 
 def test_gaps_and_shortcut_draw_with_undefined_findings():
     frame, read = films()
-    table = subgroups.gaps(frame, read, np.full(15, 0.5), replicates=20)
-    for number in ("auc", "sensitivity"):
-        _, axes = plt.subplots(1, 3, sharey=True)
-        scrutiny.gaps(table, axes, number)
-        assert "undefined" in said(axes[2])
+    table = subgroups.gaps(subgroups.measure(frame, read, (read > 0.5).astype(float), replicates=20))
+    _, axes = plt.subplots(1, 2)
+    scrutiny.gaps(table, axes)
+    names = [tick.get_text() for tick in axes[0].get_yticklabels()]
+    women, men = ((frame["sex"] == code).sum() for code in "FM")
+    assert names[0] == f"women − men  ({women}, {men})"
+    assert len(names) == len(subgroups.GAPS)
+    assert "undefined" in said(axes[0]), "all films are PA"
+    basic = table[table["kind"].isin(["sex", "age", "view"])]
+    for number in subgroups.NUMBERS:
+        _, axes = plt.subplots(1, 4)
+        scrutiny.gaps_by_finding(basic, axes, number)
+        assert said(axes[3]).count("undefined") == 15
         assert axes[0].get_yticklabels()[0].get_text() == FINDINGS[0]
     _, ax = plt.subplots()
     scrutiny.shortcut(subgroups.view_shortcut(frame, read, replicates=10), ax)
     plt.gcf().canvas.draw()
     assert "undefined" in said(ax)
+
+
+def test_thresholds_of_every_rule_are_drawn_with_undefined_findings():
+    frame, read = films()
+    known = frame[list(LABELS)].to_numpy()
+    judged = thresholds.judge(thresholds.choose(known, read), known, read, frame["patient"].to_numpy(), replicates=20)
+    _, axes = plt.subplots(1, 3)
+    scrutiny.thresholds(judged, axes)
+    assert [ax.get_title(loc="left") for ax in axes] == ["Youden", "best F1", "90 % sensitivity"]
+    assert all(said(ax) == "undefined" for ax in axes), "Hernia alone"
+    assert set(scrutiny.RULES) == set(thresholds.RULES)
 
 
 def test_published_says_why_not():

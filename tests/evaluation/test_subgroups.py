@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import recall_score
 
 from cxrlib.errors import UserError
 from cxrlib.evaluation import metrics, subgroups
@@ -30,7 +31,7 @@ def reader(frame, strength=2.0, seed=1):
 def test_numbers_are_those_of_the_films_alone():
     frame = films()
     read = reader(frame)
-    table = subgroups.auc(frame, read, replicates=50).set_index(["group", "finding"])
+    table = subgroups.auc(subgroups.measure(frame, read, replicates=50)).set_index(["group", "finding"])
     here = ((frame["sex"] == "F") & (frame["view"] == "AP")).to_numpy()
     row = table.loc[("women, AP", "Mass")]
     assert row["auc"] == pytest.approx(metrics.roc_auc(frame.loc[here, "Mass"], read[here, 4]))
@@ -45,17 +46,37 @@ def test_numbers_are_those_of_the_films_alone():
 def test_a_reader_blind_to_women_is_found_out():
     frame = films()
     blind = reader(frame, np.where(frame["sex"] == "F", 0.0, 2.0))
-    found = subgroups.gaps(frame, blind, np.full(15, 0.8), replicates=200)
+    found = subgroups.gaps(subgroups.measure(frame, blind, (blind >= 0.8).astype(float), replicates=200))
     mean = found[found["finding"] == "mean of 14"].set_index(["number", "kind"])
     assert mean.loc[("auc", "sex"), "high"] < -0.3
     assert mean.loc[("sensitivity", "sex"), "high"] < -0.2
     assert mean.loc[("auc", "view"), "low"] < 0 < mean.loc[("auc", "view"), "high"]
-    assert set(found["group"]) == {"women", "60 and over", "AP"}
+
+
+def test_a_fault_where_two_groups_meet_is_found_there_alone():
+    frame = films(3000)
+    where = ((frame["sex"] == "F") & (frame["view"] == "AP")).to_numpy()
+    read = reader(frame, np.where(where, 0.0, 2.0))
+    found = subgroups.gaps(subgroups.measure(frame, read, replicates=200))
+    mean = found[found["finding"] == "mean of 14"].set_index(["group", "against"])
+    assert mean.loc[("women, AP", "men, AP"), "high"] < -0.3
+    assert mean.loc[("women, PA", "men, PA"), "low"] < 0 < mean.loc[("women, PA", "men, PA"), "high"]
+    mass = found[(found["finding"] == "Mass") & (found["group"] == "women, AP")].iloc[0]
+    assert mass["films"] == where.sum()
+    assert mass["positives"] == frame.loc[where, "Mass"].sum()
+    assert mass["films_against"] == ((frame["sex"] == "M") & (frame["view"] == "AP")).sum()
+
+
+def test_every_pair_is_of_groups_that_exist_and_differ_in_one_thing():
+    there = {group.name: group.kind for group in subgroups.groups(films(30))}
+    for kind, one, other in subgroups.GAPS:
+        assert there[one] == there[other] == kind
+        assert len(set(one.split(", ")) ^ set(other.split(", "))) == 2
 
 
 def test_a_fair_reader_shows_no_gap_in_most_findings():
     frame = films(seed=3)
-    found = subgroups.gaps(frame, reader(frame), replicates=200)
+    found = subgroups.gaps(subgroups.measure(frame, reader(frame), replicates=200))
     single = found[found["finding"].isin(FINDINGS)]
     assert ((single["low"] < 0) & (single["high"] > 0)).mean() > 0.8
     assert set(found["number"]) == {"auc"}
@@ -93,22 +114,39 @@ def test_what_a_group_cannot_give_is_undefined_with_a_reason():
     frame["Hernia"] = 0
     frame.loc[frame["sex"] == "F", "Edema"] = 0
     read = reader(frame)
-    table = subgroups.auc(frame, read, replicates=20).set_index(["group", "finding"])
+    table = subgroups.auc(subgroups.measure(frame, read, replicates=20)).set_index(["group", "finding"])
     assert table.loc[("AP", "Mass"), ["auc", "low"]].isna().all()
     assert table.loc[("AP", "Mass"), "reason"] == "no films"
     assert table.loc[("AP", "mean of 14"), "reason"] == "no films"
     assert table.loc[("women", "Edema"), "reason"] == "no film with the finding"
     assert table.loc[("women", "mean of 14"), "findings"] == 12
-    found = subgroups.gaps(frame, read, replicates=20).set_index(["kind", "finding"])
+    found = subgroups.gaps(subgroups.measure(frame, read, replicates=20)).set_index(["kind", "finding"])
     assert np.isnan(found.loc[("view", "mean of 14"), "difference"])
     assert found.loc[("view", "mean of 14"), "reason"]
     assert np.isnan(found.loc[("sex", "Edema"), "difference"])
     assert found.loc[("sex", "mean of 14"), "findings"] == 12
-    shortcut = subgroups.view_shortcut(frame, read, replicates=10).set_index("finding")
-    assert shortcut.loc["Mass", "reason"] == "films of one view only"
+    view = subgroups.view_shortcut(frame, read, replicates=10).set_index("finding")
+    assert view.loc["Mass", "reason"] == "films of one view only"
+    assert view.loc["Mass", ["AP", "PA"]].tolist() == [0, frame["Mass"].sum()]
 
 
-def test_thresholds_must_be_one_per_label():
+def test_sensitivity_in_a_group_is_scikit_learns_and_undefined_without_a_threshold():
+    frame = films(600)
+    read = reader(frame)
+    calls = (read >= 0.6).astype(float)
+    calls[:, 4] = np.nan
+    measured = subgroups.measure(frame, read, calls, replicates=20)
+    here = ((frame["sex"] == "M") & (frame["view"] == "PA")).to_numpy()
+    values, replicates = measured.numbers["sensitivity"]["men, PA"]
+    assert values[2] == pytest.approx(recall_score(frame.loc[here, "Effusion"], read[here, 2] >= 0.6))
+    assert np.isnan(values[4])
+    assert np.isnan(replicates[:, 4]).all()
+    assert np.isnan(subgroups.gaps(measured).set_index(["number", "finding"]).loc[("sensitivity", "Mass"), "low"]).all()
+
+
+def test_readings_of_other_films_are_refused():
     frame = films(60)
-    with pytest.raises(UserError, match="one per label"):
-        subgroups.gaps(frame, reader(frame), np.zeros(14), replicates=5)
+    with pytest.raises(UserError, match=r"probabilities \(59, 15\)"):
+        subgroups.measure(frame, reader(frame)[:-1], replicates=5)
+    with pytest.raises(UserError, match=r"calls \(60, 14\)"):
+        subgroups.measure(frame, reader(frame), np.zeros((60, 14)), replicates=5)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxrlib.evaluation import summary
+from cxrlib.evaluation import intervals, summary
 from cxrlib.labels import FINDINGS, LABELS
 
 
@@ -70,3 +70,40 @@ def test_extremes_are_the_ends_of_the_standing(reading):
     assert best["standing"].iloc[0] == np.nanmax(where)
     assert worst["standing"].iloc[0] == np.nanmin(where)
     assert len(best) == len(worst) == 4
+
+
+def test_steps_are_delongs_differences_with_holm_over_all_of_them(reading):
+    films, first = reading
+    second = first.copy()
+    second[:, 2] = np.random.default_rng(0).random(200)
+    table = summary.steps(["one", "two", "three"], films, [first, second, first])
+    assert table.groupby("comparison").size().to_dict() == {"step": 28, "whole": 14}
+    rows = table.set_index(["stage", "against", "finding"]).sort_index()
+    spoilt, mended = rows.loc[("two", "one", "Effusion")], rows.loc[("three", "two", "Effusion")]
+    who = films["patient"].to_numpy()
+    by_hand = intervals.delong_difference(films["Effusion"].to_numpy(), second[:, 2], first[:, 2], who)
+    assert (spoilt["difference"], spoilt["low"], spoilt["high"], spoilt["p"]) == pytest.approx(by_hand)
+    assert mended["difference"] == pytest.approx(-spoilt["difference"])
+    assert spoilt["p_holm"] == pytest.approx(min(1, 28 * spoilt["p"]))
+    assert spoilt["p_holm"] < 0.05
+    whole = table[table["comparison"] == "whole"]
+    assert (whole[["difference", "p_holm"]] == [0, 1]).all(axis=None), "the last reading is the first"
+    assert summary.steps(["one"], films, [first]).empty
+
+
+def test_a_finding_without_positives_takes_no_part_in_the_steps(reading):
+    films, probabilities = reading
+    films["Hernia"] = np.uint8(0)
+    table = summary.steps(["one", "two"], films, [probabilities, probabilities**2]).set_index("finding")
+    assert table.loc["Hernia", ["difference", "p", "p_holm"]].isna().all()
+    assert table.loc["Hernia", "reason"] == "no film with the finding"
+
+
+def test_the_micro_average_stands_beside_the_means(reading):
+    films, probabilities = reading
+    table = summary.auc(films, probabilities, replicates=50)
+    rows = summary.overall(table, films, probabilities, replicates=120).set_index("number")
+    micro = roc_auc_score(films[list(LABELS)].to_numpy(), probabilities, average="micro")
+    assert rows.loc["micro AUC of 15", "value"] == pytest.approx(micro)
+    assert rows.loc["mean AUC of 14", "value"] == table["auc"].iloc[-1]
+    assert ((rows["low"] < rows["value"]) & (rows["value"] < rows["high"])).all()

@@ -1,0 +1,112 @@
+"""Calibration and thresholds travel with the checkpoint, and no one takes it for another one for that."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cxrlib import paths, provenance
+from cxrlib.errors import UserError
+from cxrlib.evaluation import decisions, thresholds
+from cxrlib.labels import LABELS
+from cxrlib.training import checkpoint, stages
+from cxrlib.workbook import record
+
+
+@pytest.fixture
+def path(own_outputs):
+    """A checkpoint of one weight in a run's first stage: its JSON is what matters here."""
+    line = checkpoint.Lineage("none", 0, (), np.arange(3))
+    stage = paths.Run("demo").stage(1)
+    return checkpoint.save(stage, {"fc.bias": torch.zeros(15)}, stages.recipe("scratch", 1), line, epoch=1, metrics={})
+
+
+@pytest.fixture
+def validation():
+    """200 films of 15 labels, the last finding absent, and what a network says of them."""
+    rng = np.random.default_rng(0)
+    known = (rng.random((200, 15)) < 0.3).astype(np.uint8)
+    known[:, 13] = 0
+    return known, np.clip(0.2 + 0.3 * known + 0.3 * rng.random(known.shape), 0, 1)
+
+
+def test_who_has_the_checkpoint_decides_as_its_evaluation_did(path, validation):
+    made = decisions.choose(*validation, size=64, tta="flip")
+    decisions.attach(path, made)
+    found = decisions.read(path)
+    assert found.calibration == made.calibration
+    assert found.made_on == {"part": "validation", "films": 200, "size": 64, "tta": "flip"}
+    known, said = validation
+    judged = found.judge(known, said, np.arange(200))
+    pd.testing.assert_frame_equal(
+        judged.drop(columns="reason"), made.judge(known, said, np.arange(200)).drop(columns="reason")
+    )
+    for rule in thresholds.RULES:
+        calls, rows = found.calls(said, rule), judged[judged["rule"] == rule]
+        assert np.isnan(calls[:, 13]).all(), "no threshold for a finding that validation lacks"
+        np.testing.assert_allclose(calls[known[:, 4] == 1, 4].mean(), rows["sensitivity"].iloc[4])
+        np.testing.assert_allclose(1 - calls[known[:, 9] == 0, 9].mean(), rows["specificity"].iloc[9])
+    assert judged["reason"][judged["finding"] == "Hernia"].str.startswith("validation: no").all()
+    with pytest.raises(UserError, match="choose youden, f1, sensitivity_90"):
+        found.calls(said, "best")
+
+
+def test_thresholds_are_on_calibrated_probabilities(validation):
+    known, said = validation
+    made = decisions.choose(known, said)
+    np.testing.assert_array_equal(
+        made.cuts("f1"), thresholds.vector(thresholds.as_dict(thresholds.choose(known, made.calibration(said))), "f1")
+    )
+    assert made.calls(said, "sensitivity_90")[known[:, 0] == 1, 0].mean() >= 0.9
+
+
+def test_a_checkpoint_without_them_says_how_to_come_by_them(path):
+    with pytest.raises(UserError, match="carries no calibration; run 06_evaluation"):
+        decisions.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("calibration", lambda values: values | {"labels": [*LABELS[::-1]]}, "labels"),
+        ("calibration", lambda values: values | {"slopes": values["slopes"][:3]}, "15 labels"),
+        ("calibration", lambda values: values | {"slopes": [-1.0] * 15}, "rising line"),
+        ("calibration", lambda values: values | {"intercepts": ["x"] * 15}, "rising line"),
+        ("calibration", lambda values: {"labels": values["labels"]}, "lacks 'kind'"),
+        ("thresholds", lambda values: values | {"youden": dict.fromkeys(LABELS, 1.5)}, "Atelectasis at 1.5"),
+        ("thresholds", lambda values: values | {"youden": {"Mass": 0.5}}, "labels"),
+        ("thresholds", lambda values: values | {"youden": [0.5] * 15}, "damaged|labels"),
+        ("thresholds", lambda values: [1, 2], "damaged"),
+    ],
+)
+def test_damaged_ones_are_named(path, validation, name, damage, says):
+    decisions.attach(path, decisions.choose(*validation))
+    file = path.with_suffix(".json")
+    meta = json.loads(file.read_text())
+    meta["attached"][name] = damage(meta["attached"][name])
+    file.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=says) as caught:
+        decisions.read(path)
+    assert path.stem in str(caught.value)
+
+
+def test_a_notebook_told_to_read_the_checkpoint_is_not_made_again_for_it(path, validation, tmp_path):
+    """Its fingerprint holds the weights that ``ckpt`` may mean, and an evaluation writes beside them."""
+    book, kept = tmp_path / "06_evaluation.ipynb", {"notebooks": {}, "data": {"fingerprint": "f"}}
+    book.write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    for ckpt in (path.stem, str(path), str(path.with_suffix(""))):
+        before = record.fingerprint(book, [book], {"ckpt": ckpt}, kept, "")
+        decisions.attach(path, decisions.choose(*validation, size=len(ckpt)))
+        assert record.fingerprint(book, [book], {"ckpt": ckpt}, kept, "") == before
+        other = path.read_bytes() + b"other weights"
+        path.write_bytes(other)
+        assert record.fingerprint(book, [book], {"ckpt": ckpt}, kept, "") != before
+
+
+def test_the_hash_that_lineage_depends_on_stays(path, validation):
+    before = checkpoint.ancestors(path)
+    decisions.attach(path, decisions.choose(*validation))
+    assert checkpoint.ancestors(path) == before
+    assert provenance.file_sha256(path) == checkpoint.read_meta(path)["sha256"]
