@@ -68,13 +68,14 @@ def memory_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
 def interrupts() -> Iterator[Callable[[], str]]:
     """Hold back Ctrl-C, a notebook's interrupt and SIGTERM inside the block, so that a step is never torn.
 
-    Gives a function that says which signal came, "" for none. A second Ctrl-C interrupts at once.
+    Gives a function that says which signal came, "" for none. A second Ctrl-C interrupts at once; a SIGTERM after it
+    does not, since a launcher sends one to processes that have had theirs.
     Outside the main thread signals cannot be held back, and nothing is changed.
     """
     came: list[str] = []
 
     def note(number: int, frame: object) -> None:
-        if came:
+        if number == signal.SIGINT and signal.SIGINT.name in came:
             raise KeyboardInterrupt
         came.append(signal.Signals(number).name)
 

@@ -12,14 +12,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from cxrlib import paths
+from cxrlib import paths, provenance
 from cxrlib.data import batches, phantom, records, splits, store
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, fit, losses, network, relay, stages
@@ -33,6 +35,8 @@ WRONG, STOPPED = 2, 130
 GRACE = 60.0
 """Seconds that a job has to save its state when it is stopped."""
 COMPLAINT = "cxr: "
+LAUNCHED = "CXR_LAUNCHED"
+"""Environment variable of a job that ``launch`` started."""
 
 
 def train(
@@ -106,17 +110,35 @@ def launch(processes: int, **parameters: Any) -> None:
     log = folder / "job.log"
     with log.open("w", encoding="utf-8") as out:
         began = time.time()
-        job = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=_environment(processes, gpus))
+        job = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # never written to; it closes when this process ends, and the job with it
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=_environment(processes, gpus),
+            start_new_session=True,  # a notebook's interrupt reaches us alone, and the job gets one signal, not three
+        )
         try:
             _follow(job, folder / "progress.json", began)
         except KeyboardInterrupt:
             job.send_signal(signal.SIGTERM)
-            job.wait(GRACE)
+            _wait_for_its_end(job, folder)
             raise fit.Stopped(
                 f"the job was stopped; its state is saved in {folder}: run the same again to go on"
             ) from None
     if job.returncode:
         raise UserError(complaint(log, job.returncode))
+
+
+def _wait_for_its_end(job: subprocess.Popen, folder: Path) -> None:
+    """Wait until the launcher is gone and the process that writes has let go of the folder, its state saved."""
+    deadline = time.monotonic() + GRACE
+    with suppress(subprocess.TimeoutExpired):
+        job.wait(GRACE)
+    while time.monotonic() < deadline:
+        with suppress(UserError), provenance.only_one(folder):
+            return
+        time.sleep(0.1)
 
 
 def words(parameters: dict[str, Any]) -> list[str]:
@@ -155,6 +177,8 @@ class Log:
 def main(arguments: list[str] | None = None) -> None:
     """Train a stage as a program; a user's mistake is one line on stderr and exit code 2."""
     given = vars(parser().parse_args(arguments))
+    if LAUNCHED in os.environ:
+        threading.Thread(target=_end_with_the_launcher, daemon=True).start()
     try:
         result = train(**given)
     except UserError as error:
@@ -164,6 +188,13 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         if teams.of().first:
             print(f"{'trained' if result.trained else 'finished before'}: {result.best.name}")
+
+
+def _end_with_the_launcher() -> None:
+    """Stop, with the state saved, when the process that launched this job is gone: its end of our input closes then."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -195,7 +226,7 @@ def _leave(said: str, code: int) -> None:
 
 
 def _environment(processes: int, gpus: int) -> dict[str, str]:
-    own = {"CXR_OUTPUTS": str(paths.outputs()), "CXR_PROJECT": str(paths.project())}
+    own = {"CXR_OUTPUTS": str(paths.outputs()), "CXR_PROJECT": str(paths.project()), LAUNCHED: "1"}
     own |= {} if gpus else {"ACCELERATE_USE_CPU": "1"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {**os.environ, **own, "OMP_NUM_THREADS": str(max(1, cores // processes))}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny
 import torch
 
-from cxrlib import paths
+from cxrlib import paths, provenance
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, fit, job, record
 from cxrlib.workbook import settings
@@ -84,6 +85,37 @@ def test_a_dead_process_ends_the_job_with_a_word_and_the_next_call_goes_on(tiny_
     assert result.trained
     assert result.resumed_from.startswith("epoch ")
     assert len(result.history) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a job's processes in /proc")
+def test_a_job_whose_launcher_is_killed_saves_its_state_and_ends(tiny_phantom, quiet):
+    """As when a notebook's kernel is restarted."""
+    how = {**HOW, "run": "orphan", "data": str(tiny_phantom), "epochs": 50, "also": "groups=layer4+fc"}
+    folder = paths.Run("orphan").stage(1)
+    child = tiny.forked(lambda: job.launch(2, **how))
+    once_it_trains(folder, lambda: os.kill(child, signal.SIGKILL)).join()
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while workers(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)  # there is nothing to wait on: they are nobody's children
+    assert not workers(folder)
+    assert "was stopped by SIGTERM" in (folder / "job.log").read_text()
+    with provenance.only_one(folder):
+        assert list(folder.glob("state/*.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a job's processes in /proc")
+def test_an_interrupted_job_saves_its_state_and_is_gone(tiny_phantom, quiet):
+    how = {**HOW, "run": "interrupted", "data": str(tiny_phantom), "epochs": 50, "also": "groups=layer4+fc"}
+    folder = paths.Run("interrupted").stage(1)
+    stopper = once_it_trains(folder, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(fit.Stopped, match="its state is saved"):
+        job.launch(2, **how)
+    stopper.join()
+    assert not workers(folder)
+    assert "was stopped by SIGTERM" in (folder / "job.log").read_text()
 
 
 def test_a_processs_complaint_is_the_jobs(tmp_path):
