@@ -86,10 +86,7 @@ def header(data: bytes, path: str | Path) -> tuple[str, tuple[int, int]]:
     Raises UserError where they are neither PNG nor JPEG, or promise more than ``MAX_PIXELS``.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data), formats=_FORMATS) as image:
-                mode, (width, height) = image.mode, image.size
+        mode, (width, height) = _plain_header(data) or _any_header(data)
     except _BOMBS:
         raise UserError(f"{path} claims more than {MAX_PIXELS:,} pixels; not decoded, remove it") from None
     except UnidentifiedImageError:
@@ -99,6 +96,22 @@ def header(data: bytes, path: str | Path) -> tuple[str, tuple[int, int]]:
     if width * height > MAX_PIXELS:
         raise UserError(f"{path} claims {width} x {height} pixels, more than {MAX_PIXELS:,}; not decoded, remove it")
     return mode, (width, height)
+
+
+def _plain_header(data: bytes) -> tuple[str, tuple[int, int]] | None:
+    """``header`` of a PNG of eight grey bits, as nearly all films are, in a tenth of Pillow's time; None of another."""
+    if len(data) > 33 and data.startswith(_PNG_SIGNATURE) and data[12:16] == b"IHDR" and data[24:29] == b"\x08\0\0\0\0":
+        width, height, checksum = struct.unpack_from(">II5xI", data, 16)
+        if width and height and checksum == zlib.crc32(data[12:29]):
+            return "L", (width, height)
+    return None
+
+
+def _any_header(data: bytes) -> tuple[str, tuple[int, int]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
+            return image.mode, image.size
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
