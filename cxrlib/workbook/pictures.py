@@ -1,18 +1,36 @@
 """The figures that a run left, as they go into its report: embedded, with a title and a caption."""
 
 import base64
+import io
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+from PIL import Image
 
 HEAVY = 300_000  # bytes; a larger SVG gives way to the PNG beside it
+ROOM = 4_300_000  # characters of embedded figures in a page of 5 MB at most; text and drawings need the rest
+KINDS = {".svg": "svg+xml", ".png": "png"}
+BLANK = 250  # grey values from here on count as paper
+TALL = 0.2  # of a figure's height: what is taller is a row of films, and what is not is a line of text
 
 CAPTIONS = {
     "films_best": (
-        "Films it stands highest",
-        "Of the films with a finding, those ranked best against the films without.",
+        "Films it ranks best",
+        "Of the films with a finding, those highest among the films without: 1.00 is above all of them.",
     ),
-    "films_worst": ("Films it stands lowest", "Of the films with a finding, those ranked worst: look at these first."),
+    "films_worst": (
+        "Films it ranks worst",
+        "Of the films with a finding, those lowest among the films without: look at these first.",
+    ),
     "stages": ("Mean AUC stage by stage", "Validation and test, with 95 % intervals by patient."),
     "loss": ("Learning curves", "Loss, and validation AUC; the star is the epoch that was kept."),
+    "auc": ("Finding by finding", "Validation AUC of every finding, epoch by epoch."),
     "gain": ("What the stage won", "Difference in validation AUC to the parent, with 95 % intervals by patient."),
     "leak": ("Split by film or by patient", "What a split by film fakes, on a reader that knows no medicine."),
     "distance": ("Which layers moved", "How far from the parent's weights, group by group."),
@@ -38,24 +56,130 @@ CAPTIONS = {
 """Titles of the figures that are known, in the order they are shown; others follow under their file's name."""
 
 FILMS = ("films_best", "films_worst")
-ELSEWHERE = ("roc_test", "stages", "auc_test")  # shown in sections of their own, or there drawn in the table
+MAPS = ("hits_and_misses", "second_opinion")
+STRIPS = (*FILMS, *MAPS)
+"""Figures made of a row or two of films."""
+
+PLACED = (
+    *("roc_test", "auc_test", "stages", "pr_test", "reliability", "thresholds", "subgroups", "view_shortcut"),
+    *("localisation", "published", *STRIPS),
+)
+"""Figures that have a section of their own, or whose numbers are drawn there."""
 
 
-def read(stem: Path) -> dict[str, str] | None:
-    """A figure as a data address (SVG, or PNG where that is much lighter), with title and caption; None if absent."""
-    vector, picture = stem.with_name(stem.name + ".svg"), stem.with_name(stem.name + ".png")
-    light = vector.is_file() and (vector.stat().st_size < HEAVY or not picture.is_file())
-    file, kind = (vector, "svg+xml") if light else (picture, "png")
-    if not file.is_file():
-        return None
-    title, caption = CAPTIONS.get(stem.name, (stem.name.replace("_", " ").capitalize(), ""))
-    address = f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
-    return {"stem": stem.name, "title": title, "caption": caption, "address": address}
+@dataclass
+class Album:
+    """Hands out figures until the page is full; from then on their titles alone, with an empty address.
+
+    A figure has stem, title, caption, file (its name in the run's folder), address (a data address) and, where that is
+    empty, ``why``.
+    """
+
+    room: int = ROOM
+
+    def read(self, stem: Path) -> dict[str, Any] | None:
+        """A figure as SVG, or as PNG where that is much lighter or the SVG is damaged; None if absent."""
+        vector, picture = _beside(stem, ".svg"), _beside(stem, ".png")
+        light = vector.is_file() and (vector.stat().st_size < HEAVY or not picture.is_file())
+        order = [file for file in ((vector, picture) if light else (picture, vector)) if file.is_file()]
+        whole = [file for file in order if _whole(file)]
+        if not order:
+            return None
+        if not whole:
+            return _titled(order[0], why=f"{_place(order[0])} is damaged and cannot be shown.")
+        return self._figure(whole[0], [[whole[0].read_bytes()]], KINDS[whole[0].suffix])
+
+    def strip(self, stem: Path) -> dict[str, Any] | None:
+        """A figure of rows of films as ``rows`` of addresses, one a film, which a phone can set in narrower rows.
+
+        Where there is no PNG, or it cannot be cut, rows is empty and it is one figure as ``read`` gives it.
+        """
+        file = _beside(stem, ".png")
+        rows = cut(Image.open(file)) if file.is_file() and _whole(file) else []
+        if sum(map(len, rows)) < 2:
+            found = self.read(stem)
+            return found and found | {"rows": []}
+        found = self._figure(file, [[_png(piece) for piece in row] for row in rows], KINDS[".png"])
+        return found | {"rows": found["addresses"], "names": _names(_beside(stem, ".csv"), sum(map(len, rows)))}
+
+    def others(self, folder: Path) -> list[dict[str, Any]]:
+        """The figures of a folder that have no section of their own: known ones first, then the rest by name."""
+        stems = {file.stem for ending in KINDS for file in folder.glob(f"*{ending}")}
+        known = [name for name in CAPTIONS if name in stems]
+        order = known + sorted(stems - set(known))
+        return [self.read(folder / name) for name in order if name not in PLACED]
+
+    def _figure(self, file: Path, rows: list[list[bytes]], kind: str) -> dict[str, Any]:
+        """The figure of a file, in pieces, where there is room for all of them."""
+        found = [[f"data:image/{kind};base64,{base64.b64encode(piece).decode()}" for piece in row] for row in rows]
+        size = sum(len(address) for row in found for address in row)
+        if size > self.room:
+            return _titled(file, why=f"Left out to keep this page small; see {_place(file)}.") | {"addresses": []}
+        self.room -= size
+        return _titled(file, address=found[0][0]) | {"addresses": found}
 
 
-def others(folder: Path) -> list[dict[str, str]]:
-    """The figures of a folder that have no section of their own: known ones first, then the rest by name."""
-    stems = {file.stem for ending in ("svg", "png") for file in folder.glob(f"*.{ending}")}
-    known = [name for name in CAPTIONS if name in stems]
-    order = known + sorted(stems - set(known))
-    return [read(folder / name) for name in order if name not in (*FILMS, *ELSEWHERE)]
+def _titled(file: Path, *, address: str = "", why: str = "") -> dict[str, Any]:
+    title, caption = CAPTIONS.get(file.stem, (file.stem.replace("_", " ").capitalize(), ""))
+    shown = {"stem": file.stem, "title": title, "caption": caption, "file": _place(file)}
+    return shown | {"address": address, "why": why}
+
+
+def _place(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
+
+
+def _beside(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)
+
+
+def _whole(file: Path) -> bool:
+    """Whether a picture can be decoded to its end."""
+    try:
+        if file.suffix == ".svg":
+            return ElementTree.parse(file).getroot().tag.endswith("svg")
+        with Image.open(file) as picture:
+            picture.load()
+        return True
+    except (OSError, ValueError, SyntaxError, ElementTree.ParseError, Image.DecompressionBombError):
+        return False
+
+
+def _names(csv: Path, films: int) -> list[str]:
+    """The films' names in a figure's numbers, where there are as many as films in the figure; else none."""
+    try:
+        names = pd.read_csv(csv, dtype=str)["image"].tolist()
+    except (OSError, ValueError, KeyError):
+        return []
+    return names if len(names) == films else []
+
+
+def cut(picture: Image.Image) -> list[list[Image.Image]]:
+    """The panels of a figure of films, row by row: cut at blank columns, and below each row of films.
+
+    A panel keeps the text above it, without the blank above and below; where the text of two panels touches they stay
+    one.
+    """
+    ink = np.asarray(picture.convert("L")) < BLANK  # (H, W)
+    films = [stop for start, stop in _runs(ink.any(1)) if stop - start >= TALL * len(ink)]
+    edges = [0, *films[:-1], len(ink)]
+    rows = []
+    for above, below in itertools.pairwise(edges):
+        filled = above + np.flatnonzero(ink[above:below].any(1))
+        if len(filled):
+            top, bottom = int(filled[0]), int(filled[-1]) + 1
+            columns = _runs(ink[top:bottom].any(0))
+            rows.append([picture.crop((left, top, right, bottom)) for left, right in columns])
+    return rows
+
+
+def _runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Start and stop of each stretch of True."""
+    steps = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return zip(steps[::2].tolist(), steps[1::2].tolist(), strict=True)
+
+
+def _png(piece: Image.Image) -> bytes:
+    drawn = io.BytesIO()
+    piece.save(drawn, "PNG", optimize=True)
+    return drawn.getvalue()

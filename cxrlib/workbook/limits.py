@@ -1,0 +1,196 @@
+"""The sections of a report on a run's limits: on whom it fails, where it looks, and what others reach.
+
+As in ``sections``, each function reads its own tables and gives a dict of plain values, with ``why`` where there is
+nothing to show.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from cxrlib import paths
+from cxrlib.evaluation import published as results
+from cxrlib.labels import FINDINGS
+from cxrlib.workbook import marks, pictures, tables, words
+from cxrlib.workbook.tables import MEAN
+
+METHODS = {"gradcam": "Grad-CAM", "occlusion": "Occlusion", "": "Heat maps"}
+ALL = "all findings"
+BASIC = ("all", "sex", "age", "view")  # kinds of groups shown at once; where two meet, on request
+WHAT = {"auc": "mean AUC", "sensitivity": "mean sensitivity", "tpr": "mean sensitivity"}
+
+
+def subgroups(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
+    """Mean AUC group by group, the gaps between groups, and how much of the AUC the view alone may give."""
+    found = tables.table(home.tables / "subgroups.csv")
+    rows = [] if found.value is None else _groups(found.value)
+    return {
+        "rows": [row for row in rows if row["kind"] in BASIC],
+        "met": [row for row in rows if row["kind"] not in BASIC],
+        "figure": None if rows else album.read(home.figures / "subgroups"),
+        "why": found.why or "tables/subgroups.csv has no means.",
+        "gaps": _gaps(home),
+        "shortcut": _shortcut(home),
+    }
+
+
+def localisation(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
+    """How often a map's maximum lies in the box, beside blind pointing and a network that has learnt nothing."""
+    found, control = (tables.table(home.tables / f"{name}.csv") for name in ("localisation", "localisation_control"))
+    methods = []
+    table = found.value
+    if table is not None:
+        table = table if "method" in table else table.assign(method="")
+        methods = [_method(name, rows, control.value) for name, rows in table.groupby("method", sort=False)]
+    return {
+        "methods": methods,
+        "strips": [figure for name in pictures.MAPS if (figure := album.strip(home.figures / name))],
+        "chart": None if methods else album.read(home.figures / "localisation"),
+        "control_why": control.why,
+        "why": found.why or "There was no film with a box to look at.",
+    }
+
+
+def published(home: paths.Run, album: pictures.Album, auc: list[dict[str, Any]]) -> dict[str, Any]:
+    """Published results with the run among them, best first, or why the run cannot stand beside them.
+
+    auc: rows of the AUC table, whose intervals the single findings have.
+    """
+    found = tables.table(home.figures / "published.csv")
+    if found.value is None:
+        return {"rows": [], "why": found.why, "figure": album.read(home.figures / "published")}
+    if found.value.empty:
+        return {"rows": [], "why": _why_not(home), "figure": None}
+    wanted = ("mean_low", "mean_high", "spread")
+    table = found.value.reindex(columns=list(dict.fromkeys([*found.value.columns, *wanted])))
+    table = table.sort_values("mean", ascending=False, kind="stable")
+    least = min(0.7, table[["mean", "mean_low"]].min(axis=None)) - 0.01
+    most = max(0.85, table[["mean", "mean_high"]].max(axis=None))
+    rows = []
+    for row in table.to_dict("records"):
+        value = marks.Value("mean AUC", row["mean"], row["mean_low"], row["mean_high"])
+        row["ours"] = row["network"] == "this run"
+        row["mark"] = marks.intervals([value], least=least, most=most, neutral=least)
+        rows.append(row)
+    shown = {"rows": rows, "why": "", "figure": None, "least": least, "most": most}
+    return shown | _beside(table[table["network"] != "this run"], auc)
+
+
+def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
+    means = table[table["finding"] == MEAN]
+    least = min(0.5, means[["auc", "low"]].min(axis=None))
+    rows = []
+    for row in means.to_dict("records"):
+        row["mark"] = marks.interval(row["auc"], row["low"], row["high"], least=least, most=1.0, neutral=0.5)
+        row["least"], row["findings"] = least, row.get("findings", len(FINDINGS))
+        row["reason"] = row.get("reason", "")
+        rows.append(row)
+    return rows
+
+
+def _gaps(home: paths.Run) -> dict[str, Any]:
+    """The mean gaps between groups, those where another trait is held fixed, and single findings with a clear gap."""
+    found = tables.table(home.tables / "gaps.csv")
+    if found.value is None:
+        return {"rows": [], "met": [], "findings": [], "looked_at": 0, "sentence": "", "why": found.why}
+    table = found.value.dropna(subset=["difference"])
+    means, single = (table[(table["finding"] == MEAN) == flag] for flag in (True, False))
+    rows = _differences(means)
+    for row in rows:
+        row["what"], row["findings"] = WHAT.get(row["number"], row["number"]), row.get("findings", len(FINDINGS))
+        row["says"] = words.verdict(row["difference"], row["low"], row["high"], sides=("higher", "lower"))
+    clear = single[(single["low"] > 0) | (single["high"] < 0)]
+    clear = clear.assign(what=[WHAT.get(name, name).removeprefix("mean ") for name in clear["number"]])
+    basic = [row for row in rows if row.get("kind", "") in ("", *BASIC)]
+    return {
+        "rows": basic,
+        "met": [row for row in rows if row not in basic],
+        "findings": clear.to_dict("records"),
+        "looked_at": len(single),
+        "sentence": _spoken(basic),
+        "why": "No two groups have enough films of one finding to be compared.",
+    }
+
+
+def _spoken(rows: list[dict[str, Any]]) -> str:
+    """The gaps that leave 0 out, in words."""
+    clear = [f"{row['what']} is {row['says']} in {row['group']} than in {row['against']}" for row in rows
+             if row["says"] in ("higher", "lower")]  # fmt: skip
+    text = "; ".join(clear) or "no difference between these groups leaves 0 out of its interval"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _shortcut(home: paths.Run) -> dict[str, Any]:
+    """What is won by telling the views apart; from the table, or from the numbers beside an older run's figure."""
+    found = tables.table(home.tables / "view_shortcut.csv")
+    if found.value is None and not (home.tables / "view_shortcut.csv").exists():
+        older = tables.table(home.figures / "view_shortcut.csv")
+        found = older if older.value is not None else found
+    if found.value is None:
+        return {"mean": None, "rows": [], "why": found.why}
+    rows = _differences(found.value.dropna(subset=["difference"]))
+    mean = next((row for row in rows if row["finding"] == MEAN), None)
+    why = "" if mean else "The view's part cannot be measured: too few films of one of the views."
+    return {"mean": mean, "rows": [row for row in rows if row is not mean], "why": why}
+
+
+def _differences(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows with columns difference, low and high, each drawn on one scale that is even around 0."""
+    reach = max(0.02, table[["difference", "low", "high"]].abs().max(axis=None)) if len(table) else 0.02
+    rows = table.to_dict("records")
+    for row in rows:
+        sides = row["difference"], row["low"], row["high"]
+        row["mark"] = marks.interval(*sides, least=-reach, most=reach, neutral=0, unit="difference")
+    return rows
+
+
+def _method(name: str, table: pd.DataFrame, control: pd.DataFrame | None) -> dict[str, Any]:
+    """One method's rows, with the hit rate of weights drawn anew where it was measured for the same method."""
+    anew = {}
+    if control is not None:
+        same = control[control["method"] == name] if "method" in control and name else control
+        anew = same.drop_duplicates("finding").set_index("finding")["hit"].to_dict()
+    most = max(2.0, min(20.0, table["lift_high"].max() if table["lift_high"].notna().any() else 2.0))
+    rows = []
+    for row in table.to_dict("records"):
+        sides = row["lift"], row["lift_low"], row["lift_high"]
+        row["mark"] = marks.interval(*sides, least=0, most=most, neutral=1, unit="lift")
+        row["control"], row["iou"] = anew.get(row["finding"]), row.get("iou")
+        rows.append(row)
+    single = [row for row in rows if row["finding"] != ALL]
+    return {
+        "name": METHODS.get(name, name),
+        "rows": sorted(single, key=lambda row: -row["lift"] if row["lift"] == row["lift"] else float("inf"))
+        + [row for row in rows if row["finding"] == ALL],
+        "all": next((row for row in rows if row["finding"] == ALL), None),
+        "beyond_chance": [row["finding"] for row in single if row["lift_low"] > 1],
+        "most": most,
+    }
+
+
+def _beside(others: pd.DataFrame, auc: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run's AUC finding by finding among the published ones, on one scale from ``floor`` to ``ceiling``."""
+    given = others.reindex(columns=list(FINDINGS))
+    if given.isna().all(axis=None):
+        return {"findings": []}
+    told = [row for row in auc if row["finding"] in FINDINGS and not pd.isna(row["auc"])]
+    floor = min(0.6, given.min(axis=None), *(row["auc"] for row in told)) - 0.01
+    ceiling = max(0.95, given.max(axis=None))
+    rows = []
+    for row in told:
+        values = given[row["finding"]].dropna()
+        ours = marks.Value("AUC", row["auc"], row["auc_low"], row["auc_high"])
+        rows.append({
+            "finding": row["finding"], "auc": ours.value, "low": ours.low, "high": ours.high,
+            "least": values.min(), "most": values.max(), "others": len(values),
+            "above": int((values < ours.value).sum()), "mark": marks.among(ours, values, least=floor, most=ceiling),
+        })  # fmt: skip
+    return {"findings": rows, "floor": floor, "ceiling": ceiling}
+
+
+def _why_not(home: paths.Run) -> str:
+    """Why the run was not set beside published results."""
+    images = tables.read(home.predictions / "test.csv", lambda file: pd.read_csv(file, usecols=["image"])["image"])
+    if images.value is None:
+        return f"This run was not set beside published results, and {images.why}"
+    return results.why_not(images.value.astype(str)) or "Run 06_evaluation again to set it beside published results."

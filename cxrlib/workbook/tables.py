@@ -1,0 +1,102 @@
+"""What a run left, as its report reads it: a file that is missing or damaged gives a reason instead of its content."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from cxrlib import paths
+from cxrlib.errors import UserError
+
+MEAN = "mean of 14"
+
+NEEDED = {
+    "auc_test": ("finding", "positives", "auc", "auc_low", "auc_high", "ap", "ap_low", "ap_high"),
+    "stages": ("stage", "checkpoint", "groups", "lr", "epochs", "val_auc", "val_low", "val_high", "test_auc"),
+    "data": ("part", "films", "patients"),
+    "calibration": ("finding", "probability", "prevalence", "brier", "brier_prevalence", "ece"),
+    "thresholds": ("finding", "rule", "threshold", "sensitivity", "specificity", "ppv", "npv"),
+    "subgroups": ("kind", "group", "finding", "films", "patients", "auc", "low", "high"),
+    "gaps": ("number", "group", "against", "finding", "difference", "low", "high"),
+    "view_shortcut": ("finding", "auc", "within", "difference", "low", "high"),
+    "localisation": ("finding", "boxes", "hit", "hit_low", "hit_high", "chance", "lift", "lift_low", "lift_high"),
+    "localisation_control": ("finding", "hit", "lift"),
+    "roc_test": ("finding", "rate", "sensitivity"),
+    "pr_test": ("finding", "recall", "precision"),
+    "reliability": ("finding", "reading", "probability", "observed"),
+    "published": ("method", "network", "mean", "source"),
+}
+"""The columns without which a table says nothing, by the name of its file; more are welcome."""
+
+WORDS = (
+    *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
+    *("method", "network", "source", "reading", "probabilities"),
+)
+"""Columns that hold text. All others hold numbers, and what is no number there counts as undefined."""
+
+NUMBERED = ("stage",)
+"""Columns of numbers that name their row."""
+
+MAY_LACK = ("reason", "network", "source", "loss")
+"""Columns of text that may be empty; the others name their row."""
+
+
+class Found(NamedTuple):
+    """What a file held and "", or None and a sentence that says why it could not be had."""
+
+    value: Any
+    why: str
+
+
+def read(file: Path, reader: Callable[[Path], Any]) -> Found:
+    """What ``reader`` makes of a file; whatever is wrong with the file is told, not raised."""
+    where = f"{file.parent.name}/{file.name}"
+    if not file.is_file():
+        return Found(None, f"{where} is not there yet.")
+    try:
+        return Found(reader(file), "")
+    except (UserError, ValueError, KeyError, TypeError, OSError) as error:
+        return Found(None, f"{where} cannot be read: {error}")
+
+
+def table(file: Path) -> Found:
+    """A CSV with at least the columns that ``NEEDED`` lists for its name: text as text, the rest as float or int."""
+    return read(file, _table)
+
+
+def _table(file: Path) -> pd.DataFrame:
+    rows = pd.read_csv(file, dtype=dict.fromkeys(WORDS, str))
+    lacking = [column for column in NEEDED[file.stem] if column not in rows]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    for column in rows:
+        if column not in WORDS:
+            rows[column] = pd.to_numeric(rows[column], errors="coerce")
+        elif column in MAY_LACK:
+            rows[column] = rows[column].fillna("")
+        if (column in WORDS or column in NUMBERED) and rows[column].isna().any():
+            raise ValueError(f"row {rows.index[rows[column].isna()][0] + 2} has no {column}")
+    return rows
+
+
+def record(home: paths.Run) -> Found:
+    """The run's ``run.json``; an empty dict where it cannot be had."""
+    found = read(home.run_json, _record)
+    return Found(found.value or {}, found.why)
+
+
+def _record(file: Path) -> dict[str, Any]:
+    found = paths.read_json(file)
+    if not isinstance(found, dict):
+        raise ValueError("it is not the record of a run")
+    for name in ("parameters", "settings", "data", "versions", "notebooks"):
+        if not isinstance(found.get(name, {}), dict):
+            raise ValueError(f"its {name!r} is not a table")
+    for name, entry in found.get("notebooks", {}).items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("seconds", 0), int | float):
+            raise ValueError(f"its notebook {name!r} has no record")
+    for name in ("films", "patients"):
+        if not isinstance(found.get("data", {}).get(name, 0), int):
+            raise ValueError(f"its count of {name} is no number")
+    return found

@@ -1,0 +1,68 @@
+"""Numbers and findings as a reader wants them, and what an interval says in words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from cxrlib import theme
+
+SURE = 0.05  # of an adjusted p value
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as a reader wants it; an undefined one is a dash."""
+    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def signed(value: Any, digits: int = 3) -> str:
+    """A difference, with its sign."""
+    return "–" if pd.isna(value) else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def count(value: Any) -> str:
+    """A number of films or patients: ``25,596``."""
+    return "–" if value is None or pd.isna(value) else f"{value:,.0f}"
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """A share 0..1 in percent."""
+    return "–" if value is None or pd.isna(value) else f"{100 * value:.{digits}f} %"
+
+
+def small(value: Any) -> str:
+    """A threshold or a rate with two digits that count: ``0.013``, ``1e-05``."""
+    return "–" if value is None or pd.isna(value) else f"{value:.2g}"
+
+
+def chance(p: Any) -> str:
+    """A p value: ``p = 0.012``, ``p < 0.001``; nothing where undefined."""
+    if p is None or pd.isna(p):
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Findings in a sentence: ``A``, ``A and B``, ``A, B and C``."""
+    return joined([theme.name(name) for name in names])
+
+
+def joined(names: Sequence[str]) -> str:
+    """As ``listed``, of names that stay as they are."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def verdict(
+    difference: float,
+    low: float,
+    high: float,
+    p: float = float("nan"),
+    *,
+    sides: tuple[str, str] = ("better", "worse"),
+) -> str:
+    """What a difference says: better, worse (or other words) or not sure. An adjusted p has the last word."""
+    if pd.isna(difference):
+        return "undefined"
+    if (pd.isna(low) and pd.isna(p)) or p > SURE or (pd.isna(p) and low <= 0 <= high):
+        return "no sure difference"
+    return sides[0] if difference > 0 else sides[1]
