@@ -201,19 +201,25 @@ def phantom(
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs; several are also compared.")],
 ) -> None:
-    """Write the report of a run again, from its tables and figures.
+    """Write the report of a run again, from its tables and figures; of several runs also one page that compares them.
 
-    Example: cxr report demo
+    Example: cxr report base bce
     """
     from cxrlib.workbook import report as room
 
-    for name in runs:
-        if not paths.Run(name).root.is_dir():
-            known = ", ".join(sorted(file.parent.name for file in paths.outputs().glob("*/run.json"))) or "none yet"
-            raise UserError(f"there is no run {name!r} in {paths.outputs()}; there are: {known}")
+    names = list(dict.fromkeys(runs))
+    for name in names:
+        room.home(name)
+    if len(names) > 1:
+        from cxrlib.workbook import comparison
+
+        comparison.check(names)
+    for name in names:
         _done(room.build(name))
+    if len(names) > 1:
+        _done(comparison.build(names), "Comparison")
 
 
 def main() -> None:
@@ -252,9 +258,9 @@ def _joined(words: list[str]) -> list[str]:
     return joined
 
 
-def _done(path: Path) -> None:
+def _done(path: Path, what: str = "Report") -> None:
     here = Path.cwd()
-    print(f"Report: {path.relative_to(here) if path.is_relative_to(here) else path}")
+    print(f"{what}: {path.relative_to(here) if path.is_relative_to(here) else path}")
 
 
 def _stopped() -> int:
