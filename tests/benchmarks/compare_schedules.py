@@ -1,0 +1,217 @@
+"""Does staging help? ``seed``, ``modern`` and ``control`` at equal passes over real films, seed by seed.
+
+``python -m tests.benchmarks.compare_schedules --data ../shared/nih-1k --seeds 3`` writes
+``outputs/bench/schedules.csv``, anew after every run. A finished run is recognised by what decides it and an
+interrupted one goes on, so that the program can be stopped and started. A run's seed decides its split into training
+and validation, the order and variation of its films, and its head; the test part is the data's own.
+
+Each schedule goes over the training films ``--passes`` times: its epochs are scaled to that number by largest
+remainders, each stage with epochs keeping one at least. The starting weights are those of a ResNet-50 trained on
+``--pretrain`` drawn films (``cxrlib.data.phantom``), or random; real ones such as ``IMAGENET1K_V2`` by ``--weights``.
+
+``--variant "modern ema=0 stage1.lr=0.003"`` (repeatable) tries a schedule with other settings, of all its stages or of
+one. Variants are compared with their schedule on validation films alone, so that choosing among them leaves the test
+part unseen.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cxrlib import paths, provenance
+from cxrlib.data import batches, phantom, records, splits, store
+from cxrlib.errors import UserError
+from cxrlib.evaluation import metrics, predict
+from cxrlib.training import fit, losses, network, record, stages
+from cxrlib.training.recipes import Stage
+from tests.benchmarks import verdict
+
+SCHEDULES = ("seed", "modern", "control")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A schedule, or a variant of one, whose stages have as many epochs as all others of the comparison together."""
+
+    name: str
+    schedule: str
+    recipes: tuple[Stage, ...]
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is a schedule as it stands, which may see the test part."""
+        return self.name == self.schedule
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a comparison share; ``weights`` as ``network.build`` takes them."""
+
+    films: pd.DataFrame
+    pixels: store.Store
+    source: Path
+    batch_size: int
+    weights: str
+
+
+def trial(words: str, passes: int) -> Trial:
+    """The trial that words such as ``"modern ema=0 stage1.lr=0.003"`` describe. Raises UserError for unknown ones."""
+    schedule, *changes = words.split()
+    recipes = []
+    for number in range(1, 6):
+        own = [word.partition(".")[2] for word in changes if word.startswith(f"stage{number}.")]
+        common = [word for word in changes if not word.startswith("stage")]
+        recipes.append(stages.recipe(schedule, number, also=" ".join([*common, *own])))
+    return Trial(" ".join(words.split()), schedule, scaled(tuple(recipes), passes))
+
+
+def scaled(recipes: tuple[Stage, ...], passes: int) -> tuple[Stage, ...]:
+    """The stages that have epochs, with ``passes`` epochs in all, shared out by largest remainders, each at least 1."""
+    recipes = tuple(recipe for recipe in recipes if recipe.epochs)
+    if passes < len(recipes):
+        raise UserError(f"passes is {passes}; {len(recipes)} stages need {len(recipes)} or more")
+    wanted = np.array([recipe.epochs for recipe in recipes]) * passes / sum(recipe.epochs for recipe in recipes)
+    epochs = np.maximum(np.floor(wanted), 1)
+    while epochs.sum() != passes:  # up where most is lacking, or down where most is too much
+        lacking = np.where((epochs > 1) | (epochs.sum() < passes), wanted - epochs, np.inf)
+        if epochs.sum() < passes:
+            epochs[lacking.argmax()] += 1
+        else:
+            epochs[lacking.argmin()] -= 1
+    return tuple(replace(recipe, epochs=int(n)) for recipe, n in zip(recipes, epochs, strict=True))
+
+
+def pretrained(films: int, epochs: int, size: int, batch_size: int, folder: Path) -> tuple[str, str]:
+    """Starting weights from drawn films, and in words; trained the first time by ``scratch``'s first stage."""
+    if not films:
+        return "none", "random weights"
+    drawn = folder / f"phantom-{films}"
+    if not drawn.is_dir():
+        phantom.write(drawn, films, size=max(size, 96), seed=1000)
+    table = records.read(drawn)
+    pixels = store.build(table, size, progress=False)
+    parts = splits.make(table, drawn)
+    recipe = stages.recipe("scratch", 1, epochs=epochs)
+    result = learn(network.build("none", seed=0), parts, pixels, recipe, folder / f"pretrained-{films}-{size}",
+                   batch_size=batch_size, seed=0)  # fmt: skip
+    Path(f"{result.best}.films.txt").touch()  # drawn patients' numbers are no real patients'
+    auc = result.history["val_auc"].max()
+    return str(result.best), f"ResNet-50 trained on {len(parts.train)} drawn films, {epochs} passes (AUC {auc:.3f})"
+
+
+def learn(
+    model: network.Network, parts: splits.Parts, pixels: store.Store, recipe: Stage, folder: Path, *,
+    batch_size: int, seed: int, parent: Path | None = None, weights: str = "none",
+) -> fit.Result:  # fmt: skip
+    """One stage as its notebook trains it."""
+    how = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
+    train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **how)
+    val = batches.Batches(pixels, parts.val, batch_size=2 * batch_size)
+    balance = losses.positive_weights(records.label_matrix(parts.train), recipe.positive_weight)
+    loss = losses.make(recipe.loss, gamma=recipe.gamma, positive_weight=balance)
+    return fit.fit(model, train, val, loss, recipe, folder=folder, score=metrics.auc_per_label, parent=parent,
+                   weights=weights, data=pixels.fingerprint, seed=seed, progress=False)  # fmt: skip
+
+
+def run(one: Trial, seed: int, setting: Setting, folder: Path) -> verdict.Run:
+    """Train a trial with a seed, unless that is done, and read validation films, and test films where it may."""
+    place = folder / f"{''.join(c if c.isalnum() or c in '.=' else '_' for c in one.name)}-{seed}"
+    parts = splits.make(setting.films, setting.source, seed=seed)
+    asked = {"val": parts.val, "test": parts.test} if one.plain else {"val": parts.val}
+    who = identity(one, seed, setting)
+    found = paths.read_json(place / "result.json") if (place / "result.json").is_file() else {}
+    if found.get("who") != who:
+        print(f"{time.strftime('%T')} {one.name}, seed {seed}", flush=True)
+        histories, model = train(one, seed, setting, parts, place)
+        for name, films in asked.items():
+            given = batches.Batches(setting.pixels, films, batch_size=2 * setting.batch_size)
+            predict.write(place / f"{name}.csv", films, predict.predict(model, given))
+        histories.to_csv(place / "history.csv", index=False)
+        found = {"who": who, "seconds": float(histories["seconds"].sum())}
+        paths.write_json(place / "result.json", found)
+        for stage in place.glob("stage*"):  # 300 MB each
+            shutil.rmtree(stage)
+    readings = {name: predict.read(place / f"{name}.csv", films) for name, films in asked.items()}
+    return verdict.Run(one.name, one.schedule, seed, found["seconds"], readings)
+
+
+def train(
+    one: Trial, seed: int, setting: Setting, parts: splits.Parts, folder: Path
+) -> tuple[pd.DataFrame, network.Network]:
+    """The stages one after the other, each from the best weights of the one before: all epochs' rows, the network."""
+    model, parent, histories = network.build(setting.weights, seed=seed), None, []
+    for recipe in one.recipes:
+        result = learn(model, parts, setting.pixels, recipe, folder / f"stage{recipe.number}", parent=parent,
+                       batch_size=setting.batch_size, seed=seed, weights=setting.weights)  # fmt: skip
+        parent = result.best
+        histories.append(result.history.assign(stage=recipe.number))
+        last = result.history["val_auc"]
+        print(f"  stage {recipe.number}, {len(last)} epochs: validation AUC {last.max():.4f}", flush=True)
+    return pd.concat(histories, ignore_index=True), model
+
+
+def identity(one: Trial, seed: int, setting: Setting) -> str:
+    """A digest of all that decides a run."""
+    file = Path(setting.weights)
+    start = provenance.file_sha256(file) if file.is_file() else setting.weights
+    recipes = [{**asdict(recipe), "groups": list(recipe.groups), "purpose": ""} for recipe in one.recipes]
+    pixels = {"data": setting.pixels.fingerprint, "size": setting.pixels.size, "batch_size": setting.batch_size}
+    return provenance.digest({"recipes": recipes, "seed": seed, "start": start, "code": record.code(), **pixels})
+
+
+def main() -> int:
+    given = parser().parse_args()
+    folder = paths.outputs() / "bench" / "schedules"
+    source = paths.resolve(given.data)
+    films = records.read(source)
+    pixels = store.build(films, given.size, progress=False)
+    weights, start = given.weights, f"weights {given.weights}"
+    if not weights:
+        weights, start = pretrained(given.pretrain, given.pretrain_epochs, given.size, given.batch_size, folder)
+    print(f"start: {start}", flush=True)
+    setting = Setting(films, pixels, source, given.batch_size, weights)
+    trials = [trial(words, given.passes) for words in (*given.schedules.split(), *given.variant)]
+    where = f"{len(films)} films of {source.name}, {given.size} px, batch {given.batch_size}, {given.passes} passes, "
+    where += f"start: {start}; {torch.get_num_threads()} threads"
+    runs = []
+    for seed in range(given.seeds):
+        for one in trials:
+            runs.append(run(one, seed, setting, folder))
+            table = verdict.table(runs, where)
+            paths.write_text(paths.outputs() / "bench" / "schedules.csv", table.to_csv(index=False))
+    print(table.drop(columns="conditions").to_string(index=False))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m tests.benchmarks.compare_schedules", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    made.add_argument("--data", required=True, help="folder in the NIH layout")
+    made.add_argument("--schedules", default=" ".join(SCHEDULES), help="which, in one word each")
+    made.add_argument("--variant", action="append", default=[], help="a schedule and settings, for validation alone")
+    made.add_argument("--seeds", type=int, default=3, help="runs of each, seeds 0, 1, …")
+    made.add_argument("--size", type=int, default=64, help="side of the films in pixels")
+    made.add_argument("--batch_size", type=int, default=32)
+    made.add_argument("--passes", type=int, default=11, help="epochs of each schedule in all")
+    made.add_argument("--weights", default="", help="starting weights instead of pretrained ones; none for random")
+    made.add_argument("--pretrain", type=int, default=2000, help="drawn films to pretrain on; 0: random weights")
+    made.add_argument("--pretrain_epochs", type=int, default=4)
+    return made
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except fit.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(130) from None
