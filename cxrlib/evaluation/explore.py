@@ -125,6 +125,62 @@ def view_and_sex(films: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def patients_by_finding(films: pd.DataFrame) -> pd.DataFrame:
+    """Whose films show a finding: columns label ("all films" first), films, age_low, age, age_high, women, ap.
+
+    ``age`` is the median age at the film in years, ``age_low`` and ``age_high`` enclose the middle half; ``women`` and
+    ``ap`` are shares (0..1) of the films whose sex, or view position, is known. NaN where there are none.
+    """
+    rows = []
+    for name, these in {"all films": films, **{name: films[films[name] == 1] for name in LABELS}}.items():
+        low, middle, high = these["age"].quantile([0.25, 0.5, 0.75])
+        women = (these.loc[these["sex"] != "", "sex"] == "F").mean()
+        ap = (these.loc[these["view"] != "", "view"] == "AP").mean()
+        rows.append((name, len(these), low, middle, high, women, ap))
+    return pd.DataFrame(rows, columns=["label", "films", "age_low", "age", "age_high", "women", "ap"])
+
+
+def by_finding(numbers: pd.DataFrame, column: str, ax: Axes) -> Axes:
+    """One column of ``patients_by_finding`` as a point per label, in the order of the frame; the line is all films.
+
+    ``column`` is age, with the middle half of the films as a bar, women or ap, in percent.
+    """
+    shown = numbers[numbers["label"] != "all films"].reset_index(drop=True)
+    factor = 1 if column == "age" else 100
+    y = np.arange(len(shown))
+    if column == "age":
+        ax.hlines(y, shown["age_low"], shown["age_high"], color=theme.FAINT, lw=4)
+    ax.plot(factor * shown[column], y, "o", ms=5, color=theme.RUN_COLOURS[0])
+    everyone = factor * numbers.loc[numbers["label"] == "all films", column].iloc[0]
+    ax.axvline(everyone, color=theme.MUTED, lw=1, ls=(0, (4, 2)), zorder=0)
+    ax.annotate(f"all films: {everyone:.0f}", (everyone, 1), (3, 2), xycoords=("data", "axes fraction"),
+                textcoords="offset points", size=7, color=theme.MUTED)  # fmt: skip
+    ax.set_yticks(y, [f"{theme.name(row.label)} ({row.films:,})" for row in shown.itertuples()])
+    words = {"age": "age, years (bar: middle half)", "women": "films of women, %", "ap": "AP films, %"}
+    ax.set(xlabel=words[column], ylim=(len(shown) - 0.5, -0.5))
+    if column != "age":
+        ax.set_xlim(0, 100)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y")
+    return ax
+
+
+def gaps(films: pd.DataFrame) -> pd.DataFrame:
+    """How often a finding is named on a film, not on the patient's next, and again on the one after that.
+
+    Columns finding, chances (runs of three films of a patient whose first and third have it), gaps (those whose second
+    has not), share. Where a finding cannot heal and come back, as Hernia or Fibrosis cannot, a gap is a label at fault:
+    the report did not repeat what was known, or the text rules missed it.
+    """
+    ordered = films.sort_values(["patient", "follow_up"])
+    known = records.label_matrix(ordered)[:, : len(FINDINGS)].astype(bool)
+    patient = ordered["patient"].to_numpy()
+    around = known[:-2] & known[2:] & (patient[:-2] == patient[2:])[:, None]
+    chances, gone = around.sum(0), (around & ~known[1:-1]).sum(0)
+    share = np.divide(gone, chances, out=np.full(len(FINDINGS), np.nan), where=chances > 0)
+    return pd.DataFrame({"finding": FINDINGS, "chances": chances, "gaps": gone, "share": share})
+
+
 def follow_ups(films: pd.DataFrame) -> pd.DataFrame:
     """How many patients have how many films: columns films ("1", "5–9", …), patients, share of all films."""
     per_patient = films["patient"].value_counts().to_numpy()

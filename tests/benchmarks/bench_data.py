@@ -97,8 +97,8 @@ def torchxrayvision() -> list[Row]:
     try:
         import torchxrayvision as xrv
         from torchvision.transforms import Compose
-    except ImportError:
-        return [Row(name, "", "films/s", conditions="skipped: torchxrayvision is not installed")]
+    except ImportError as error:
+        return [Row(name, "", "films/s", conditions=f"skipped: torchxrayvision cannot be imported ({error})")]
     films = records.read(FULLRES)
     repeated = pd.concat([films] * 20, ignore_index=True)
     change = Compose([xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(SIZE)])
