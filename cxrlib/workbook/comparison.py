@@ -117,16 +117,11 @@ def _unpaired(one: dict[str, Any], other: dict[str, Any], first: Any, second: An
 
 def _told(table: pd.DataFrame) -> dict[str, Any]:
     """A pair's rows with drawings and verdicts, the findings by size of the difference."""
-    reach = max(0.02, table[["difference", "low", "high"]].abs().max(axis=None))
-    rows = table.to_dict("records")
-    for row in rows:
-        sides = row["difference"], row["low"], row["high"]
-        row["mark"] = marks.interval(*sides, least=-reach, most=reach, neutral=0, unit="difference in AUC")
-        row["says"] = words.verdict(*sides, row["p_holm"])
+    rows = marks.differences(table)
     single = [row for row in rows if row["finding"] != MEAN]
     single.sort(key=lambda row: -row["difference"] if row["difference"] == row["difference"] else float("inf"))
     sides = {side: [row["finding"] for row in single if row["says"] == side] for side in ("better", "worse")}
-    return {"rows": single, "mean": rows[-1], "reach": reach, **sides}
+    return {"rows": single, "mean": rows[-1], "reach": marks.reach(table), **sides}
 
 
 def _drawn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pandas as pd
 from cxrlib import paths
 from cxrlib.evaluation import published as results
 from cxrlib.labels import FINDINGS
-from cxrlib.workbook import marks, pictures, tables, words
+from cxrlib.workbook import marks, pictures, tables
 from cxrlib.workbook.tables import MEAN
 
 METHODS = {"gradcam": "Grad-CAM", "occlusion": "Occlusion", "": "Heat maps"}
@@ -29,7 +29,7 @@ def subgroups(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
         "met": [row for row in rows if row["kind"] not in BASIC],
         "figure": None if rows else album.read(home.figures / "subgroups"),
         "why": found.why or "tables/subgroups.csv has no means.",
-        "gaps": _gaps(home),
+        "gaps": _gaps(home, album),
         "shortcut": _shortcut(home),
     }
 
@@ -88,17 +88,16 @@ def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _gaps(home: paths.Run) -> dict[str, Any]:
+def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
     """The mean gaps between groups, those where another trait is held fixed, and single findings with a clear gap."""
     found = tables.table(home.tables / "gaps.csv")
     if found.value is None:
-        return {"rows": [], "met": [], "findings": [], "looked_at": 0, "sentence": "", "why": found.why}
+        return {"rows": [], "met": [], "findings": [], "looked_at": 0, "sentence": "", "figure": None, "why": found.why}
     table = found.value.dropna(subset=["difference"])
     means, single = (table[(table["finding"] == MEAN) == flag] for flag in (True, False))
-    rows = _differences(means)
+    rows = marks.differences(means, sides=("higher", "lower"))
     for row in rows:
         row["what"], row["findings"] = WHAT.get(row["number"], row["number"]), row.get("findings", len(FINDINGS))
-        row["says"] = words.verdict(row["difference"], row["low"], row["high"], sides=("higher", "lower"))
     clear = single[(single["low"] > 0) | (single["high"] < 0)]
     clear = clear.assign(what=[WHAT.get(name, name).removeprefix("mean ") for name in clear["number"]])
     basic = [row for row in rows if row.get("kind", "") in ("", *BASIC)]
@@ -108,6 +107,7 @@ def _gaps(home: paths.Run) -> dict[str, Any]:
         "findings": clear.to_dict("records"),
         "looked_at": len(single),
         "sentence": _spoken(basic),
+        "figure": album.read(home.figures / "gaps_by_finding"),
         "why": "No two groups have enough films of one finding to be compared.",
     }
 
@@ -128,20 +128,10 @@ def _shortcut(home: paths.Run) -> dict[str, Any]:
         found = older if older.value is not None else found
     if found.value is None:
         return {"mean": None, "rows": [], "why": found.why}
-    rows = _differences(found.value.dropna(subset=["difference"]))
+    rows = marks.differences(found.value.dropna(subset=["difference"]))
     mean = next((row for row in rows if row["finding"] == MEAN), None)
     why = "" if mean else "The view's part cannot be measured: too few films of one of the views."
     return {"mean": mean, "rows": [row for row in rows if row is not mean], "why": why}
-
-
-def _differences(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with columns difference, low and high, each drawn on one scale that is even around 0."""
-    reach = max(0.02, table[["difference", "low", "high"]].abs().max(axis=None)) if len(table) else 0.02
-    rows = table.to_dict("records")
-    for row in rows:
-        sides = row["difference"], row["low"], row["high"]
-        row["mark"] = marks.interval(*sides, least=-reach, most=reach, neutral=0, unit="difference")
-    return rows
 
 
 def _method(name: str, table: pd.DataFrame, control: pd.DataFrame | None) -> dict[str, Any]:

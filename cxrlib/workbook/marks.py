@@ -5,13 +5,14 @@ They scale with the page, so that a phone shows as much as a desk screen does; e
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from cxrlib import theme
+from cxrlib.workbook.words import verdict
 
 SIDE = 100  # of a curve's box, in its own units
 POINTS = 80  # kept of a curve; more cannot be seen at this size
@@ -111,6 +112,24 @@ def intervals(values: Sequence[Value], *, least: float, most: float, neutral: fl
             middle = LINE * i + LINE / 2
             drawn += _whisker(mark, x, middle) + _shape(first + i, x(mark.value), middle)
     return _lines(values, drawn)
+
+
+def differences(table: pd.DataFrame, sides: tuple[str, str] = ("better", "worse")) -> list[dict[str, Any]]:
+    """Rows with columns difference, low, high and perhaps p_holm: each with a ``mark`` and what it ``says``.
+
+    All are drawn on one scale, from minus to plus ``reach``; sides are the words for above and below 0.
+    """
+    far, rows = reach(table), table.to_dict("records")
+    for row in rows:
+        ends = row["difference"], row["low"], row["high"]
+        row["mark"] = interval(*ends, least=-far, most=far, neutral=0, unit="difference")
+        row["says"] = verdict(*ends, row.get("p_holm", np.nan), sides=sides)
+    return rows
+
+
+def reach(table: pd.DataFrame) -> float:
+    """How far from 0 the differences of a table and their intervals go, 0.02 at least."""
+    return max(0.02, table[["difference", "low", "high"]].abs().max(axis=None)) if len(table) else 0.02
 
 
 def among(ours: Value, others: Iterable[float], *, least: float, most: float) -> Markup:

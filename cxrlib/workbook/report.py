@@ -44,17 +44,21 @@ def code_version() -> str:
 def gather(home: paths.Run) -> dict[str, Any]:
     """All that the template shows, in plain values; ``notes`` says which of the run's main files are missing."""
     album = pictures.Album()
-    auc, stages, data = (tables.table(home.tables / f"{name}.csv") for name in ("auc_test", "stages", "data"))
+    auc, overall, stages, data = (
+        tables.table(home.tables / f"{name}.csv") for name in ("auc_test", "overall", "stages", "data")
+    )
     found = tables.record(home)
     record = found.value
     why = {"auc": auc.why, "stages": stages.why, "data": data.why, "record": found.why}
     notes = [reason for reason in why.values() if reason]
+    why["overall"] = overall.why
     asked = {**part(record, "parameters"), **part(record, "settings")}
     rows = sections.findings(auc.value, _films(data.value, "test"))
     single = [row for row in rows if row["finding"] != MEAN]
     shown = {
         "roc": sections.roc(home, album, single),
         "stages": sections.stages(stages.value),
+        "steps": sections.steps(home),
         "precision": sections.precision(home, album, single),
         "calibration": sections.calibration(home, album),
         "thresholds": sections.thresholds(home, album),
@@ -73,9 +77,10 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "phantom": bool(record) and not asked.get("data"),
         "mean": next((row for row in rows if row["finding"] == MEAN), None),
         "findings": single,
+        "overall": _rows(overall.value),
         "undefined": [row["finding"] for row in single if row["finding"] in FINDINGS and pd.isna(row["auc"])],
         "gist": gist.sentences(single, shown["localisation"], shown["subgroups"]),
-        "parts": [] if data.value is None else data.value.to_dict("records"),
+        "parts": _rows(data.value),
         "stage_figures": _stage_figures(home, album, shown["stages"]),
         "stages_figure": None if shown["stages"] else album.read(home.figures / "stages"),
         "more": album.others(home.figures),
@@ -98,6 +103,10 @@ def contaminated(data: pd.DataFrame | None) -> int | None:
     if data is None or "seen_in_training" not in data or data["seen_in_training"].isna().all():
         return None
     return int(data["seen_in_training"].max())
+
+
+def _rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
+    return [] if table is None else table.to_dict("records")
 
 
 def _films(data: pd.DataFrame | None, name: str) -> int | None:

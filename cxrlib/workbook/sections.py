@@ -67,6 +67,18 @@ def stages(table: pd.DataFrame | None) -> list[dict[str, Any]]:
     return rows
 
 
+def steps(home: paths.Run) -> dict[str, Any]:
+    """Finding by finding what the stages changed: the steps that are sure, and the last stage against the first."""
+    found = tables.table(home.tables / "stage_findings.csv")
+    if found.value is None:
+        return {"sure": [], "looked_at": 0, "whole": [], "why": found.why}
+    table = found.value
+    single, whole = (table[table["comparison"] == kind] for kind in ("step", "whole"))
+    whole = marks.differences(whole.sort_values("difference", ascending=False, kind="stable"))
+    sure = [row for row in marks.differences(single) if row["says"] in ("better", "worse")]
+    return {"sure": sure, "looked_at": int(single["difference"].notna().sum()), "whole": whole, "why": ""}
+
+
 def trained(groups: str) -> str:
     """Layer groups, parted by spaces, in a few words: all six are everything, several a stretch from bottom to top."""
     names = groups.split()

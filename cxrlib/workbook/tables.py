@@ -14,6 +14,8 @@ MEAN = "mean of 14"
 NEEDED = {
     "auc_test": ("finding", "positives", "auc", "auc_low", "auc_high", "ap", "ap_low", "ap_high"),
     "stages": ("stage", "checkpoint", "groups", "lr", "epochs", "val_auc", "val_low", "val_high", "test_auc"),
+    "stage_findings": ("comparison", "stage", "against", "finding", "positives", "difference", "low", "high", "p_holm"),
+    "overall": ("number", "value", "low", "high"),
     "data": ("part", "films", "patients"),
     "calibration": ("finding", "probability", "prevalence", "brier", "brier_prevalence", "ece"),
     "thresholds": ("finding", "rule", "threshold", "sensitivity", "specificity", "ppv", "npv"),
@@ -31,14 +33,17 @@ NEEDED = {
 
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
-    *("method", "network", "source", "reading", "probabilities"),
+    *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
 )
 """Columns that hold text. All others hold numbers, and what is no number there counts as undefined."""
 
 NUMBERED = ("stage",)
 """Columns of numbers that name their row."""
 
-MAY_LACK = ("reason", "network", "source", "loss")
+NAMED = {"stage_findings": ("stage",)}
+"""Columns that hold text in one table alone: there a stage goes by its checkpoint's name."""
+
+MAY_LACK = ("reason", "network", "source", "loss", "says")
 """Columns of text that may be empty; the others name their row."""
 
 
@@ -66,16 +71,17 @@ def table(file: Path) -> Found:
 
 
 def _table(file: Path) -> pd.DataFrame:
-    rows = pd.read_csv(file, dtype=dict.fromkeys(WORDS, str))
+    texts = (*WORDS, *NAMED.get(file.stem, ()))
+    rows = pd.read_csv(file, dtype=dict.fromkeys(texts, str))
     lacking = [column for column in NEEDED[file.stem] if column not in rows]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     for column in rows:
-        if column not in WORDS:
+        if column not in texts:
             rows[column] = pd.to_numeric(rows[column], errors="coerce")
         elif column in MAY_LACK:
             rows[column] = rows[column].fillna("")
-        if (column in WORDS or column in NUMBERED) and rows[column].isna().any():
+        if (column in texts or column in NUMBERED) and rows[column].isna().any():
             raise ValueError(f"row {rows.index[rows[column].isna()][0] + 2} has no {column}")
     return rows
 

@@ -57,6 +57,8 @@ def test_every_section_shows_what_the_run_left(finished):
     assert "+0.030 (+0.010 to +0.050) better p = 0.020" in seen.words
     assert "layer4 to fc focal loss, rate 0.001, 3 epochs" in seen.words
     assert "2 stage2_0.0001_6 stage1_0.001_3 6 0f0f0f0f0f0f0f0f" in seen.words
+    assert "Of 2 differences of single findings from one stage to the next, 1 is sure" in seen.words
+    assert "micro AUC of 15: 0.810 (0.600–0.900)" in seen.words
     assert "No test patient was trained on" in seen.words
     assert "What is missing" not in seen.words
     assert "is not there" not in seen.words.split("Films, best and worst")[0]
@@ -102,7 +104,13 @@ def test_an_empty_run_gives_a_page_that_says_what_is_missing_in_every_section():
     paths.Run("empty").root.mkdir(parents=True)
     words = shown(paths.Run("empty")).words
     for missing in (
-        *("Not evaluated yet", "auc_test.csv is not there", "stages.csv is not there", "run.json is not there"),
+        *(
+            "stage_findings.csv is not there",
+            "Not evaluated yet",
+            "auc_test.csv is not there",
+            "stages.csv is not there",
+            "run.json is not there",
+        ),
         *("roc_test.csv is not there", "pr_test.csv is not there", "calibration.csv is not there"),
         *("thresholds.csv is not there", "subgroups.csv is not there", "gaps.csv is not there"),
         *("view_shortcut.csv is not there", "localisation.csv is not there", "published.csv is not there"),
@@ -114,17 +122,33 @@ def test_an_empty_run_gives_a_page_that_says_what_is_missing_in_every_section():
 FILES = (
     *("tables/auc_test.csv", "tables/stages.csv", "tables/data.csv", "tables/calibration.csv", "tables/thresholds.csv"),
     *("tables/subgroups.csv", "tables/gaps.csv", "tables/view_shortcut.csv", "tables/localisation.csv"),
-    *("tables/localisation_control.csv", "figures/roc_test.csv", "figures/pr_test.csv", "figures/reliability.csv"),
+    *(
+        "tables/overall.csv",
+        "tables/stage_findings.csv",
+        "tables/localisation_control.csv",
+        "figures/roc_test.csv",
+        "figures/pr_test.csv",
+        "figures/reliability.csv",
+    ),
     *("figures/published.csv", "run.json", "stage1/best.json"),
 )
 
 
-@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("content", ["", "finding,auc\nMass,0.5\n", "{", "\x00\x01", "[]"])
-def test_a_damaged_file_is_told_and_the_rest_is_shown(finished, file, content):
-    (finished.root / file).write_text(content)
+def test_damaged_files_are_told_each_in_its_place(finished, content):
+    for file in FILES:
+        (finished.root / file).write_text(content)
     words = shown(finished).words
-    assert f"{(finished.root / file).parent.name}/{(finished.root / file).name} cannot be read" in words
+    for file in FILES:
+        assert f"{(finished.root / file).parent.name}/{(finished.root / file).name} cannot be read" in words
+    assert all(title in words for title in TITLES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_beside_a_damaged_file_the_rest_is_shown(finished, file):
+    (finished.root / file).write_text("finding,auc\nMass,0.5\n")
+    words = shown(finished).words
+    assert words.count("cannot be read") <= 2  # where it belongs, and among what is missing at the top
     assert all(title in words for title in TITLES)
     assert not re.search(r"\bnan\b", words.lower())
 
