@@ -68,7 +68,7 @@ class Report:
         return verdict | {"fast": self.fast, "facts": self.facts, "problems": [asdict(one) for one in self.problems]}
 
     def __str__(self) -> str:
-        facts = [f"  {name.replace('_', ' ')}: {value}" for name, value in self.facts.items()]
+        facts = [f"  {name.replace('_', ' ')}: {_words(value)}" for name, value in self.facts.items()]
         lines = [str(self.folder), *facts, ""]
         for level in LEVELS:
             for problem in self.problems:
@@ -98,4 +98,11 @@ def folder(path: str | Path, *, fast: bool = False, size: int = 256, workers: in
 
 def _line(problem: Problem) -> str:
     shown = ", ".join(problem.examples) + (", …" if problem.count > len(problem.examples) else "")
-    return f"{problem.count:,} {problem.what}: {shown}"
+    return f"{problem.what} ({problem.count:,}): {shown}"
+
+
+def _words(fact: Any) -> str:
+    """A fact as a person reads it; counts by name as "256x256 (53), 120x100 (1)"."""
+    if isinstance(fact, dict):
+        return ", ".join(f"{name} ({count:,})" for name, count in fact.items())
+    return f"{fact:,}" if isinstance(fact, int) else str(fact)

@@ -70,12 +70,13 @@ def _table(report: Report) -> pd.DataFrame | None:
 
 def _layout(report: Report) -> Files:
     files: Files = defaultdict(list)
-    folders = list(records.image_folders(report.folder))
+    folders, holding = list(records.image_folders(report.folder)), set()
     for place in folders:
         for entry in os.scandir(place):
             if not entry.name.startswith(".") and entry.name.lower().endswith(images.SUFFIXES) and entry.is_file():
                 files[entry.name].append((entry.path, entry.stat().st_size))
-    report.facts |= {"image_folders": len(folders), "files": sum(map(len, files.values()))}
+                holding.add(place)
+    report.facts |= {"image_folders": len(holding), "files": sum(map(len, files.values()))}
     report.facts["gigabytes"] = round(sum(size for places in files.values() for _, size in places) / 1e9, 3)
     if not files:
         report.add(
@@ -159,11 +160,14 @@ def _films(report: Report, files: dict[str, str], workers: int | None, progress:
             found[at] = result
             bar.update(len(result))
     seen = dict(zip(names, (one for at in sorted(found) for one in found[at]), strict=True))
-    broken = {name: reason for name, (reason, *_) in seen.items() if reason}
-    report.add(
-        "films", "missing", "films that cannot be decoded", list(broken.values()), f"{AGAIN}, or use --allow-missing"
-    )
+    broken = [f"{name} {_short(reason, files[name])}" for name, (reason, *_) in seen.items() if reason]
+    report.add("films", "missing", "films that cannot be decoded", broken, f"{AGAIN}, or use --allow-missing")
     _compare(report, {name: one[1:] for name, one in seen.items() if not one[0]})
+
+
+def _short(reason: str, file: str) -> str:
+    """A decoder's reason without the file's path before it and the advice after it, which are said once for all."""
+    return reason.removeprefix(file).strip().split("; ")[0]
 
 
 def _compare(report: Report, seen: dict[str, tuple]) -> None:
@@ -171,11 +175,10 @@ def _compare(report: Report, seen: dict[str, tuple]) -> None:
     modes = Counter(mode for mode, _, _, _ in seen.values())
     report.facts["film_sizes"] = {f"{width}x{height}": count for (width, height), count in sizes.most_common(5)}
     report.facts["film_modes"] = dict(modes.most_common())
-    usual = sizes.most_common(1)[0][0] if sizes else None
-    odd = [name for name, (_, size, _, _) in seen.items() if size != usual]
-    report.add(
-        "films", "warning", f"films of another size than {usual}", odd, "they are brought to one size all the same"
-    )
+    usual = sizes.most_common(1)[0][0] if sizes else (0, 0)
+    odd = [f"{name} {size[0]}x{size[1]}" for name, (_, size, _, _) in seen.items() if size != usual]
+    report.add("films", "warning", "films of another size than {}x{}".format(*usual), odd,
+               "they are brought to one size all the same")  # fmt: skip
     colour = [name for name, (mode, _, _, _) in seen.items() if mode not in ("L", "I;16", "1")]
     report.add("films", "note", "films in colour or with alpha", colour, "they are read as grey")
     flat = [name for name, (_, _, _, single) in seen.items() if single]

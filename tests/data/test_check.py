@@ -152,13 +152,28 @@ def test_all_faults_at_once(whole):
     assert text.endswith("not fit: mend the errors above first")
 
 
+def test_the_report_is_for_people(whole):
+    samples.write_film(first_film(whole), 50, side=30)
+    truncated_film = sorted((whole / "images").iterdir())[1]
+    os.truncate(truncated_film, 100)
+    two_of_one_name(whole, same=True)
+    text = str(check.folder(whole, progress=False))
+    assert "film sizes: 20x20 (38), 30x30 (1)" in text
+    assert "image folders: 2" in text  # images_001 itself holds none
+    assert f"films of another size than 20x20 (1): {first_film(whole).name} 30x30" in text
+    assert f"films that cannot be decoded (1): {truncated_film.name} is damaged (truncated)\n" in text
+    assert max(len(line) for line in text.splitlines()) < 200
+
+
 def test_missing_films_are_fit_only_when_allowed(whole):
     truncated(whole)
     report = check.folder(whole, progress=False)
     assert not report.fit
     assert report.fit_without_missing
     report.require(allow_missing=True)
-    with pytest.raises(UserError, match=r"1 films that cannot be decoded.*cxr check"):
+    with pytest.raises(
+        UserError, match=r"films that cannot be decoded \(1\): 0\S+png is damaged \(truncated\)\. See .*cxr check"
+    ):
         report.require()
     FAULTS["label unknown"][0](whole)
     with pytest.raises(UserError, match="Finding Labels"):
