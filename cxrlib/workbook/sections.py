@@ -37,7 +37,7 @@ def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]
         row["films"], row["least"] = films, least
         row["reason"] = row.get("reason", "")
         rows.append(row)
-    return sorted(rows, key=lambda row: row["finding"] in (NO_FINDING, MEAN))
+    return sorted(rows, key=lambda row: (row["finding"] == MEAN, row["finding"] == NO_FINDING))
 
 
 def roc(home: paths.Run, album: pictures.Album, rows: list[dict[str, Any]]) -> dict[str, Any]:

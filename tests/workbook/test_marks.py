@@ -52,3 +52,42 @@ def test_an_interval_is_told_in_words():
     drawn = marks.interval(0.8, 0.7, 0.9, least=0.4, most=1.0, neutral=0.5)
     assert 'aria-label="AUC 0.800, interval 0.700 to 0.900"' in drawn
     assert "undefined" in marks.interval(np.nan, 0.7, 0.9, least=0, most=1, neutral=0.5)
+
+
+def test_precision_over_recall_has_the_prevalence_as_its_chance_line():
+    points = pd.DataFrame(
+        {"finding": "Mass", "recall": [0.5, 1], "precision": [1, 0.2], "positives": 20, "negatives": 80}
+    )
+    assert 'class="chance" d="M0 80.0H100"' in marks.pr(points)
+    assert "chance" not in marks.pr(points.drop(columns=["positives", "negatives"]))
+    assert "undefined" in marks.pr(points.assign(recall=np.nan))
+
+
+def test_a_calibration_curve_fills_its_box_and_says_where_the_axes_end():
+    points = pd.DataFrame({"finding": "Mass", "reading": "raw", "probability": [0.1, 0.2], "observed": [0.1, 0.3]})
+    drawn, top = marks.reliability(points)
+    assert top == pytest.approx(0.33)
+    assert "axes from 0 to 0.33" in drawn
+    assert "faint" not in drawn
+    both = pd.concat([points, points.assign(reading="calibrated")])
+    assert marks.reliability(both)[0].count("curve faint") == 1
+
+
+def test_several_values_have_a_line_a_shape_and_words_each():
+    values = [marks.Value(name, 0.7, 0.6, 0.8) for name in "abcde"]
+    drawn = marks.intervals([*values[:4], marks.Value("<e>", np.nan, np.nan, np.nan)], least=0.5, most=1, neutral=0.5)
+    assert f'viewBox="-4 0 {marks.WIDTH + 8} {5 * marks.LINE}"' in drawn
+    assert [f"run{i}" in drawn for i in range(5)] == [True] * 4 + [False]
+    assert "a 0.700, interval 0.600 to 0.800; b" in drawn
+    assert "&lt;e&gt; undefined" in drawn
+    assert len({str(marks.sign(i)) for i in range(len(marks.SHAPES))}) == len(marks.SHAPES)
+
+
+def test_differences_are_drawn_on_one_scale_that_is_even_around_0():
+    table = pd.DataFrame({"difference": [0.1, -0.05], "low": [0.05, -0.2], "high": [0.15, 0.1]})
+    rows = marks.differences(table, sides=("higher", "lower"))
+    assert marks.reach(table) == 0.2
+    centres = [float(re.search(r'cx="([\d.]+)"', row["mark"]).group(1)) for row in rows]
+    assert centres == pytest.approx([150, 75])
+    assert [row["says"] for row in rows] == ["higher", "no sure difference"]
+    assert marks.reach(table.head(0)) == marks.reach(table * np.nan) == 0.02

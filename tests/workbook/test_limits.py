@@ -1,0 +1,101 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrlib.evaluation import published as results
+from cxrlib.labels import FINDINGS
+from cxrlib.workbook import gist, limits, pictures, sections, tables
+from tests.workbook import made_up
+
+
+@pytest.fixture
+def home():
+    return made_up.run()
+
+
+def beside_published(home, mean=0.81):
+    """The run among the published results, as the evaluation writes them."""
+    ours = {"method": home.name, "network": "this run", "mean": mean, "source": "this run"}
+    ours |= {"mean_low": mean - 0.01, "mean_high": mean + 0.01} | dict.fromkeys(FINDINGS, mean)
+    table = pd.concat([pd.DataFrame([ours]), results.table()], ignore_index=True)
+    table.to_csv(home.figures / "published.csv", index=False)
+    auc = [{"finding": name, "auc": mean, "auc_low": mean - 0.02, "auc_high": mean + 0.02} for name in FINDINGS]
+    return limits.published(home, pictures.Album(), auc)
+
+
+def test_groups_where_two_traits_meet_are_set_apart(home):
+    found = limits.subgroups(home, pictures.Album())
+    assert [row["group"] for row in found["rows"]] == ["all films", "women", "men"]
+    assert [row["group"] for row in found["met"]] == ["women, AP"]
+    assert [row["group"] for row in found["gaps"]["rows"]] == ["women", "AP", "women"]
+    assert [row["group"] for row in found["gaps"]["met"]] == ["women, AP"]
+
+
+def test_only_gaps_that_leave_0_out_are_spoken_of(home):
+    found = limits.subgroups(home, pictures.Album())
+    assert found["gaps"]["sentence"] == "Mean AUC is lower in women than in men."
+    text = gist.failing(found)
+    assert "Mean AUC is lower in women than in men, by 0.05 (0.02 to 0.08)." in text
+    assert "No sure other difference in mean AUC between AP and PA." in text
+    assert "Up to 0.020 of its mean AUC may come from telling AP from PA films." in text
+    assert "women, AP" not in text
+
+
+def test_gaps_that_are_undefined_are_no_gaps(home):
+    file = home.tables / "gaps.csv"
+    pd.read_csv(file).assign(difference=np.nan, low=np.nan, high=np.nan).to_csv(file, index=False)
+    found = limits.subgroups(home, pictures.Album())["gaps"]
+    assert found["rows"] == []
+    assert "enough films" in found["why"]
+
+
+def test_a_view_that_cannot_be_measured_says_so(home):
+    file = home.tables / "view_shortcut.csv"
+    pd.read_csv(file).assign(difference=np.nan).to_csv(file, index=False)
+    assert "too few films" in limits.subgroups(home, pictures.Album())["shortcut"]["why"]
+
+
+def test_a_method_has_its_own_control_and_findings_stand_by_lift(home):
+    cam, occlusion = limits.localisation(home, pictures.Album())["methods"]
+    assert (cam["name"], occlusion["name"]) == ("Grad-CAM", "Occlusion")
+    assert [row["finding"] for row in cam["rows"]] == ["Mass", "Nodule", limits.ALL]
+    assert [row["control"] for row in cam["rows"]] == [0.11] * 3
+    assert [row["control"] for row in occlusion["rows"]] == [None] * 3
+    assert cam["beyond_chance"] == ["Mass"]
+
+
+def test_a_run_stands_among_published_results_where_its_mean_puts_it(home):
+    found = beside_published(home, mean=0.81)
+    means = [row["mean"] for row in found["rows"]]
+    assert means == sorted(means, reverse=True)
+    assert [row["method"] for row in found["rows"] if row["ours"]] == [home.name]
+    assert len(found["rows"]) == 1 + len(results.RESULTS)
+
+
+def test_each_finding_is_set_among_those_published(home):
+    published = results.table()
+    for row in beside_published(home, mean=0.81)["findings"]:
+        values = published[row["finding"]].dropna()
+        assert row["others"] == len(values)
+        assert row["above"] == (values < 0.81).sum()
+        assert (row["least"], row["most"]) == (values.min(), values.max())
+        assert row["mark"].count('class="other"') == len(values)
+
+
+def test_a_run_on_other_films_is_told_why_it_has_no_place_there(home):
+    found = limits.published(home, pictures.Album(), [])
+    assert found["rows"] == []
+    assert "tested on 120 films" in found["why"]
+    assert "25,596" in found["why"]
+
+
+def test_a_finding_with_few_rows_leaves_the_gist_out():
+    assert gist.reading([{"finding": "Mass", "auc": 0.8, "auc_low": 0.7}]) == ""
+
+
+def test_findings_that_may_be_guesses_are_named_in_the_gist(home):
+    auc = tables.table(home.tables / "auc_test.csv").value
+    auc.loc[auc["finding"] == "Mass", "auc_low"] = 0.49
+    named = gist.reading(sections.findings(auc, 120)).split("Not shown to be better than guessing: ")[1]
+    assert "Mass" in named
+    assert "Atelectasis" not in named
