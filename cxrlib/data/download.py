@@ -82,7 +82,10 @@ def _explained(error: Exception, handle: str) -> UserError:
     if name == "NotFoundError" or status == 404 or "Invalid dataset handle" in str(error):
         return UserError(f"Kaggle has no dataset {handle!r}; give --handle owner/name, such as {NIH}")
     if isinstance(error, OSError) and error.errno == 28:
-        return UserError(f"the disk filled up while downloading {handle}; make room, or give another --cache")
+        return UserError(
+            f"the disk filled up while downloading {handle}, which takes twice its size while it is unpacked; "
+            "make room, or give another --cache"
+        )
     if isinstance(error, ConnectionError) or name in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "SSLError"):
         return UserError(f"no connection to Kaggle for {handle}; where there is a network, the same command goes on")
     return UserError(f"downloading {handle} failed: {str(error).strip().splitlines()[0] if str(error) else name}")

@@ -154,11 +154,16 @@ def download(
 ) -> None:
     """Download the films through Kaggle's client (42 GB; a re-sized mirror is 2 GB). Resumed where it was cut off.
 
+    While the download is unpacked it takes twice its room. The films are then used where they lie.
+
     Example: cxr download --cache /big/disk --handle khanfashee/nih-chest-x-ray-14-224x224-resized
     """
+    from shlex import quote
+
     from cxrlib.data import download as room
 
-    print(f"Films: {room.dataset(handle or room.NIH, cache=cache)}")
+    films = room.dataset(handle or room.NIH, cache=cache)
+    print(f"Films: {films}\nNext: cxr check {quote(str(films))}")
 
 
 @app.command()

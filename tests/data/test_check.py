@@ -57,6 +57,24 @@ def truncated(folder):
     os.truncate(first_film(folder), 100)
 
 
+def one_byte_changed(folder):
+    film = first_film(folder)
+    data = bytearray(film.read_bytes())
+    data[len(data) // 2] ^= 1
+    film.write_bytes(data)
+
+
+def bitmap(folder):
+    film = first_film(folder)
+    film.write_bytes(cv2.imencode(".bmp", np.zeros((20, 20), np.uint8))[1].tobytes())
+
+
+def instead_of_film(folder, make):
+    film = first_film(folder)
+    film.unlink()
+    make(film)
+
+
 def colour(folder):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)
     cv2.imwrite(str(first_film(folder)), pixels)
@@ -94,6 +112,10 @@ FAULTS = {
     "film empty": (lambda f: first_film(f).write_bytes(b""), "files", "missing"),
     "film not named": (lambda f: samples.write_film(f / "images" / "99999999_000.png", 99), "files", "warning"),
     "film truncated": (truncated, "films", "missing"),
+    "film with a byte changed": (one_byte_changed, "films", "missing"),
+    "film a bitmap": (bitmap, "films", "missing"),
+    "film a folder": (lambda f: instead_of_film(f, lambda film: film.mkdir()), "files", "missing"),
+    "film a link to nowhere": (lambda f: instead_of_film(f, lambda film: film.symlink_to("/no")), "files", "missing"),
     "film a web page": (lambda f: first_film(f).write_text("<html>"), "films", "missing"),
     "film of another size": (lambda f: samples.write_film(first_film(f), 50, side=30), "films", "warning"),
     "film in colour": (colour, "films", "note"),
