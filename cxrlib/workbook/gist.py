@@ -34,16 +34,21 @@ def reading(findings: list[dict[str, Any]]) -> str:
 
 
 def looking(places: dict[str, Any]) -> str:
-    """How often it points at the place, against blind pointing, and for which findings that is sure."""
-    method = next((method for method in places["methods"] if method["all"]), None)
-    if method is None:
+    """How often each way of asking points at the place, against blind pointing, and for which findings that is sure.
+
+    A way that was asked on fewer than half of the boxes is left out.
+    """
+    ways = [method for method in places["methods"] if method["all"]]
+    most = max((method["all"]["boxes"] for method in ways), default=0)
+    ways = [method for method in ways if method["all"]["boxes"] >= most / 2]
+    if not ways:
         return ""
-    hit, blind = (words.number(100 * method["all"][name], 0) for name in ("hit", "chance"))
-    text = (
-        f"The brightest spot of its map lies in the marked box in {hit} of 100 cases; blind pointing reaches {blind}."
-    )
-    if method["beyond_chance"]:
-        return f"{text} It surely points better than blind at {words.listed(method['beyond_chance'])}."
+    hits = words.joined([f"{words.number(100 * way['all']['hit'], 0)} of 100 cases ({way['name']})" for way in ways])
+    blind = words.number(100 * ways[0]["all"]["chance"], 0)
+    sure = [f"{words.listed(way['beyond_chance'])} ({way['name']})" for way in ways if way["beyond_chance"]]
+    text = f"The brightest spot of its map lies in the marked box in {hits}; blind pointing reaches {blind}."
+    if sure:
+        return f"{text} It surely points better than blind at {'; '.join(sure)}."
     return f"{text} For no finding is it shown to point better than blind."
 
 

@@ -14,7 +14,7 @@ from cxrlib.labels import FINDINGS
 from cxrlib.workbook import marks, pictures, tables
 from cxrlib.workbook.tables import MEAN
 
-METHODS = {"gradcam": "Grad-CAM", "occlusion": "Occlusion", "": "Heat maps"}
+METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM", "occlusion": "Occlusion", "": "Heat maps"}
 ALL = "all findings"
 BASIC = ("all", "sex", "age", "view")  # kinds of groups shown at once; where two meet, on request
 WHAT = {"auc": "mean AUC", "sensitivity": "mean sensitivity", "tpr": "mean sensitivity"}
@@ -45,6 +45,7 @@ def localisation(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
     return {
         "methods": methods,
         "strips": [figure for name in pictures.MAPS if (figure := album.strip(home.figures / name))],
+        "overlap": album.read(home.figures / "overlap"),
         "chart": None if methods else album.read(home.figures / "localisation"),
         "control_why": control.why,
         "why": found.why or "There was no film with a box to look at.",
@@ -95,7 +96,11 @@ def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
         return {"rows": [], "met": [], "findings": [], "looked_at": 0, "sentence": "", "figure": None, "why": found.why}
     table = found.value.dropna(subset=["difference"])
     means, single = (table[(table["finding"] == MEAN) == flag] for flag in (True, False))
-    rows = marks.differences(means, sides=("higher", "lower"))
+    rows = [
+        row
+        for _, own in means.groupby("number", sort=False)  # each number on a scale of its own
+        for row in marks.differences(own, sides=("higher", "lower"))
+    ]
     for row in rows:
         row["what"], row["findings"] = WHAT.get(row["number"], row["number"]), row.get("findings", len(FINDINGS))
     clear = single[(single["low"] > 0) | (single["high"] < 0)]
@@ -140,7 +145,7 @@ def _method(name: str, table: pd.DataFrame, control: pd.DataFrame | None) -> dic
     if control is not None:
         same = control[control["method"] == name] if "method" in control and name else control
         anew = same.drop_duplicates("finding").set_index("finding")["hit"].to_dict()
-    most = max(2.0, min(20.0, table["lift_high"].max() if table["lift_high"].notna().any() else 2.0))
+    most = min(20.0, max(2.0, table[["lift", "lift_high"]].max(axis=None)))
     rows = []
     for row in table.to_dict("records"):
         sides = row["lift"], row["lift_low"], row["lift_high"]

@@ -42,6 +42,10 @@ CAPTIONS = {
     "view_shortcut": ("Does it read the view?", "AUC over all films beside AUC within AP and within PA films."),
     "gaps_by_finding": ("Gaps by finding", "One group less the other, with 95 % intervals by patient."),
     "localisation": ("Where it looks", "How often a heat map's maximum lies in the box, beside two controls."),
+    "overlap": (
+        "How much of the place",
+        "Share of maps that overlap by so much: IoU with map and box taken together, IoBB within the map.",
+    ),
     "hits_and_misses": ("Hits and misses", "White: the box. Tinted: where it looks. Above hits, below misses."),
     "second_opinion": ("A second opinion", "The same films by Grad-CAM, above, and by occlusion, below."),
     "published": ("Beside published results", "Official split only."),
@@ -63,7 +67,7 @@ STRIPS = (*FILMS, *MAPS)
 
 PLACED = (
     *("roc_test", "auc_test", "stages", "pr_test", "reliability", "thresholds", "subgroups", "view_shortcut"),
-    *("localisation", "published", "gaps", "gaps_by_finding", "first_to_last", *STRIPS),
+    *("localisation", "published", "gaps", "gaps_by_finding", "first_to_last", "overlap", *STRIPS),
 )
 """Figures that have a section of their own, or whose numbers are drawn there."""
 

@@ -99,3 +99,21 @@ def test_findings_that_may_be_guesses_are_named_in_the_gist(home):
     named = gist.reading(sections.findings(auc, 120)).split("Not shown to be better than guessing: ")[1]
     assert "Mass" in named
     assert "Atelectasis" not in named
+
+
+def test_a_way_asked_on_few_boxes_is_left_out_of_the_gist(home):
+    file = home.tables / "localisation.csv"
+    table = pd.read_csv(file)
+    table.loc[table["method"] == "occlusion", "boxes"] //= 5
+    table.to_csv(file, index=False)
+    text = gist.looking(limits.localisation(home, pictures.Album()))
+    assert "in 27 of 100 cases (Grad-CAM); blind pointing reaches 10." in text
+    assert "surely points better than blind at Mass (Grad-CAM)." in text
+    assert gist.looking({"methods": []}) == ""
+
+
+def test_each_number_of_the_gaps_has_a_scale_of_its_own(home):
+    """The widest interval of sensitivity, 0.2, must not press those of AUC, 0.3 at most, together, nor the reverse."""
+    rows = limits.subgroups(home, pictures.Album())["gaps"]["rows"]
+    sensitivity = next(row for row in rows if row["number"] == "sensitivity")
+    assert "M0.0 8H150.0" in sensitivity["mark"]  # -0.2 to 0.1 on a scale from -0.2 to 0.2
