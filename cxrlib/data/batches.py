@@ -185,7 +185,7 @@ class Batches:
         pixels = torch.empty(
             len(rows), self.store.size, self.store.size, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
         )
-        np.take(self.store.pixels, self._rows[rows], axis=0, out=pixels.numpy(), mode="clip")
+        self.store.gather(self._rows[rows], pixels.numpy())
         return pixels, rows, random
 
     def _finish(self, pixels: torch.Tensor, rows: np.ndarray, random: np.ndarray) -> Batch:

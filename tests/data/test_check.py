@@ -139,7 +139,7 @@ FAULTS = {
 
 
 def snapshot(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_a_whole_folder_is_fit(whole):

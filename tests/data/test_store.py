@@ -83,6 +83,26 @@ def test_pixels_are_the_films_averaged(films, tmp_path):
         np.testing.assert_array_equal(built.pixels[row], cv2.resize(film, (16, 16), interpolation=cv2.INTER_AREA))
 
 
+@pytest.mark.parametrize("way", ["file", "map", "file gone"])
+def test_gathered_films_are_those_of_the_map(way, films, tmp_path, monkeypatch):
+    built = build(films, tmp_path / "store")
+    if way == "map":
+        monkeypatch.delattr(os, "preadv")
+    elif way == "file gone":
+        os.unlink(built.pixels.filename)  # noqa: PTH108
+    rows = np.array([7, 0, 39, 7])
+    out = np.empty((4, 16, 16), np.uint8)
+    built.gather(rows, out)
+    np.testing.assert_array_equal(out, built.pixels[rows])
+
+
+def test_a_map_cut_short_under_a_reader_is_named(films, tmp_path):
+    built = build(films, tmp_path / "store")
+    os.truncate(built.pixels.filename, 1000)
+    with pytest.raises(UserError, match="damaged; delete"):
+        built.gather(np.array([39]), np.empty((1, 16, 16), np.uint8))
+
+
 def test_the_size_of_the_source_films_is_recorded(films, tmp_path):
     samples.write_film(tmp_path / "nih" / "images" / films["image"][3], seed=3, side=30)
     assert build(films, tmp_path / "store").film_sizes == {"20x20": 39, "30x30": 1}
