@@ -1,6 +1,6 @@
 """Films to look at: one of each finding, with its radiologist's box where there is one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from cxrlib import theme
 from cxrlib.data import images, records
-from cxrlib.evaluation import plots
+from cxrlib.evaluation import localise, plots
 from cxrlib.labels import FINDINGS
 
 
@@ -54,13 +54,56 @@ def show_maps(
     """Draw films with what a heat map points out on them and where the boxes are.
 
     pictures (T, S, S) uint8, heat (T, S, S) from 0 to 1, boxes (T, S, S) bool. The region above half of the maximum is
-    tinted, the maximum is a cross, the box a white line: shapes, so that it can be read without colour.
+    tinted, the maximum (the middle of several equal ones) is a cross, the box a white line: shapes, so that it can be
+    read without colour. A map without evidence has neither region nor cross.
     """
     plots.films(pictures, captions, axes)
     for ax, map_, box in zip(np.ravel(axes), heat, boxes, strict=False):
-        ax.imshow(np.ones_like(map_), cmap="autumn", vmin=0, vmax=1, alpha=0.45 * (map_ >= 0.5 * map_.max()))
         ax.contour(box, [0.5], colors="white", linewidths=1.6)
-        down, right = np.unravel_index(np.argmax(map_), map_.shape)
-        ax.plot(right, down, "+", color="white", ms=9, mew=3)
-        ax.plot(right, down, "+", color=theme.INK, ms=8, mew=1.4)
+        if map_.max() <= 0:
+            continue
+        region = map_ >= localise.REGION * map_.max()
+        ax.imshow(np.ones_like(map_), cmap="autumn", vmin=0, vmax=1, alpha=0.45 * region)
+        down, right = np.argwhere(map_ == map_.max()).mean(0)
+        ax.plot(right, down, "+", color="white", ms=9, mew=3, clip_on=False)
+        ax.plot(right, down, "+", color=theme.INK, ms=8, mew=1.4, clip_on=False)
     return axes
+
+
+def lifts(tables: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
+    """Hits per hit of blind pointing, per finding with intervals, a mark per table; frames as ``localise.table``."""
+    order = list(next(iter(tables.values()))["finding"])
+    heights = np.arange(len(order))[::-1].astype(float)
+    for i, (name, table) in enumerate(tables.items()):
+        rows, y = table.set_index("finding").reindex(order), heights + 0.14 - 0.28 * i / max(len(tables) - 1, 1)
+        colour = theme.RUN_COLOURS[i]
+        ax.hlines(y, rows["lift_low"], rows["lift_high"], color=colour, lw=1.5)
+        ax.plot(rows["lift"], y, theme.MARKERS[i], color=colour, ms=5.5, mec="white", mew=0.6, label=name)
+    counts = next(iter(tables.values())).set_index("finding")["boxes"]
+    ax.axvline(1, color=theme.INK, lw=0.8)
+    ax.set_yticks(heights, [f"{theme.name(name)}  (n = {counts[name]:,})" for name in order])
+    ax.set(xlabel="hits per hit of blind pointing (1: no better than chance)", ylim=(-0.7, len(order) - 0.3))
+    drawn = pd.concat(tables.values())[["lift", "lift_high"]].max()
+    ax.set_xlim(0, max(2.0, min(1.05 * drawn["lift_high"], 2 * drawn["lift"])))  # few boxes, long intervals
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tables), borderaxespad=0.2)
+    return ax
+
+
+def overlaps(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Share of maps whose region meets the box with at least so much IoU and IoBB, all findings, with intervals."""
+    row = table[table["finding"] == localise.ALL].iloc[0]
+    for i, (name, title) in enumerate((("iou", "IoU"), ("iobb", "IoBB"))):
+        columns = [f"{name}_{round(100 * least)}" for least in localise.OVERLAPS]
+        value, low, high = (
+            row[[f"{column}{end}" for column in columns]].to_numpy(float) for end in ("", "_low", "_high")
+        )
+        style = {"color": theme.RUN_COLOURS[i], "marker": theme.MARKERS[i], "ms": 5.5, "capsize": 3, "lw": 1.4}
+        ax.errorbar(localise.OVERLAPS, value, [value - low, high - value], label=title, ls="-" if i else "--", **style)
+    ax.set(xlabel="at least so much overlap", ylabel="share of maps", ylim=(-0.02, 1.02), xticks=localise.OVERLAPS)
+    ax.set_title(f"n = {row['boxes']:,}", fontweight="normal", fontsize=8.5)
+    ax.grid(axis="y")
+    ax.legend(loc="upper right")
+    return ax

@@ -227,12 +227,17 @@ def ratio(
     """Ratios of sums over films, such as a sensitivity or a mean, with percentile intervals by patient.
 
     parts, wholes (N, M): each film's share of numerator and denominator. Returns value, low and high, (M,) each; NaN
-    where the denominator is 0, or 0 too often among the resamples.
+    where the denominator is 0, or 0 too often among the resamples. None or all of several is no certainty, though every
+    resample says the same: the interval of such a share, 0 or 1, is Wilson's over the patients that count.
     """
     found = resample.ratio(parts, wholes, *resample.draw(patients, replicates, seed))
     whole = wholes.sum(0, dtype=np.float64)
     value = np.divide(parts.sum(0), whole, out=np.full(len(whole), np.nan), where=whole != 0)
-    return value, *percentiles(found)
+    low, high = percentiles(found)
+    for m in np.flatnonzero(((value == 0) | (value == 1)) & ~np.isnan(low) & (parts <= wholes).all(0)):
+        who = len(np.unique(patients[wholes[:, m] != 0]))
+        low[m], high[m] = proportion(int(value[m]) * who, who)[1:]
+    return value, low, high
 
 
 def proportion(part: int, whole: int) -> Interval:

@@ -7,6 +7,7 @@ blind pointer would reach, and a table without it would rank findings by the siz
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,17 +16,20 @@ from torch import nn
 from torch.nn import functional
 
 from cxrlib import labels
-from cxrlib.data import records
+from cxrlib.data import batches, records, store
 from cxrlib.errors import UserError
 from cxrlib.evaluation import intervals
 
-METHODS = ("gradcam", "occlusion")
-OVERLAPS = (0.1, 0.25, 0.5)
+METHODS = ("gradcam", "hirescam", "occlusion")
+OVERLAPS = (0.1, 0.25, 0.5, 0.75)
 REGION = 0.5
 """The region that a map points out: where it is at least this share of its maximum."""
 
-CELLS = 7
-"""A layer's map should be at least so many cells wide, as layer4's is on films of 224 pixels."""
+CELLS = 4
+"""A layer's map should be at least so many cells wide; layer4's has seven on films of 224 pixels."""
+
+LEAST = 10
+"""Patients that an interval of a rate needs: a resample of fewer knows nothing of its own error."""
 
 ALL = "all findings"
 
@@ -48,12 +52,14 @@ def maps(
     """A heat map per film for one label each: images (N, 1, S, S) normalised, columns (N,) → (N, S, S), 0..1.
 
     "gradcam" (Selvaraju et al. 2017): the channels of layer ``at`` ("": as ``layer`` chooses) weighted by their mean
-    gradient, negative evidence cut. "occlusion" (Zeiler & Fergus 2014): how far the logit falls when a square of an
-    eighth of the side is greyed out; it needs no gradient, and 64 readings of each film. A map is 1 at its maximum, and
-    0 throughout where nothing speaks for the label. The network is read in eval mode and given back as it was.
+    gradient, negative evidence cut. "hirescam" (Draelos & Carin 2020): weighted by the gradient place by place, which
+    at layer4 is the same, and in lower layers, as small films need, is what the network used. "occlusion" (Zeiler &
+    Fergus 2014): how far the logit falls when a square of an eighth of the side is greyed out; it needs no gradient,
+    and 64 readings of each film. A map is 1 at its maximum, and 0 throughout where nothing speaks for the label. The
+    network is read in eval mode and given back as it was.
     """
     if method not in METHODS:
-        raise UserError(f"method {method!r} is unknown; choose {' or '.join(METHODS)}")
+        raise UserError(f"method {method!r} is unknown; choose {', '.join(METHODS)}")
     if len(images) != len(columns):
         raise UserError(f"{len(images)} films and {len(columns)} labels; give one label per film")
     if len(images) == 0:
@@ -62,13 +68,54 @@ def maps(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        read = _gradcam(model, at or layer(images.shape[-1])) if method == "gradcam" else _occlusion(model)
+        read = _occlusion(model) if method == "occlusion" else _cam(model, at or layer(images.shape[-1]), method)
         parts = zip(images.split(batch_size), wanted.split(batch_size), strict=True)
         found = [_scaled(read(part.to(device), these.to(device))).cpu() for part, these in parts]
     finally:
         for module, mode in modes.items():
             module.training = mode
     return torch.cat(found).numpy()
+
+
+def judge(
+    model: nn.Module,
+    pixels: store.Store,
+    films: pd.DataFrame,
+    wanted: pd.DataFrame,
+    boxes: pd.DataFrame,
+    *,
+    method: str = "gradcam",
+    at: str = "",
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """``scores`` of every target, a row each in the order of ``wanted``: ``targets(films, boxes)`` or a part of them.
+
+    Films are read, mapped and judged batch by batch, and no map outlives its batch: memory is the same for 10 boxes and
+    for 984.
+    """
+    found = [scores(np.empty((0, 1, 1)), np.empty((0, 1, 1), bool))]
+    for batch in _batches(model, pixels, films, wanted, batch_size):
+        these = wanted.iloc[batch.rows.cpu().numpy()]
+        heat = maps(model, batch.images, _columns(these), method=method, at=at, batch_size=batch_size)
+        found.append(scores(heat, masks(these, boxes, pixels.size)))
+    return pd.concat(found, ignore_index=True)
+
+
+def show(
+    model: nn.Module, pixels: store.Store, films: pd.DataFrame, wanted: pd.DataFrame, *, method: str = "gradcam"
+) -> np.ndarray:
+    """The maps themselves, (T, S, S), for a few targets to look at."""
+    parts = [
+        maps(model, batch.images, _columns(wanted.iloc[batch.rows.cpu().numpy()]), method=method)
+        for batch in _batches(model, pixels, films, wanted, 16)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, pixels.size, pixels.size), np.float32)
+
+
+def sample(wanted: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
+    """At most ``n`` targets in their order, drawn at random and shared evenly among the findings."""
+    turn = wanted.sample(frac=1, random_state=seed).groupby("finding").cumcount()
+    return wanted.loc[turn.sort_values(kind="stable").index[:n].sort_values()].reset_index(drop=True)
 
 
 def forgetful(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -113,7 +160,7 @@ def masks(wanted: pd.DataFrame, boxes: pd.DataFrame, size: int) -> np.ndarray:
     """
     found = np.zeros((len(wanted), size, size), bool)
     place = {pair: t for t, pair in enumerate(zip(wanted["image"], wanted["finding"], strict=True))}
-    for box in records.scale_boxes(boxes, size, size).itertuples():
+    for box in records.scale_boxes(boxes[boxes["image"].isin(wanted["image"])], size, size).itertuples():
         if (box.image, box.finding) in place:
             left, top, right, bottom = box.x, box.y, box.x + box.w, box.y + box.h
             inside = found[place[box.image, box.finding]]
@@ -136,19 +183,21 @@ def scores(heat: np.ndarray, boxes: np.ndarray) -> pd.DataFrame:
         common = np.count_nonzero(region & box)
         joint = np.count_nonzero(region | box)
         rows.append((box[map_ == top].mean(), box.mean(), common / joint, common / np.count_nonzero(region)))
-    return pd.DataFrame(rows, columns=["hit", "chance", "iou", "iobb"])
+    return pd.DataFrame(rows, columns=["hit", "chance", "iou", "iobb"], dtype=np.float64)
 
 
 def table(wanted: pd.DataFrame, scored: pd.DataFrame, *, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Per finding and for all: rates with 95 % intervals by patient; wanted and scored row by row alike.
 
-    Columns finding, boxes (films with one), patients, then each with _low and _high: hit, chance, lift (hits per hit
-    of blind pointing: 1 is no better than chance), iou (mean), iou_10, iou_25, iou_50 (share with at least so much),
-    iobb and likewise. Findings without a box are not listed.
+    Columns finding, boxes (films with one), patients, then each with _low and _high: hit, chance, iou (mean), iobb,
+    iou_10, iou_25 … (share with at least so much), iobb_10 …, lift (hits per hit of blind pointing: 1 is no better than
+    chance). No interval where fewer than ``LEAST`` patients are. Findings without a box are not listed; without any box
+    the table has no rows.
     """
     values = scored.assign(**{
         f"{name}_{round(100 * least)}": scored[name] >= least for name in ("iou", "iobb") for least in OVERLAPS
     })  # fmt: skip
+    names = [*values, "lift"]
     rows = []
     present = [finding for finding in labels.FINDINGS if (wanted["finding"] == finding).any()]
     for finding in [*present, ALL] if present else []:
@@ -156,23 +205,41 @@ def table(wanted: pd.DataFrame, scored: pd.DataFrame, *, replicates: int = 1000,
         patients, part = wanted["patient"].to_numpy()[these], values[these].to_numpy(np.float64)
         ones = np.ones_like(part)
         with_lift = np.column_stack([part, part[:, 0]]), np.column_stack([ones, part[:, 1]])  # hit over chance
-        found = intervals.ratio(*with_lift, patients, replicates=replicates, seed=seed)
-        row = {"finding": finding, "boxes": int(these.sum()), "patients": len(np.unique(patients))}
-        for name, value, low, high in zip([*values, "lift"], *found, strict=True):
-            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        found = np.stack(intervals.ratio(*with_lift, patients, replicates=replicates, seed=seed), 1)  # (columns, 3)
+        if found[0, 0] == 0:  # not one hit: the lift's upper end is the hit rate's
+            found[-1, 1:] = found[0, 1:] / part[:, 1].mean()
+        if len(np.unique(patients)) < LEAST:
+            found[:, 1:] = np.nan
+        rows.append([finding, int(these.sum()), len(np.unique(patients)), *found.ravel()])
+    ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["finding", "boxes", "patients", *ends])
 
 
-def _gradcam(model: nn.Module, at: str):
-    attribution = _captum()
-    cam = attribution.LayerGradCam(model, model.get_submodule(at))
+def _batches(model: nn.Module, pixels: store.Store, films: pd.DataFrame, wanted: pd.DataFrame, batch_size: int):
+    """The films of the targets, one row each, normalised as in training; nothing where there are none."""
+    if wanted.empty:
+        return []
+    chosen, device = films.iloc[wanted["row"]], next(model.parameters()).device
+    return batches.Batches(pixels, chosen, batch_size=batch_size, device=device).epoch(0)
+
+
+def _columns(wanted: pd.DataFrame) -> list[int]:
+    return [labels.column(finding) for finding in wanted["finding"]]
+
+
+def _cam(model: nn.Module, at: str, method: str):
+    room = _captum()
+    if method == "gradcam":
+        weigh = partial(room.LayerGradCam(model, model.get_submodule(at)).attribute, relu_attributions=True)
+    else:
+        weigh = room.LayerGradientXActivation(model, model.get_submodule(at)).attribute
 
     def read(images: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         images = images.detach().requires_grad_()  # a frozen network has no gradient of its own to follow
         with torch.enable_grad():
-            heat = cam.attribute(images, target=columns, relu_attributions=True)  # (B, 1, s, s)
-        return functional.interpolate(heat.detach(), images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+            heat = weigh(images, target=columns)  # (B, 1, s, s) or, channel by channel, (B, C, s, s)
+        heat = heat.detach().sum(1, keepdim=True).clamp(min=0)
+        return functional.interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
     return read
 

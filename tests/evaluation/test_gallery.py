@@ -1,9 +1,10 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from cxrlib.data import records
-from cxrlib.evaluation import gallery
+from cxrlib.evaluation import gallery, localise
 from cxrlib.labels import FINDINGS
 
 
@@ -52,4 +53,36 @@ def test_the_cross_is_at_the_maps_maximum():
     gallery.show_maps(np.full((1, 16, 16), 90, np.uint8), heat, box, ["Mass"], axes)
     crosses = [line for line in axes[0, 0].lines if line.get_marker() == "+"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses] == [(12, 3)] * 2
+    plt.close(fig)
+
+
+def test_of_equal_maxima_the_middle_is_marked_and_without_evidence_nothing_is():
+    heat = np.zeros((2, 16, 16))
+    heat[0, 4:8, 8:12] = 1
+    fig, axes = plt.subplots(1, 2)
+    gallery.show_maps(np.full((2, 16, 16), 90, np.uint8), heat, heat > 0, ["Mass", "Mass"], axes)
+    crosses = [[line for line in ax.lines if line.get_marker() == "+"] for ax in axes]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses[0]] == [(9.5, 5.5)] * 2
+    assert crosses[1] == []
+    assert len(axes[1].images) == 1, "the film alone"
+    plt.close(fig)
+
+
+def test_lifts_and_overlaps_draw_what_the_tables_say():
+    random = np.random.default_rng(0)
+    wanted = pd.DataFrame({"finding": ["Mass"] * 20 + ["Edema"] * 4, "patient": np.arange(24)})
+    scored = pd.DataFrame({"hit": random.random(24) < 0.5, "chance": 0.2, "iou": random.random(24), "iobb": 0.6})
+    table = localise.table(wanted, scored.astype(float), replicates=50)
+    fig, (left, right) = plt.subplots(1, 2)
+    gallery.lifts({"Grad-CAM": table, "weights drawn anew": table.head(1)}, left)
+    assert [tick.get_text() for tick in left.get_yticklabels()] == [
+        "Mass  (n = 20)",
+        "Edema  (n = 4)",
+        "all findings  (n = 24)",
+    ]
+    gallery.overlaps(table, right)
+    drawn = {line.get_label(): line for line in right.containers}
+    shares = drawn["IoU"].lines[0].get_ydata()
+    assert shares == pytest.approx([(scored["iou"] >= least).mean() for least in localise.OVERLAPS])
+    assert drawn["IoBB"].lines[0].get_ydata() == pytest.approx([1, 1, 1, 0])
     plt.close(fig)

@@ -199,6 +199,20 @@ def test_holm_by_hand():
     assert np.isnan(intervals.holm([np.nan])).all()
 
 
+def test_all_or_none_is_no_certainty():
+    """Every resample of 20 hits is 20 hits; ten patients still allow a share of 0.72 (Wilson)."""
+    who, ones = np.repeat(np.arange(10), 2), np.ones((20, 3))
+    hits = np.stack([np.ones(20), np.zeros(20), np.arange(20) % 3 == 0], 1)
+    value, low, high = intervals.ratio(hits, ones, who, replicates=100)
+    assert (value[0], high[0], value[1], low[1]) == (1, 1, 0, 0)
+    assert (low[0], high[1]) == pytest.approx((0.7225, 0.2775), abs=1e-3)
+    assert 0 < low[2] < value[2] < high[2] < 1
+    lift = intervals.ratio(hits[:, :1] * 3, ones[:, :1] * 3, who, replicates=100)
+    assert lift[1] == low[0]
+    pairs = np.tile([1.0, 3.0], 10)[:, None]
+    assert intervals.ratio(pairs, 2 * ones[:, :1], who, replicates=100)[1] == 1, "a ratio of 1 need not be a share"
+
+
 def test_wilson_by_hand():
     share, low, high = intervals.proportion(8, 10)
     assert (share, low, high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)

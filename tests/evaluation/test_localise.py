@@ -1,13 +1,18 @@
 """Localisation on a network that has learnt its sign by construction, and on one that has learnt nothing."""
 
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from cxrlib.data import records, store
+from cxrlib.data.batches import Batches
 from cxrlib.errors import UserError
-from cxrlib.evaluation import localise
+from cxrlib.evaluation import intervals, localise
+from cxrlib.training import network
 
 SIZE = 64
 
@@ -60,7 +65,9 @@ def test_a_network_that_knows_the_sign_points_at_it(squares, method):
     wanted, heat, scored = judged(Reader(learnt=True), squares, method)
     table = localise.table(wanted, scored, replicates=100).set_index("finding")
     assert list(table.index) == ["Atelectasis", "Cardiomegaly", localise.ALL]
-    least = {"gradcam": 0.9, "occlusion": 0.6}[method]  # an occluding square seldom lies on a box exactly
+    least = {"gradcam": 0.9, "hirescam": 0.9, "occlusion": 0.6}[
+        method
+    ]  # an occluding square seldom lies on a box exactly
     assert (table["hit"] > least).all(), "each finding's own map, since the two squares lie apart"
     assert (table["lift_low"] > 15).all()
     assert table.loc[localise.ALL, "chance"] == pytest.approx(100 / 64**2, rel=0.3)
@@ -124,17 +131,156 @@ def test_no_boxes_give_an_empty_table():
     films = pd.DataFrame({"image": ["a.png"], "patient": [1]})
     wanted = localise.targets(films, pd.DataFrame(columns=["image", "finding", "x", "y", "w", "h"]))
     scored = localise.scores(np.empty((0, 8, 8)), np.empty((0, 8, 8), bool))
-    assert localise.table(wanted, scored).empty
+    table = localise.table(wanted, scored)
+    assert table.empty
+    assert {"hit_low", "lift_high", "iou_75", "iobb_10_low"} <= set(table)
 
 
 def test_bad_input_is_named(squares):
     _, images, _ = squares
-    with pytest.raises(UserError, match="gradcam or occlusion"):
+    with pytest.raises(UserError, match="gradcam, hirescam, occlusion"):
         localise.maps(Reader(True), images[:1], [0], method="saliency")
     with pytest.raises(UserError, match="one label per film"):
         localise.maps(Reader(True), images[:2], [0])
 
 
-@pytest.mark.parametrize(("size", "name"), [(224, "layer4"), (128, "layer3"), (64, "layer2"), (32, "layer1")])
-def test_layer_keeps_seven_cells(size, name):
+@pytest.mark.parametrize(
+    ("size", "name"), [(224, "layer4"), (128, "layer4"), (96, "layer3"), (64, "layer3"), (32, "layer2"), (16, "layer1")]
+)
+def test_a_layers_map_keeps_four_cells(size, name):
     assert localise.layer(size) == name
+
+
+PLACE = 32  # pixels: the smallest films on which a layer still has a map
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_phantom, tmp_path_factory):
+    """The project's own network after 80 steps on phantom films, half of which have a patch of fine texture somewhere.
+
+    Nothing but the patch tells the halves apart, and no place on the film is likelier than another.
+    """
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    films = records.read(tiny_phantom)
+    pixels = store.build(films, PLACE, folder=tmp_path_factory.mktemp("stores") / "taught", progress=False)
+    batch = next(iter(Batches(pixels, films, batch_size=len(films)).epoch(0)))
+    model, random = network.build("none", seed=0, layers=(1, 1, 1, 1)).train(), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=80)
+    for _ in range(80):
+        images, there, _ = patched(batch.images, random, 16)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(images)[:, 4], torch.from_numpy(there).float()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    images, there, masks = patched(batch.images, random, 120)
+    yield model, images[there], masks[there]
+    torch.set_num_threads(threads)
+
+
+def patched(films, random, n):
+    """``n`` films drawn again, whether each has the patch, and where: (n, 1, S, S), (n,) bool, (n, S, S) bool."""
+    images, there = films[random.integers(0, len(films), n)].clone(), random.random(n) < 0.5
+    masks, board = np.zeros((n, PLACE, PLACE), bool), np.indices((PLACE, PLACE)).sum(0) % 2 * 2.0 - 1
+    for i in np.flatnonzero(there):
+        top, left = random.integers(0, PLACE - 8, 2)
+        masks[i, top : top + 8, left : left + 8] = True
+        images[i, 0] += torch.from_numpy(np.where(masks[i], 3 * board, 0)).float()
+    return images, there, masks
+
+
+@pytest.mark.parametrize("method", localise.METHODS)
+def test_a_taught_network_points_far_better_than_chance_and_a_forgetful_one_does_not(taught, method):
+    model, images, masks = taught
+    columns = [4] * len(images)
+    learnt = localise.scores(localise.maps(model, images, columns, method=method), masks)
+    chance = learnt["chance"].mean()
+    assert chance == pytest.approx(64 / PLACE**2)
+    least = {"gradcam": 4, "hirescam": 2, "occlusion": 4}[method]  # a texture is evidence in many small places
+    assert learnt["hit"].mean() > least * chance
+    assert learnt["iobb"].mean() > least * chance
+    anew = [
+        localise.scores(localise.maps(localise.forgetful(model, seed), images, columns, method=method), masks)
+        for seed in range(3)
+    ]
+    assert pd.concat(anew)["hit"].mean() < 1.5 * chance
+
+
+def test_at_the_last_layer_hirescam_is_gradcam(taught):
+    model, images, _ = taught
+    one, other = (
+        localise.maps(model, images[:6], [4] * 6, method=method, at="layer4") for method in ("gradcam", "hirescam")
+    )
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.fixture
+def boxed(tiny_phantom):
+    """Stored films, the films, and those of them that have a box."""
+    films = records.read(tiny_phantom)
+    boxes = records.read_boxes(tiny_phantom)
+    return store.build(films, PLACE, progress=False), films, localise.targets(films, boxes), boxes
+
+
+def test_judging_batch_by_batch_is_judging_at_once(taught, boxed):
+    pixels, films, wanted, boxes = boxed
+    model = taught[0]
+    assert len(wanted) > 5
+    at_once = localise.show(model, pixels, films, wanted)
+    whole = localise.scores(at_once, localise.masks(wanted, boxes, PLACE))
+    parts = localise.judge(model, pixels, films, wanted, boxes, batch_size=3)
+    pd.testing.assert_frame_equal(parts, whole, atol=1e-5)
+    assert at_once.shape == (len(wanted), PLACE, PLACE)
+
+
+def test_no_map_outlives_its_batch(taught, boxed, monkeypatch):
+    """What is held at any moment is one batch, however many boxes there are."""
+    pixels, films, wanted, boxes = boxed
+    seen, plain = [], localise.scores
+
+    class Tracked(np.ndarray):
+        """An array that can be weakly referred to."""
+
+    def watched(heat, masks):
+        heat = heat.view(Tracked)
+        living = sum(other() is not None for other, _ in seen)
+        seen.append((weakref.ref(heat), (len(heat), living)))
+        return plain(heat, masks)
+
+    monkeypatch.setattr(localise, "scores", watched)
+    many = pd.concat([wanted] * 10, ignore_index=True)
+    localise.judge(taught[0], pixels, films, many, boxes, batch_size=4)
+    sizes, living = zip(*(counts for _, counts in seen), strict=True)
+    assert max(sizes) == 4
+    assert max(living) <= 1
+    assert sum(sizes) == len(many)
+
+
+def test_a_sample_is_shared_evenly_among_the_findings(boxed):
+    wanted = boxed[2]
+    few = localise.sample(wanted, 2 * wanted["finding"].nunique())
+    counts = few["finding"].value_counts()
+    assert counts.max() <= 3
+    assert set(counts.index) == set(wanted["finding"])
+    pd.testing.assert_frame_equal(localise.sample(wanted, len(wanted) + 5), wanted)
+    assert few.merge(wanted).shape == few.shape
+
+
+def targets_of(patients, hits, chance=0.1):
+    wanted = pd.DataFrame({"finding": "Mass", "patient": patients})
+    return wanted, pd.DataFrame({"hit": hits, "chance": chance, "iou": 0.2, "iobb": 0.3}, index=wanted.index)
+
+
+def test_not_one_hit_is_no_certainty_and_few_patients_are_no_interval():
+    table = localise.table(*targets_of(np.arange(20), 0.0), replicates=50).set_index("finding")
+    assert table.loc["Mass", ["hit", "hit_low", "lift", "lift_low"]].tolist() == [0, 0, 0, 0]
+    assert table.loc["Mass", "hit_high"] == pytest.approx(intervals.proportion(0, 20).high)
+    assert table.loc["Mass", "lift_high"] == pytest.approx(10 * table.loc["Mass", "hit_high"])
+    few = localise.table(*targets_of(np.arange(20) // 3, 1.0), replicates=50).set_index("finding")
+    assert few.loc["Mass", "hit"] == 1
+    assert few.loc["Mass", ["hit_low", "lift_high", "iou_low"]].isna().all(), "seven patients"
