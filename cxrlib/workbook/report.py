@@ -137,12 +137,15 @@ def _facts(record: dict[str, Any], asked: dict[str, Any], data: pd.DataFrame | N
     sizes = [size for size in sizes if not size.endswith(" all")]
     seed = f"seed {asked['seed']}" if "seed" in asked else ""
     answers = [
-        ("Films", ", ".join(filter(None, (count, Path(where).name if asked.get("data") else where)))),
+        ("Films", ", ".join(filter(None, (count, Path(str(where)).name if asked.get("data") else where)))),
         ("Split", " · ".join(filter(None, (films.get("source", ""), " / ".join(sizes))))),
         ("Network", ", ".join(filter(None, ("ResNet-50", start, *network))) if asked else ""),
         ("Schedule", " · ".join(filter(None, (asked.get("schedule", ""), seed)))),
         ("Device", record.get("device", "")),
-        ("Time", f"{progress.clock(seconds)} for the notebooks, {record.get('updated', '')[:10]}" if seconds else ""),
+        (
+            "Time",
+            f"{progress.clock(seconds)} for the notebooks, {str(record.get('updated', ''))[:10]}" if seconds else "",
+        ),
     ]
     return [(name, answer or "not recorded") for name, answer in answers]
 

@@ -102,7 +102,10 @@ def _record(file: Path) -> dict[str, Any]:
     for name, entry in found.get("notebooks", {}).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("seconds", 0), int | float):
             raise ValueError(f"its notebook {name!r} has no record")
-    for name in ("films", "patients"):
-        if not isinstance(found.get("data", {}).get(name, 0), int):
-            raise ValueError(f"its count of {name} is no number")
+    films = found.get("data", {})
+    left_out = films.get("left_out", {})
+    counts = [films.get("films", 0), films.get("patients", 0)]
+    counts.append(left_out.get("films", 0) if isinstance(left_out, dict) else None)
+    if not all(isinstance(count, int) for count in counts):
+        raise ValueError("its counts of films are no numbers")
     return found

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ OVERHANG = """[...document.querySelectorAll("main *, header *, footer *")]
   .filter(e => !e.closest("thead")).map(e => e.outerHTML.slice(0, 120))"""
 """Elements that reach beyond the window's right edge; stacked tables keep their heads for screen readers alone."""
 
+A4 = 688  # CSS pixels between margins of 14 mm
 PATIENCE = 60  # seconds that a loaded machine may take for one answer
 
 
@@ -40,13 +42,20 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def open(self, address: str, width: int) -> None:
-        """Load an address in a window of this width, in CSS pixels, and wait until it is there in full."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+    def open(self, address: str) -> None:
+        """Load an address and wait until it is there in full."""
         self._loaded = False
         self.call("Page.navigate", url=address)
         while not self._loaded:
             self._heed(json.loads(self._socket.recv()))
+
+    def overhang(self, width: int, medium: str = "screen") -> list[str]:
+        """What reaches beyond the right edge of a window of this width, with all that can be opened open."""
+        self.call("Emulation.setEmulatedMedia", media=medium)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        if medium == "screen":
+            self.value("document.querySelectorAll('details').forEach(part => part.open = true)")
+        return self.value(OVERHANG)
 
     def value(self, script: str):
         """What a line of JavaScript gives."""
@@ -84,6 +93,7 @@ def page(folder: Path) -> Iterator[Page]:
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as browser:
         try:
             address = _address(browser.stderr)
+            threading.Thread(target=browser.stderr.read, daemon=True).start()  # a full pipe would stop the browser
             socket = websocket.create_connection(address, timeout=PATIENCE, suppress_origin=True)
             yield Page(_tab(websocket, socket, address))
         finally:

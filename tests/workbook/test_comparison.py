@@ -136,6 +136,7 @@ def test_contaminated_runs_are_marked(two):
     parts.to_csv(two[1].tables / "data.csv", index=False)
     words = shown("base", "bce")
     assert "bce was trained on 12 of the test patients" in words
+    assert "This is no fair comparison" in words
     assert words.index("Contaminated") < words.index("Is the difference real?")
 
 
@@ -224,10 +225,10 @@ def test_in_a_browser_nothing_is_said_asked_or_cut_off(two, tmp_path):
     runs = ["base", "bce", "a_very_long_name_of_a_run_with_many_words_in_it_and_no_space_at_all"]
     address = comparison.build(runs).as_uri()
     with browser.page(tmp_path) as page:
+        page.open(address)
+        assert page.overhang(browser.A4, "print") == []
         for width in (1280, 768, 390, 320):
-            page.open(address, width)
-            page.value("document.querySelectorAll('details').forEach(part => part.open = true)")
-            assert page.value(browser.OVERHANG) == [], width
+            assert page.overhang(width) == [], width
             assert page.value("document.documentElement.scrollWidth") <= width
     assert not page.said
     assert [url for url in page.asked if not url.startswith(("data:", "file:"))] == []

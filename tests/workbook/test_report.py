@@ -162,7 +162,16 @@ def test_a_missing_file_is_told_and_the_rest_is_shown(finished, file):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"data": []}, {"notebooks": {"01_stage1": 3}}, {"versions": "1"}, {"data": {"films": "many"}}, [1]]
+    "wrong",
+    [
+        {"data": []},
+        {"notebooks": {"01_stage1": 3}},
+        {"versions": "1"},
+        {"data": {"films": "many"}},
+        {"data": {"left_out": {"films": "2"}}},
+        {"data": {"left_out": 2}},
+        [1],
+    ],
 )
 def test_a_record_of_another_shape_is_told(finished, wrong):
     whole = made_up.record(finished.name)
@@ -259,10 +268,11 @@ def test_in_a_browser_nothing_is_said_asked_or_cut_off(finished, tmp_path):
     made_up.strip(finished.figures / "hits_and_misses.png", rows=2, films=6)
     address = report.build(finished.name).as_uri()
     with browser.page(tmp_path) as page:
+        page.open(address)
+        assert page.overhang(browser.A4, "print") == []
+        assert page.value("[...document.querySelectorAll('details td')].every(cell => cell.checkVisibility())")
         for width in (1280, 768, 390, 320):
-            page.open(address, width)
-            page.value("document.querySelectorAll('details').forEach(part => part.open = true)")
-            assert page.value(browser.OVERHANG) == [], width
+            assert page.overhang(width) == [], width
             assert page.value("document.documentElement.scrollWidth") <= width
         assert page.value("[...document.images].filter(i => !i.naturalWidth).length") == 0
     assert not page.said
