@@ -56,7 +56,7 @@ def failing(groups: dict[str, Any]) -> str:
     """The sure gaps in mean AUC between groups; where none was measured, between which means the groups lie."""
     gaps = [row for row in groups["gaps"]["rows"] if row["number"] == "auc"]
     clear = [_gap(row) for row in gaps if row["says"] in ("higher", "lower")]
-    rest = [f"{row['group']} and {row['against']}" for row in gaps if row["says"] == "no sure difference"]
+    rest = [f"{row['one']} and {row['other']}" for row in gaps if row["says"] == "no sure difference"]
     text = " ".join(clear)
     if rest:
         text += f" No sure {'other ' if clear else ''}difference in mean AUC between {'; '.join(rest)}."
@@ -67,7 +67,7 @@ def _gap(row: dict[str, Any]) -> str:
     side = "lower" if row["difference"] < 0 else "higher"
     ends = sorted((abs(row["low"]), abs(row["high"])))
     return (
-        f"Mean AUC is {side} in {row['group']} than in {row['against']}, "
+        f"Mean AUC is {side} in {row['one']} than in {row['other']}, "
         f"by {abs(row['difference']):.2f} ({ends[0]:.2f} to {ends[1]:.2f})."
     )
 

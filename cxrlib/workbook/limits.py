@@ -102,6 +102,7 @@ def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
         for row in marks.differences(own, sides=("higher", "lower"))
     ]
     for row in rows:
+        row["one"], row["other"] = (_whom(row.get("kind", ""), row[side]) for side in ("group", "against"))
         row["what"], row["findings"] = WHAT.get(row["number"], row["number"]), row.get("findings", len(FINDINGS))
     clear = single[(single["low"] > 0) | (single["high"] < 0)]
     clear = clear.assign(what=[WHAT.get(name, name).removeprefix("mean ") for name in clear["number"]])
@@ -117,9 +118,14 @@ def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
     }
 
 
+def _whom(kind: str, group: str) -> str:
+    """A group in a sentence: what is an age is called so."""
+    return f"ages {group}" if kind == "age" else group
+
+
 def _spoken(rows: list[dict[str, Any]]) -> str:
     """The gaps that leave 0 out, in words."""
-    clear = [f"{row['what']} is {row['says']} in {row['group']} than in {row['against']}" for row in rows
+    clear = [f"{row['what']} is {row['says']} in {row['one']} than in {row['other']}" for row in rows
              if row["says"] in ("higher", "lower")]  # fmt: skip
     text = "; ".join(clear) or "no difference between these groups leaves 0 out of its interval"
     return f"{text[0].upper()}{text[1:]}."

@@ -16,8 +16,11 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def signed(value: Any, digits: int = 3) -> str:
-    """A difference, with its sign."""
-    return "–" if pd.isna(value) else f"{value:+.{digits}f}".replace("-", "−")
+    """A difference, with its sign; what rounds to nothing has none."""
+    if pd.isna(value):
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if text.strip("+-0.") else text[1:]
 
 
 def count(value: Any) -> str:

@@ -100,3 +100,8 @@ def test_where_no_curve_can_be_drawn_the_figure_is_shown_instead(home, stem):
     assert section(*arguments)["figure"] is None
     (home.figures / f"{stem}.csv").unlink()
     assert section(*arguments)["figure"]["address"].startswith("data:image/png")
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.0123, "+0.012"), (-0.0123, "−0.012"), (-0.0001, "0.000"), (0, "0.000")])
+def test_a_difference_has_a_sign_unless_it_rounds_to_nothing(value, said):
+    assert words.signed(value) == said
