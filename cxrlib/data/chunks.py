@@ -46,8 +46,9 @@ def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, lis
     columns: dict[str, list] = {"name": [task.name for task in tasks], "reason": []}
     for name in ("bytes", "mtime_ns", "source_crc", "width", "height", "pixel_crc"):
         columns[name] = []
+    decoded = {file: np.load(file, mmap_mode="r") for file in {task.row.file for task in tasks if task.row}}
     for pixel_row, task in zip(block, tasks, strict=True):
-        row, reason = _fill(pixel_row, size, task)
+        row, reason = _fill(pixel_row, size, task, decoded)
         columns["reason"].append(reason)
         for name in row._fields[2:]:
             columns[name].append(getattr(row, name))
@@ -61,9 +62,9 @@ def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, lis
     return columns
 
 
-def _fill(target: np.ndarray, size: int, task: Task) -> tuple[Row, str]:
+def _fill(target: np.ndarray, size: int, task: Task, decoded: dict[str, np.ndarray]) -> tuple[Row, str]:
     if task.row is not None:
-        pixels = np.load(task.row.file, mmap_mode="r")[task.row.at]
+        pixels = decoded[task.row.file][task.row.at]
         if zlib.crc32(pixels) == task.row.pixel_crc:
             target[:] = pixels
             return task.row, ""
