@@ -1,22 +1,26 @@
 """Evaluation: the bootstrap's speed and truth against scikit-learn, DeLong, coverage, a whole evaluation at full size.
 
 Everything runs on films simulated with the size of the official test part: 25,596 films of 2,797 patients, with its
-numbers of positives, on one core.
+numbers of positives, on one core. Seconds are processor time, which other work on the machine does not add to.
 """
 
+import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cxrlib.evaluation import calibration, curves, intervals, plots, predict, resample, scrutiny, subgroups, thresholds
+from cxrlib import paths
+from cxrlib.evaluation import intervals, resample
 from cxrlib.labels import FINDINGS, LABELS
-from tests.benchmarks.rows import Row, machine, one_core, spread
+from cxrlib.training import checkpoint, stages
+from tests.benchmarks.rows import CPU, Row, machine, one_core, spread
 
-FILMS, PATIENTS = 25_596, 2_797
+FILMS, PATIENTS, VALIDATION = 25_596, 2_797, 8_652
 POSITIVES = (3279, 1069, 4658, 6112, 1748, 1623, 555, 2665, 1815, 925, 1093, 435, 1143, 86)
 
 
@@ -79,60 +83,97 @@ def coverage(studies: int = 1000, patients: int = 300, replicates: int = 400) ->
 
 
 def evaluation() -> list[Row]:
-    """All numbers and figures of an evaluation from a finished file of predictions, at full test size."""
-    known, scores, patients = _films()
-    rng = np.random.default_rng(1)
-    films = pd.DataFrame(np.column_stack([known, ~known.any(1)]).astype(np.uint8), columns=list(LABELS))
-    films = films.assign(image=[f"{i:08d}_000.png" for i in range(FILMS)], patient=patients)
-    films = films.assign(age=rng.uniform(5, 90, FILMS), sex=rng.choice(["M", "F"], FILMS))
-    films = films.assign(view=rng.choice(["PA", "AP"], FILMS))
-    scores = np.column_stack([scores, 1 - scores.max(1)])
-    with tempfile.TemporaryDirectory() as folder:
-        csv = predict.write(Path(folder) / "test.csv", films, scores)
-        _, seconds = _timed(lambda: _evaluate(csv, films, Path(folder)))
-    return [_row("evaluation: from predictions to figures", [seconds], "s", "<= 60 s", f"{FILMS} films, figures saved")]
+    """The cells of ``06_evaluation`` that follow the reading of the films, at full test size, as the notebook has them.
 
-
-def _evaluate(csv: Path, films: pd.DataFrame, folder: Path) -> None:
+    Five stages' readings of 25,596 test and 8,652 validation films; figures, tables and all, but for the report.
+    """
     from matplotlib import pyplot as plt
 
-    from cxrlib.evaluation import summary
-
     plt.switch_backend("agg")
-    read = predict.read(csv, films)
-    known, said, who = read.labels, read.probabilities, read.patients
-    table = summary.auc(films, said)
-    for name, points, draw in (
-        ("roc", curves.roc_points(known, said, who), curves.roc_grid),
-        ("pr", curves.pr_points(known, said, who), curves.pr_grid),
-    ):
-        fig, axes = plt.subplots(3, 5, figsize=(11, 7.2))
-        draw(points, axes, table)
-        plots.save(fig, folder / name, points)
-    chosen = thresholds.choose(known, said)
-    thresholds.judge(chosen, known, said, who)
-    fitted = calibration.fit(known, said)(said)
-    calibration.scores(known, fitted, who)
-    points = scrutiny.reliability_points(known, {"as trained": said, "Platt": fitted})
-    fig, axes = plt.subplots(3, 5, figsize=(12, 7.4))
-    scrutiny.reliability_grid(points, axes)
-    plots.save(fig, folder / "reliability", points)
-    groups = subgroups.auc(films, said)
-    subgroups.gaps(films, said, thresholds.vector(thresholds.as_dict(chosen), "youden"))
-    subgroups.view_shortcut(films, said)
-    fig, ax = plt.subplots(figsize=(7.5, 6))
-    scrutiny.groups(groups, ax)
-    plots.save(fig, folder / "groups", groups)
-    plt.close("all")
+    with tempfile.TemporaryDirectory() as folder:
+        given, cells = _given(Path(folder)), _cells()
+        seconds = []
+        for source in cells:
+            seconds.append(_timed(lambda source=source: exec(source, given))[1])
+            plt.close("all")
+    slowest = " · ".join(f"{took:.1f} s {cells[i].splitlines()[0][:40]}" for took, i in _slowest(seconds))
+    where = f"{len(cells)} cells of the notebook, {FILMS} test films, {VALIDATION} validation films, 5 stages"
+    return [
+        _row("evaluation: 06_evaluation from finished readings", [sum(seconds)], "s", "<= 60 s", f"{where}; {slowest}")
+    ]
 
 
-def _films() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (N, 14), probabilities (N, 14), patients (N,) of the official test part's size; patients' films alike."""
-    rng = np.random.default_rng(0)
-    patients = np.concatenate([np.arange(PATIENTS), rng.integers(0, PATIENTS, FILMS - PATIENTS)])
-    own = rng.normal(size=(PATIENTS, len(FINDINGS)))[patients] + rng.normal(size=(FILMS, len(FINDINGS)))
-    known = np.zeros((FILMS, len(FINDINGS)), np.uint8)
-    for k, positives in enumerate(POSITIVES):
+def _cells() -> list[str]:
+    """The code cells between "The answer" and the report."""
+    book = json.loads((paths.notebooks() / "06_evaluation.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in book]
+    first = next(i for i, text in enumerate(sources) if text.startswith("## The answer"))
+    last = next(i for i, text in enumerate(sources) if text.startswith("made = report.build"))
+    return [sources[i] for i in range(first, last) if book[i]["cell_type"] == "code"]
+
+
+def _given(folder: Path) -> dict[str, Any]:
+    """What the notebook has when the films are read: imports, parts, readings, a line of checkpoints, films."""
+    import torch
+
+    rng = np.random.default_rng(1)
+    test, val = _part(FILMS, 0), _part(VALIDATION, 1)
+    line, parent = [], None
+    for number in range(1, 6):
+        recipe = stages.recipe("scratch", number)
+        past = checkpoint.lineage(parent, "none", val[0])
+        parent = checkpoint.save(folder, {"fc.bias": torch.zeros(15)}, recipe, past, epoch=1, metrics={"val_auc": 0.8})
+        line.append(parent)
+    said = {"val": [], "test": []}
+    for name, (_, scores) in (("val", val), ("test", test)):
+        for stage in range(5):
+            noise = rng.normal(0, 1 - 0.15 * stage, scores.shape)
+            said[name].append(1 / (1 + np.exp(-(np.log(scores / (1 - scores)) + noise))))
+    pixels = SimpleNamespace(pixels=np.zeros((1, 64, 64), np.uint8), rows=lambda films: np.zeros(len(films), int))
+    own = {"run": "bench", "folder": _Folder(folder), "seed": 0, "size": 64, "tta": "none", "pixels": pixels}
+    own |= {"parts": SimpleNamespace(val=val[0], test=test[0]), "said": said, "line": line, "tested": line[-1]}
+    own |= {"meta": checkpoint.read_meta(line[-1]), "on_val": said["val"][-1], "on_test": said["test"][-1]}
+    book = json.loads((paths.notebooks() / "06_evaluation.ipynb").read_text())["cells"]
+    imports = next("".join(cell["source"]) for cell in book if "import matplotlib" in "".join(cell["source"]))
+    before = {}
+    exec("\n".join(row for row in imports.splitlines() if "import" in row), before)
+    for name in ("figures", "tables"):
+        (folder / name).mkdir()
+    return before | own
+
+
+class _Folder(SimpleNamespace):
+    """A run's folder as the notebook knows it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root=root, figures=root / "figures", tables=root / "tables")
+
+
+def _part(films: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Films with labels, sex, age and view, and probabilities of 15 labels; patients of their own."""
+    known, scores, patients = _films(films, seed)
+    rng = np.random.default_rng(seed + 10)
+    frame = pd.DataFrame(np.column_stack([known, ~known.any(1)]).astype(np.uint8), columns=list(LABELS))
+    frame = frame.assign(image=[f"{i:08d}_{seed:03d}.png" for i in range(films)], patient=patients + seed * PATIENTS)
+    frame = frame.assign(age=rng.uniform(5, 90, films), sex=rng.choice(["M", "F"], films))
+    frame = frame.assign(view=rng.choice(["PA", "AP"], films))
+    return frame, np.column_stack([scores, np.clip(1 - scores.max(1), 1e-6, 1)])
+
+
+def _slowest(seconds: list[float]) -> list[tuple[float, int]]:
+    return sorted(((took, i) for i, took in enumerate(seconds)), reverse=True)[:3]
+
+
+def _films(films: int = FILMS, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (N, 14), probabilities (N, 14), patients (N,) of the official test part's size; patients' films alike.
+
+    Of fewer films a part of the same prevalence.
+    """
+    rng = np.random.default_rng(seed)
+    patients = np.concatenate([np.arange(PATIENTS), rng.integers(0, PATIENTS, films - PATIENTS)])
+    own = rng.normal(size=(PATIENTS, len(FINDINGS)))[patients] + rng.normal(size=(films, len(FINDINGS)))
+    known = np.zeros((films, len(FINDINGS)), np.uint8)
+    for k, positives in enumerate(np.ceil(np.array(POSITIVES) * films / FILMS).astype(int)):
         known[np.argpartition(-own[:, k], positives)[:positives], k] = 1
     scores = 0.6 * own + rng.normal(size=own.shape)
     return known, 1 / (1 + np.exp(3 - scores)), patients
@@ -182,14 +223,16 @@ def _error(hits: list[bool]) -> float:
 
 
 def _timed(work: Callable[[], object]) -> tuple[object, float]:
-    start = time.perf_counter()
+    start = CPU()
     result = work()
-    return result, time.perf_counter() - start
+    return result, CPU() - start
 
 
 def _row(name: str, seconds: list[float], unit: str, target: str, conditions: str) -> Row:
     value = round(float(np.median(seconds)), 3)
-    return Row(name, value, unit, "", "", target, len(seconds), spread(seconds), f"{conditions}; {machine()}")
+    return Row(
+        name, value, unit, "", "", target, len(seconds), spread(seconds), f"{conditions}; processor time; {machine()}"
+    )
 
 
 BENCHES = (bootstrap, delong, coverage, evaluation)
