@@ -80,7 +80,7 @@ def mean_auc(reading: Reading) -> float:
 def _pair(first: Reading, second: Reading) -> pd.DataFrame:
     known, patients = first.labels, first.patients
     boots = [
-        intervals.bootstrap(known, reading.probabilities, patients, replicates=REPLICATES, seed=SEED)
+        intervals.bootstrap(known, reading.probabilities, patients, replicates=REPLICATES, seed=SEED, precision=False)
         for reading in (first, second)
     ]
     rows = []
