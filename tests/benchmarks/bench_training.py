@@ -1,0 +1,214 @@
+"""The training engine against the original's loop: a step, the whole schedule, the head alone.
+
+The films are those of ``../shared/nih-fullres``, 96 of them. Where ratios are given, both ways ran in turns in one
+process, on as many cores as torch takes (``OMP_NUM_THREADS`` bounds them) and no GPU. Every bench takes its size, and
+counts in ``n`` what its value is of.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cxrlib.data import batches, records, store
+from cxrlib.evaluation import metrics
+from cxrlib.training import fit, frozen, hardware, losses, network, optim, stages, steps
+from cxrlib.training.recipes import Stage
+from cxrlib.training.team import Team
+from tests.benchmarks import original_training
+from tests.benchmarks.bench_data import FULLRES, scratch
+from tests.benchmarks.rows import Row, in_turns, machine, rate
+
+PROJECT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+VALIDATION = 16
+"""Films that are validated on after every epoch; the others of the 96 are trained on."""
+
+
+def step(size: int = 224, batch: int = 16, rounds: int = 5) -> list[Row]:
+    """A training step of each stage of ``seed`` on new films, so that nothing is remembered from one to the next."""
+    rows = []
+    for number in range(1, 6):
+        took = in_turns(rounds, ours=our_step(number, size, batch), theirs=their_step(number, size, batch))
+        where = f"{size} px, batch {batch}, frozen layers computed each time; {how()}"
+        name, target = f"training: step, stage {number}", ">= 2 x" if number < 5 else ""
+        rows.append(rate(name, took["ours"], batch, took["theirs"], batch, target, where))
+    return rows
+
+
+def our_step(number: int, size: int, batch: int) -> Callable[[], None]:
+    """A step of a stage of ``seed`` by the engine's own parts, on a batch of noise."""
+    recipe = stages.recipe("seed", number)
+    model = network.train_only(network.build("none"), recipe.groups).to(memory_format=torch.channels_last).train()
+    optimizer, team = optim.make(model, recipe), Team(CPU)
+    one = steps.Step(model, losses.make(recipe.loss, gamma=recipe.gamma), recipe, optimizer, team)
+    never_again = SimpleNamespace(view=lambda epoch: None)  # as films that each epoch varies anew
+    seen = frozen.Features(model, never_again, team, half=hardware.half(CPU))
+    noise = batches.Batch(*_noise(size, batch, 1), torch.arange(batch))
+
+    def work() -> None:
+        one.learn(noise, seen.of, batch, last=True)
+        one.take(recipe.lr)
+
+    return work
+
+
+def their_step(number: int, size: int, batch: int) -> Callable[[], None]:
+    """The same step as the original made it."""
+    trained, lr, _ = original_training.STAGES[number - 1]
+    model = original_training.build().train()
+    optimizer = original_training.begin(model, trained, lr)
+    images, labels = _noise(size, batch, 3)
+    return lambda: original_training.step(model, optimizer, images, labels)
+
+
+def memory(size: int = 224, batch: int = 16) -> list[Row]:
+    """Peak memory of three steps of a stage, ours and the original's, each in a process of its own."""
+    rows = []
+    for number in range(1, 6):
+        peaks = {way: _peak_in_child(way, number, size, batch) for way in ("our_step", "their_step")}
+        ours, theirs = peaks["our_step"], peaks["their_step"]
+        where = f"growth of a process's peak resident memory over three steps, {size} px, batch {batch}; network, "
+        where += f"optimizer and libraries' work space in it, imports not; {how()}; {machine()}"
+        rows.append(Row(f"training: peak memory of a step, stage {number}", round(ours, 3), "GB", round(theirs, 3),
+                        round(theirs / ours, 2), ">= 1 x", 1, "", where))  # fmt: skip
+    return rows
+
+
+def _peak_in_child(way: str, number: int, size: int, batch: int) -> float:
+    code = "from tests.benchmarks import bench_training as bench; "
+    code += f"bench.tell_growth(lambda: bench.{way}({number}, {size}, {batch}))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return json.loads(told.stdout)
+
+
+def tell_growth(make: Callable[[], Callable[[], None]]) -> None:
+    """Print by how many GB this process's peak of resident memory grows over three calls of what is made.
+
+    Linux's VmHWM begins anew with each program; getrusage's peak is inherited from whoever started it.
+    """
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+    before, work = peak(), make()
+    for _ in range(3):
+        work()
+    print((peak() - before) / 1e9)
+
+
+def schedule(size: int = 224, batch: int = 32, films: int = 96, rounds: int = 1) -> list[Row]:
+    """The five stages of ``seed``, 11 passes, with validation and checkpoints: ours from a store, the original's too,
+    and the original's from 1024² files, against which the building of our store counts as well."""
+    table = records.read(FULLRES).head(films)
+    train, val = table[VALIDATION:].reset_index(drop=True), table[:VALIDATION].reset_index(drop=True)
+    took = defaultdict(list)
+    for _ in range(rounds):
+        with scratch() as folder:
+            built, seconds = _timed(store.build, table, size, folder=folder, progress=False)
+            ours = [batches_of(built, part, batch, shuffle=part is train) for part in (train, val)]
+            took["ours"].append(_timed(train_ours, stages.SCHEDULES["seed"], *ours)[1])
+            took["with building"].append(took["ours"][-1] + seconds)
+            stored = [original_training.from_store(part) for part in ours]
+            took["from store"].append(_timed(train_original, original_training.STAGES, *stored)[1])
+        files = [original_training.from_files(part, size, batch, shuffle=part is train) for part in (train, val)]
+        took["from files"].append(_timed(train_original, original_training.STAGES, *files)[1])
+    passes = len(train) * sum(epochs for *_, epochs in original_training.STAGES)
+    where = f"{len(train)} films, validation on {len(val)} after each epoch, checkpoints, {size} px, batch {batch}"
+    return [
+        rate("training: seed schedule, both on the store", took["ours"], passes, took["from store"], passes, ">= 2 x",
+             f"{where}; {how()}"),
+        rate("training: seed schedule, against the original's loading", took["with building"], passes,
+             took["from files"], passes, ">= 3 x", f"{where}, building of the store counted as ours; {how()}"),
+    ]  # fmt: skip
+
+
+def head(size: int = 224, batch: int = 32, epochs: int = 10, repeats: int = 2, rounds: int = 2) -> list[Row]:
+    """The stage that trains the head alone, against recomputing what is frozen: the original's way and our own."""
+    table = records.read(FULLRES)
+    val = table[:VALIDATION].reset_index(drop=True)
+    train = pd.concat([table[VALIDATION:]] * repeats, ignore_index=True)
+    recipe = stages.recipe("seed", 4, epochs=epochs)
+    original = [(*original_training.STAGES[3][:2], epochs)]
+    with scratch() as folder:
+        built = store.build(table, size, folder=folder, progress=False)
+        parts = [batches_of(built, part, batch, shuffle=part is train) for part in (train, val)]
+        anew = [batches_of(built, part, batch, shuffle=part is train, kind=Anew) for part in (train, val)]
+        loaders = [original_training.from_store(part) for part in parts]
+        ways = {
+            "ours": lambda: train_ours([recipe], *parts),
+            "original": lambda: train_original(original, *loaders),
+            "recomputed": lambda: train_ours([recipe], *anew),
+        }
+        took = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                took[name].append(_timed(way)[1])
+    passes = len(train) * epochs
+    where = f"{epochs} epochs of {len(train)} films, validation on {len(val)} after each, checkpoints, {size} px, "
+    where += f"batch {batch}; {how()}"
+    return [
+        rate(f"training: head alone, against {name}", took["ours"], passes, took[way], passes, target, where)
+        for way, name, target in (("original", "the original", ">= 8 x"), ("recomputed", "recomputing in fit", ""))
+    ]
+
+
+class Anew(batches.Batches):
+    """Batches that do not say that their films are always the same, so that nothing of them is remembered."""
+
+    def view(self, epoch: int) -> None:
+        return None
+
+
+def how() -> str:
+    """The precision that ours takes here, and the threads of both."""
+    return f"ours in {'bf16' if hardware.half(CPU) else 'float32'}, {torch.get_num_threads()} threads"
+
+
+def train_ours(recipes: list[Stage] | tuple[Stage, ...], train: batches.Batches, val: batches.Batches) -> None:
+    """Train stages in a new folder, each from the best weights of the one before."""
+    model, parent = network.build("none"), None
+    with scratch() as folder:
+        for recipe in recipes:
+            loss = losses.make(recipe.loss, gamma=recipe.gamma)
+            parent = fit.fit(model, train, val, loss, recipe, folder=folder / f"stage{recipe.number}", parent=parent,
+                             score=metrics.auc_per_label, device=CPU, progress=False).best  # fmt: skip
+
+
+def train_original(table: Sequence, train: original_training.Loader, val: original_training.Loader) -> None:
+    model = original_training.build()
+    with scratch() as folder:
+        for trained, lr, epochs in table:
+            original_training.stage(model, trained, lr, epochs, train, val, folder)
+
+
+def batches_of(
+    built: store.Store, films: pd.DataFrame, batch: int, kind: type[batches.Batches] = batches.Batches, *,
+    shuffle: bool = False, augment: str = "none",
+) -> batches.Batches:  # fmt: skip
+    return kind(built, films, batch_size=batch, shuffle=shuffle, augment=batches.augment(augment))
+
+
+def _noise(size: int, batch: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, channels, size, size, generator=random)
+    return images, (torch.rand(batch, 15, generator=random) < 0.1).float()
+
+
+def _timed(work: Callable, *args: Any, **more: Any) -> tuple[Any, float]:
+    """What ``work`` gives, and the seconds that it took."""
+    began = time.perf_counter()
+    found = work(*args, **more)
+    return found, time.perf_counter() - began
+
+
+BENCHES = (step, memory, schedule, head)
