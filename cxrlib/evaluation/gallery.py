@@ -92,18 +92,18 @@ def lifts(tables: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
     return ax
 
 
-def overlaps(table: pd.DataFrame, ax: Axes) -> Axes:
+def overlaps(table: pd.DataFrame, ax: Axes, name: str = "all maps") -> Axes:
     """Share of maps whose region meets the box with at least so much IoU and IoBB, all findings, with intervals."""
     row = table[table["finding"] == localise.ALL].iloc[0]
-    for i, (name, title) in enumerate((("iou", "IoU"), ("iobb", "IoBB"))):
-        columns = [f"{name}_{round(100 * least)}" for least in localise.OVERLAPS]
+    for i, (kind, title) in enumerate((("iou", "IoU"), ("iobb", "IoBB"))):
+        columns = [f"{kind}_{round(100 * least)}" for least in localise.OVERLAPS]
         value, low, high = (
             row[[f"{column}{end}" for column in columns]].to_numpy(float) for end in ("", "_low", "_high")
         )
         style = {"color": theme.RUN_COLOURS[i], "marker": theme.MARKERS[i], "ms": 5.5, "capsize": 3, "lw": 1.4}
         ax.errorbar(localise.OVERLAPS, value, [value - low, high - value], label=title, ls="-" if i else "--", **style)
     ax.set(xlabel="at least so much overlap", ylabel="share of maps", ylim=(-0.02, 1.02), xticks=localise.OVERLAPS)
-    ax.set_title(f"n = {row['boxes']:,}", fontweight="normal", fontsize=8.5)
+    ax.set_title(f"{name}  (n = {row['boxes']:,})")
     ax.grid(axis="y")
     ax.legend(loc="upper right")
     return ax
