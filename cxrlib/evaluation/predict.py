@@ -184,7 +184,7 @@ def _frame(csv: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(csv, dtype={"image": str})
     except FileNotFoundError:
-        raise UserError(f"no predictions at {csv}; run 06_evaluation or `cxr predict` first") from None
+        raise UserError(f"no predictions at {csv}; run 06_evaluation first") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{csv} is not a file of predictions ({error}); delete it and predict again") from None
 
