@@ -24,8 +24,9 @@ lint: $(READY)  ## check style and format
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks $(ARGS)
 
-bench: $(READY)  ## measure the README's figures: outputs/bench/results.csv (ONLY=name for one of them)
+bench: $(READY)  ## measure the README's figures: outputs/bench/results.csv and notebooks/figures/bench.png (ONLY=name for one of them)
 	@$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python -m tests.benchmarks.figure
 
 # Executed where they lie, with the committed defaults, so that they read as documents; then their metadata is cleaned.
 notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03_stage3 for one of them)
