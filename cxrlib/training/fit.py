@@ -136,6 +136,7 @@ class _Training:
         self.steps = 0
         self.step = steps.Step(self.model, self.loss, self.recipe, self.optimizer, self.team)
         half = hardware.half(self.team.device, self.recipe.precision)
+        hardware.require_size(self.train, half)
         how = {"half": half, "compiled": self.recipe.compile, "pause": self.pause, "folder": self.files.folder}
         self.seen, self.seen_val = (Features(self.model, part, self.team, **how) for part in (self.train, self.val))
         self.epoch = self.batch = 0
@@ -199,8 +200,7 @@ class _Training:
     def validate(self) -> tuple[tuple[list[float], list[int]], np.ndarray]:
         """Losses and films of the validation part's batches, and its 15 AUCs."""
         self.model.eval()
-        where = f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}"
-        seen = meter.Meter(where, self.val.films["image"].array)
+        seen = meter.Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.val)
         found = []
         for batch in self.val.epoch(0):
             self.pause()
@@ -254,8 +254,7 @@ class _Training:
         return optim.rate(step, self.all_steps, self.recipe, plateaus)
 
     def new_meter(self, **kept: Any) -> meter.Meter:
-        where = f"stage {self.recipe.number}, epoch {self.epoch + 1}"
-        return meter.Meter(where, self.train.films["image"].array, **kept)
+        return meter.Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", self.train, **kept)
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that an undisturbed training would carry on with, as tensors and as plain data."""

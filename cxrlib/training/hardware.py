@@ -4,11 +4,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 from cxrlib.errors import UserError
 
+SMALL = 16
+"""Side of films in pixels at which a ResNet's last group is down to a single one."""
 CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
@@ -38,6 +41,18 @@ def half(at: torch.device, precision: str = "auto") -> bool:
 def autocast(at: torch.device, precision: str = "auto") -> AbstractContextManager:
     """bfloat16 autocast where ``half`` says so, float32 elsewhere. It needs no loss scaling, unlike float16."""
     return torch.autocast(at.type, torch.bfloat16) if half(at, precision) else nullcontext()
+
+
+def require_size(part: Any, halved: bool) -> None:
+    """Raise UserError where the films of ``part`` would be trained on in bfloat16 and are too small for it.
+
+    At 16 pixels layer4 sees a single one, and its strided convolution on a CPU leaves the gradients of taps that lie
+    in the padding unset: torch 2.15 was seen to put NaN there, without a word.
+    """
+    size = getattr(getattr(part, "store", None), "size", None)
+    if halved and size is not None and size <= SMALL:
+        what = f"films of {size} pixels are too small for bfloat16"
+        raise UserError(f'{what}; give size {2 * SMALL} or more, or also="precision=float32"')
 
 
 def no_memory(error: BaseException) -> bool:

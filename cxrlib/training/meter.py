@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,13 @@ LOOK_EVERY = 16
 
 @dataclass
 class Meter:
-    """Keeps each batch's mean loss and its films. ``where`` and ``images`` (names by row) are for a bad loss's message.
+    """Keeps each batch's mean loss and its films. ``where`` and ``part``, whose films they are, name a bad loss.
 
     ``losses`` and ``films`` are by batch, of this process's films alone · ``seconds`` the time they took.
     """
 
     where: str
-    images: Sequence[str]
+    part: Any
     losses: list[float] = field(default_factory=list)
     films: list[int] = field(default_factory=list)
     seconds: float = 0.0
@@ -60,7 +61,7 @@ class Meter:
         return (summed / counts).tolist(), counts.int().tolist()
 
     def _complaint(self, value: float, rows: Tensor) -> str:
-        names = [self.images[int(row)] for row in rows]
+        names = self.part.films["image"].iloc[rows.cpu().numpy()].tolist()
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         return (
             f"{self.where}, batch {len(self.losses) + 1}: the loss is {value} (images {shown}); "

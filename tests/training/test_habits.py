@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +149,16 @@ def test_precision_is_the_recipes(tmp_path):
     rounded = tiny.train(tmp_path / "rounded", {"epochs": 1})
     assert exact.history["train_loss"][0] != rounded.history["train_loss"][0]
     assert exact.history["train_loss"][0] == pytest.approx(rounded.history["train_loss"][0], rel=0.05)
+
+
+def test_films_too_small_for_half_precision_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "bf16", lambda at: True)
+    train = tiny.TinyBatches(24)
+    train.store = SimpleNamespace(size=16)
+    with pytest.raises(UserError, match="films of 16 pixels are too small for bfloat16; give size 32"):
+        tiny.train(tmp_path, {"epochs": 1}, train=train)
+    for size, halved in ((16, False), (17, True), (None, True)):
+        hardware.require_size(SimpleNamespace(store=SimpleNamespace(size=size)), halved)
 
 
 def test_without_a_compiler_compile_says_so(monkeypatch):
