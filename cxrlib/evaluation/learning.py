@@ -30,7 +30,7 @@ def losses(batches: pd.DataFrame, epochs: pd.DataFrame, axes: np.ndarray) -> np.
         left.set(title=f"{name.capitalize()}, batch by batch", ylabel="loss")
         right.plot(epochs["epochs_so_far"], epochs[f"{part}_loss"], color=colour, ls=dash, marker=marker, ms=4)
         right.set(title=f"{name.capitalize()}, mean of each epoch", xlabel="epochs so far", ylabel="loss")
-        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         right.grid(axis="y")
     return axes
 
@@ -45,7 +45,7 @@ def _by_batch(batches: pd.DataFrame, ax: Axes, colour: str) -> None:
     for start in np.flatnonzero(np.diff(batches["epoch"])) + 1:
         ax.axvline(start + 0.5, color=theme.MUTED, lw=0.6, ls=":")
     ax.set(xlabel=f"batches (line: mean of {width})" if width > 1 else "batches")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(axis="y")
 
 

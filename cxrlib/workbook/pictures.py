@@ -29,7 +29,7 @@ CAPTIONS = {
         "Of the films with a finding, those lowest among the films without: look at these first.",
     ),
     "stages": ("Mean AUC stage by stage", "Validation and test, with 95 % intervals by patient."),
-    "loss": ("Learning curves", "Loss, and validation AUC; the star is the epoch that was kept."),
+    "loss": ("Learning curves", "Loss of every batch and mean of each epoch; training above, validation below."),
     "auc": ("Finding by finding", "Validation AUC of every finding, epoch by epoch."),
     "gain": ("What the stage won", "Difference in validation AUC to the parent, with 95 % intervals by patient."),
     "leak": ("Split by film or by patient", "What a split by film fakes, on a reader that knows no medicine."),

@@ -38,6 +38,8 @@ def test_four_loss_plots(epochs):
         assert list(single) == list(batches(epochs).query("part == 'train'")["loss"])
         assert len(axes[1, 0].lines[0].get_ydata()) == 2 * epochs
         assert list(axes[1, 1].lines[0].get_ydata()) == [0.3] * epochs
+    for ax in axes.flat:
+        assert all(float(tick).is_integer() for tick in ax.get_xticks()), "half a batch or epoch on the axis"
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 4])
