@@ -12,9 +12,6 @@ from cxrlib.errors import UserError
 NIH = "nih-chest-xrays/data"
 """The original 112,120 films of 1024², 42 GB in twelve folders."""
 
-RESIZED = "khanfashee/nih-chest-x-ray-14-224x224-resized"
-"""The same films at 224²: 2 GB, same names and table; boxes stay in pixels of the original."""
-
 DEPTH = 3
 """How many folders deep the table may lie in a download."""
 

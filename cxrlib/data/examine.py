@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from cxrlib import labels, paths
 from cxrlib.data import images, pool, records, splits, tables
-from cxrlib.data.check import Report
+from cxrlib.data.health import Report
 from cxrlib.errors import UserError
 
 AGAIN = "download these again"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import samples
 
-from cxrlib.data import check, examine, images, records, splits
+from cxrlib.data import check, examine, health, images, records, splits
 from cxrlib.errors import UserError
 
 
@@ -222,7 +222,7 @@ def test_examples_are_few_and_the_count_is_whole(whole):
     samples.write_film(whole / "images" / "00000001_000.png", 0)
     problem = next(p for p in check.folder(whole, progress=False).problems if p.group == "files")
     assert problem.count == 39
-    assert len(problem.examples) == check.EXAMPLES
+    assert len(problem.examples) == health.EXAMPLES
 
 
 def test_a_folder_that_is_not_there_and_a_file(tmp_path):
