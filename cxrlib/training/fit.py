@@ -27,8 +27,6 @@ from cxrlib.training.frozen import Features
 from cxrlib.training.progress import Progress, Watch
 from cxrlib.training.recipes import Stage
 
-SAVE_EVERY = 300.0
-"""Seconds after which the state is saved within an epoch; it is also saved after each epoch."""
 ASK_EVERY = 8
 """Steps between two agreements of several processes on whether to save or stop; one process asks at every step."""
 
@@ -154,7 +152,7 @@ class _Training:
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.meter = self.new_meter()
                 if not self.over():
-                    self.save_when_due(0)
+                    self.save_when_due(within=False)
         except _SignalError:
             self.save()
             raise Stopped(
@@ -164,9 +162,9 @@ class _Training:
             ) from None
         moments = optim.tensors(self.optimizer, self.model)
         best = self.team.from_first(lambda: self.files.finish(self.model, self.history, moments))
-        checkpoint.load_into(self.model, best)
-        history, losses = record.frame(self.history), record.batch_frame(self.losses)
-        return Result(history, losses, best, trained=True, resumed_from=resumed_from)
+        if not self.team.first:
+            checkpoint.load_into(self.model, best)
+        return Result(record.frame(self.history), record.batch_frame(self.losses), best, True, resumed_from)
 
     def over(self) -> bool:
         """Whether all epochs are done, or as many without a better AUC as the recipe has patience for."""
@@ -194,7 +192,7 @@ class _Training:
             self.meter.seconds += clock - before
             self.progress.step(self.epoch, self.batch, int(sizes[self.batch - 1]), self.meter.last())
             if due:
-                self.save_when_due(SAVE_EVERY)
+                self.save_when_due(within=True)
 
     @torch.no_grad()
     def validate(self) -> tuple[tuple[list[float], list[int]], np.ndarray]:
@@ -225,11 +223,11 @@ class _Training:
         self.team.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
         self.progress.close_epoch(row)
 
-    def save_when_due(self, every: float) -> None:
+    def save_when_due(self, *, within: bool) -> None:
         """Save the state if it is time to, or stop if a signal came; several processes first agree on it."""
-        if self.team.world > 1 and every and self.steps % ASK_EVERY:
+        if self.team.world > 1 and within and self.steps % ASK_EVERY:
             return
-        due, stop = self.team.any(self.team.first and self.files.due(every), bool(self.signalled()))
+        due, stop = self.team.any(self.team.first and self.files.due(within=within), bool(self.signalled()))
         if stop:
             raise _SignalError
         if due:

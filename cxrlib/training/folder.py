@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,26 @@ from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, network, record, state, tensors
 from cxrlib.training.recipes import Stage
 
+SAVE_EVERY = 300.0
+"""Seconds after which a state is saved within an epoch; one is also saved after each epoch."""
 SAVE_SHARE = 0.01
-"""Largest share of the time that saving the state may take: where it is slow, it is done less often."""
+"""Largest share of the time that saving states may take: where it is slow, or epochs are short, it is done less often.
+"""
+
+
+def save_every() -> float | None:
+    """Seconds between two states as ``$CXR_SAVE_EVERY`` asks for them, and one after each epoch, whatever that takes.
+
+    None where it is not set. Raises UserError where it is no number of seconds.
+    """
+    asked = os.environ.get("CXR_SAVE_EVERY", "")
+    try:
+        seconds = float(asked) if asked else None
+    except ValueError:
+        seconds = math.nan
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise UserError(f"CXR_SAVE_EVERY is {asked!r}; give the seconds between two states, 0 or more, or unset it")
+    return seconds
 
 
 def check_writable(folder: Path) -> None:
@@ -70,6 +89,7 @@ class StageFolder:
         self.folder, self.recipe, self.line, self.who, self.start, self.data = folder, recipe, line, who, start, data
         self.states = folder / "state"
         self.fingerprint = provenance.digest(who)
+        self.asked = save_every()
         self.saved_at, self.save_cost = time.monotonic(), 0.0
         self.safe: list[str] = []  # the best checkpoint at each saved state, which a resumed training needs
 
@@ -86,9 +106,14 @@ class StageFolder:
             self.safe = [found.data["best"]]
         return found
 
-    def due(self, every: float) -> bool:
-        """Whether to save a state, being asked for one after ``every`` seconds."""
-        return time.monotonic() - self.saved_at >= max(every, self.save_cost / SAVE_SHARE)
+    def due(self, *, within: bool) -> bool:
+        """Whether to save a state now, ``within`` an epoch or after one.
+
+        Until the first state is saved, it is taken to cost what a checkpoint did.
+        """
+        every = SAVE_EVERY if self.asked is None else self.asked
+        rest = self.save_cost / SAVE_SHARE if self.asked is None else 0.0
+        return time.monotonic() - self.saved_at >= max(every if within else 0.0, rest)
 
     def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
         began = time.monotonic()
@@ -112,7 +137,8 @@ class StageFolder:
     def finish(self, model: network.Network, history: list[dict[str, Any]], moments: dict[str, Tensor]) -> Path:
         """Mark the stage as finished. Returns its best checkpoint; with no epochs, the weights it started from.
 
-        ``moments`` are the optimizer's at the end, for a stage that goes on from here.
+        The network then holds what the checkpoint's file gave back. ``moments`` are the optimizer's at the end, for a
+        stage that goes on from here.
         """
         if not history:
             self._checkpoint(model, 0, {})
@@ -123,7 +149,7 @@ class StageFolder:
             tensors.write((self.folder / MOMENTS).with_suffix(""), moments, kind)
         epoch = record.best_epoch(history) if history else 0
         best, last = self._title(epoch), self._title(len(history))
-        loaded = checkpoint.load(self.folder / (best + checkpoint.SUFFIX))
+        loaded = checkpoint.load_into(model, self.folder / (best + checkpoint.SUFFIX)).checkpoint
         content = {
             "best": best,
             "last": last,
@@ -142,6 +168,7 @@ class StageFolder:
         return loaded.path
 
     def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
+        began = time.monotonic()
         metrics = record.jsonable([{name: value for name, value in row.items() if name not in record.TIMES}])[0]
         checkpoint.save(
             self.folder,
@@ -154,6 +181,7 @@ class StageFolder:
             fingerprint=self.fingerprint,
             code=self.who["code"],
         )
+        self.save_cost = self.save_cost or time.monotonic() - began
 
     def _title(self, epoch: int) -> str:
         return checkpoint.name(self.recipe.number, self.recipe.lr, self.line.epochs_so_far + epoch)

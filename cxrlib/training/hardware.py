@@ -1,6 +1,8 @@
 """What the machine has, asked for when it is needed: the device, the precision that gains on it, its memory's end."""
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,6 +14,8 @@ from cxrlib.errors import UserError
 
 SMALL = 16
 """Side of films in pixels at which a ResNet's last group is down to a single one."""
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""glibc's settings of its allocator, see mallopt(3)."""
 CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
@@ -65,9 +69,10 @@ def no_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
-    """Turn running out of memory into a UserError with the batch size to try."""
+    """Turn running out of memory into a UserError with the batch size to try; keep what is freed on a CPU."""
     try:
-        yield
+        with keeping_memory(at):
+            yield
     except (MemoryError, RuntimeError) as error:
         if not no_memory(error):
             raise
@@ -77,6 +82,30 @@ def memory_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
             f'try batch_size {smaller} with also="accumulate=2", whose steps still see {2 * smaller} films, '
             'also="halve=yes", or a smaller size'
         ) from None
+
+
+@contextmanager
+def keeping_memory(at: torch.device) -> Iterator[None]:
+    """On a CPU, let the process keep memory that is freed inside the block for its next allocations.
+
+    glibc hands blocks above 32 MiB back at once and has the kernel zero new ones, for every activation of every step
+    (ResNet-50 at 224 px, batch 32, all layers trained: 165,000 page faults a step, a tenth of its time). Afterwards
+    glibc's ways are those of a process that has seen large blocks, and what is free goes back to the system. Where the
+    C library is another, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if at.type == "cpu" and sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(MMAP_MAX, 0)
+    mallopt(TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        mallopt(MMAP_MAX, 65536)
+        mallopt(MMAP_THRESHOLD, 2**25)
+        mallopt(TRIM_THRESHOLD, 2**26)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

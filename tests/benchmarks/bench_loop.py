@@ -1,5 +1,6 @@
 """What the training loop and its checkpoints cost beside the work itself."""
 
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -30,7 +31,8 @@ def loop(size: int = 224, batch: int = 32, films: int = 96, epochs: int = 3) -> 
         train = batches_of(built, table[VALIDATION:].reset_index(drop=True), batch, Timed, shuffle=True, augment="full")
         val = batches_of(built, table[:VALIDATION].reset_index(drop=True), batch, Timed)
         train.spent = val.spent = spent["work"]
-        train_ours([recipe], train, val)
+        with mock.patch.dict(os.environ, CXR_SAVE_EVERY=str(folders.SAVE_EVERY)):  # also after so short an epoch
+            train_ours([recipe], train, val)
     work, whole = sum(spent["work"]), sum(spent["train_epoch"]) + sum(spent["validate"])
     state, kept = statistics.median(spent["save"]), statistics.median(spent["keep"])
     films_per_s = len(train.films) * epochs / sum(spent["train_epoch"])
@@ -43,10 +45,10 @@ def loop(size: int = 224, batch: int = 32, films: int = 96, epochs: int = 3) -> 
     ]  # fmt: skip
     saves = f"measured: {state:.2f} s a resume state, {kept:.2f} s a best checkpoint, {films_per_s:.1f} films/s"
     for name, long in (("5 minutes", 300.0), ("the whole dataset", WHOLE / films_per_s)):
-        inside = state / max(fit.SAVE_EVERY, state / folders.SAVE_SHARE) if long > fit.SAVE_EVERY else 0.0
+        inside = state / max(folders.SAVE_EVERY, state / folders.SAVE_SHARE) if long > folders.SAVE_EVERY else 0.0
         share = 100 * ((state + kept) / long + inside)
         each = f"extrapolated to an epoch of {long:.0f} s, a best checkpoint and a state at its end, within it a state "
-        each += f"each {fit.SAVE_EVERY:.0f} s; {saves}"
+        each += f"each {folders.SAVE_EVERY:.0f} s; {saves}"
         rows.append(Row(f"training: checkpointing, share of an epoch of {name}", round(share, 3), "%", target="< 1 %",
                         n=len(spent["save"]) + len(spent["keep"]), conditions=f"{each}; {where}"))  # fmt: skip
     return rows

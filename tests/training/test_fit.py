@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from cxrlib import provenance
 from cxrlib.data.batches import augment
 from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, folder, hardware, network, record, state, tensors
+from cxrlib.training import checkpoint, fit, folder, network, record, state, tensors
 
 THIS = Path(tiny.__file__)
 SETTINGS = {"ema": 0.9, "epochs": 3, "groups": ("layer4", "fc")}
@@ -36,8 +35,7 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture
 def often(monkeypatch):
     """Save the state after every step."""
-    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(folder, "SAVE_SHARE", float("inf"))
+    monkeypatch.setenv("CXR_SAVE_EVERY", "0")
 
 
 class Interrupting(tiny.TinyBatches):
@@ -330,22 +328,6 @@ def test_lower_groups_take_lower_rates():
     assert rates[-1] == pytest.approx(0)
 
 
-def test_running_out_of_memory_says_what_to_try():
-    guard = partial(hardware.memory_of, torch.device("cpu"), "stage 3", 8)
-    with pytest.raises(UserError, match="stage 3 ran out of memory on cpu at batch size 8; try batch_size 4"), guard():
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="shape"), guard():
-        raise RuntimeError("shape mismatch")
-
-
-def test_half_precision_only_where_the_processor_has_it(monkeypatch):
-    for name in hardware.CPU_BF16:
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert not hardware.bf16(torch.device("cpu"))
-    monkeypatch.setattr(torch.cpu, hardware.CPU_BF16[0], lambda: True, raising=False)
-    assert hardware.bf16(torch.device("cpu"))
-
-
 def test_states_keep_the_two_newest_and_their_tensors(tmp_path):
     for steps in (3, 4, 4):
         state.save(tmp_path, steps, {"x": torch.full((2,), steps)}, {"n": steps})
@@ -353,3 +335,42 @@ def test_states_keep_the_two_newest_and_their_tensors(tmp_path):
     assert state.newest(tmp_path, lambda data: "").tensors["x"].tolist() == [4, 4]
     state.clear(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_states_wait_until_they_are_worth_their_time_unless_asked_for(tmp_path, monkeypatch):
+    """A checkpoint of 2 seconds says that a state takes as long, which is 1 % of 200 seconds."""
+    now = [0.0]
+    monkeypatch.setattr(folder.time, "monotonic", lambda: now[0])
+
+    def files():
+        return folder.StageFolder(tmp_path, None, None, {}, "", "")
+
+    kept = files()
+    assert kept.due(within=False), "nothing is known of the disk yet"
+    kept.save_cost = 2.0
+    for seconds, within, due in ((199, False, False), (200, False, True), (200, True, False), (300, True, True)):
+        now[0] = seconds
+        assert kept.due(within=within) == due
+    monkeypatch.setenv("CXR_SAVE_EVERY", "250")
+    now[0] = 0.0
+    asked = files()
+    asked.save_cost = 2.0
+    for seconds, within, due in ((1, False, True), (249, True, False), (250, True, True)):
+        now[0] = seconds
+        assert asked.due(within=within) == due
+
+
+def test_a_slow_disk_is_known_by_its_first_checkpoint(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(folder.StageFolder, "due", lambda self, within: seen.append(self.save_cost) or False)
+    tiny.train(tmp_path, settings())
+    assert seen[0] == 0
+    assert seen[-1] > 0
+    assert not list(tmp_path.glob("state/*"))
+
+
+@pytest.mark.parametrize("wrong", ["soon", "-1", "inf", "nan"])
+def test_a_wrong_time_between_states_is_refused(tmp_path, monkeypatch, wrong):
+    monkeypatch.setenv("CXR_SAVE_EVERY", wrong)
+    with pytest.raises(UserError, match=f"CXR_SAVE_EVERY is '{wrong}'; give the seconds"):
+        tiny.train(tmp_path, settings())

@@ -24,6 +24,7 @@ EXACT = "optimizer=sgd precision=float32 augment=light"
 @pytest.fixture
 def quiet(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "")
+    monkeypatch.setenv("CXR_SAVE_EVERY", "300")  # after each epoch, however short
     torch.set_num_threads(1)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from cxrlib import labels
 from cxrlib.data.batches import Augment, Batch
-from cxrlib.training import fit, folder, losses, network, stages
+from cxrlib.training import fit, losses, network, stages
 
 SIZE = 32
 
@@ -108,7 +108,7 @@ def train(where, changes=None, model=None, train=None, val=None, **more):
 
 def two_stages(root):
     """A stage of everything, then one of the upper groups with an average; a state after every step."""
-    fit.SAVE_EVERY, folder.SAVE_SHARE = 0.0, float("inf")
+    os.environ["CXR_SAVE_EVERY"] = "0"
     model = net()
     first = train(root / "stage1", {"epochs": 1}, model=model)
     how = {"number": 2, "epochs": 2, "groups": ("layer4", "fc"), "ema": 0.9}
