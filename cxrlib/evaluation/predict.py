@@ -46,7 +46,7 @@ def predict(
     read = _Reader(model, _views(tta))
     device = torch.device(device) if device is not None else next(model.parameters()).device
     found = np.full((len(batches.films), len(labels.LABELS)), np.nan)
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model), torch.inference_mode(), hardware.keeping_memory(device):
         for batch in _shown(batches, progress):
             images = batch.images.to(device, non_blocking=True)  # (B, 1, S, S)
             found[np.asarray(batch.rows)] = read(images).double().cpu().numpy()
