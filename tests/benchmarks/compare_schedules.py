@@ -7,7 +7,8 @@ and validation, the order and variation of its films, and its head; the test par
 
 Each schedule goes over the training films ``--passes`` times: its epochs are scaled to that number by largest
 remainders, each stage with epochs keeping one at least. The starting weights are those of a ResNet-50 trained on
-``--pretrain`` drawn films (``cxrlib.data.phantom``), or random; real ones such as ``IMAGENET1K_V2`` by ``--weights``.
+``--pretrain`` drawn films (``cxrlib.data.phantom``) or on the films of another folder (``--pretrain_data``, so that
+drawn films can be the ones to learn: ``cxr phantom``), or random; others such as ``IMAGENET1K_V2`` by ``--weights``.
 
 ``--variant "modern ema=0 stage1.lr=0.003"`` (repeatable) tries a schedule with other settings, of all its stages or of
 one. Variants are compared with their schedule on validation films alone, so that choosing among them leaves the test
@@ -88,22 +89,25 @@ def scaled(recipes: tuple[Stage, ...], passes: int) -> tuple[Stage, ...]:
     return tuple(replace(recipe, epochs=int(n)) for recipe, n in zip(recipes, epochs, strict=True))
 
 
-def pretrained(films: int, epochs: int, size: int, batch_size: int, folder: Path) -> tuple[str, str]:
-    """Starting weights from drawn films, and in words; trained the first time by ``scratch``'s first stage."""
-    if not films:
-        return "none", "random weights"
-    drawn = folder / f"phantom-{films}"
-    if not drawn.is_dir():
-        phantom.write(drawn, films, size=max(size, 96), seed=1000)
-    table = records.read(drawn)
+def drawn(films: int, size: int, folder: Path) -> Path:
+    """A folder of so many drawn films, which is made the first time."""
+    place = folder / f"phantom-{films}"
+    return place if place.is_dir() else phantom.write(place, films, size=max(size, 96), seed=1000)
+
+
+def pretrained(source: Path, epochs: int, size: int, batch_size: int, folder: Path) -> tuple[str, str]:
+    """Starting weights from a folder's films, and in words; trained the first time by ``scratch``'s first stage."""
+    table = records.read(source)
     pixels = store.build(table, size, progress=False)
-    parts = splits.make(table, drawn)
+    parts = splits.make(table, source)
     recipe = stages.recipe("scratch", 1, epochs=epochs)
-    result = learn(network.build("none", seed=0), parts, pixels, recipe, folder / f"pretrained-{films}-{size}",
+    result = learn(network.build("none", seed=0), parts, pixels, recipe, folder / f"pretrained-{source.name}-{size}",
                    batch_size=batch_size, seed=0)  # fmt: skip
-    Path(f"{result.best}.films.txt").touch()  # drawn patients' numbers are no real patients'
+    Path(f"{result.best}.films.txt").touch()  # the other folder's patients are none of this one's
     auc = result.history["val_auc"].max()
-    return str(result.best), f"ResNet-50 trained on {len(parts.train)} drawn films, {epochs} passes (AUC {auc:.3f})"
+    return str(
+        result.best
+    ), f"ResNet-50 trained on {len(parts.train)} films of {source.name}, {epochs} passes, AUC {auc:.3f}"
 
 
 def learn(
@@ -172,11 +176,14 @@ def main() -> int:
     source = paths.resolve(given.data)
     films = records.read(source)
     pixels = store.build(films, given.size, progress=False)
-    weights, start = given.weights, f"weights {given.weights}"
-    if not weights:
-        weights, start = pretrained(given.pretrain, given.pretrain_epochs, given.size, given.batch_size, folder)
+    weights, start = given.weights, f"weights {given.weights or 'none'}"
+    if not weights and (given.pretrain_data or given.pretrain):
+        other = paths.resolve(given.pretrain_data) if given.pretrain_data else drawn(given.pretrain, given.size, folder)
+        if other == source:
+            raise UserError(f"pretrain_data is {source} itself, whose films are to be tested on; give another folder")
+        weights, start = pretrained(other, given.pretrain_epochs, given.size, given.batch_size, folder)
     print(f"start: {start}", flush=True)
-    setting = Setting(films, pixels, source, given.batch_size, weights)
+    setting = Setting(films, pixels, source, given.batch_size, weights or "none")
     trials = [trial(words, given.passes) for words in (*given.schedules.split(), *given.variant)]
     where = f"{len(films)} films of {source.name}, {given.size} px, batch {given.batch_size}, {given.passes} passes, "
     where += f"start: {start}; {torch.get_num_threads()} threads"
@@ -202,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--passes", type=int, default=11, help="epochs of each schedule in all")
     made.add_argument("--weights", default="", help="starting weights instead of pretrained ones; none for random")
     made.add_argument("--pretrain", type=int, default=2000, help="drawn films to pretrain on; 0: random weights")
+    made.add_argument("--pretrain_data", default="", help="folder of other patients' films to pretrain on instead")
     made.add_argument("--pretrain_epochs", type=int, default=4)
     return made
 
