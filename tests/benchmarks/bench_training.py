@@ -88,10 +88,15 @@ def memory(size: int = 224, batch: int = 16) -> list[Row]:
 
 
 def _peak_in_child(way: str, number: int, size: int, batch: int) -> float:
-    code = "from tests.benchmarks import bench_training as bench; "
-    code += f"bench.tell_growth(lambda: bench.{way}({number}, {size}, {batch}), keeping={way == 'our_step'})"
+    keeping = way == "our_step"
+    return _told(f"bench.tell_growth(lambda: bench.{way}({number}, {size}, {batch}), keeping={keeping})")
+
+
+def _told(call: str) -> Any:
+    """What a call prints as JSON in a process of its own."""
+    code = f"from tests.benchmarks import bench_training as bench; {call}"
     told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
-    return json.loads(told.stdout)
+    return json.loads(told.stdout.splitlines()[-1])
 
 
 def tell_growth(make: Callable[[], Callable[[], None]], *, keeping: bool) -> None:
@@ -114,28 +119,44 @@ def tell_growth(make: Callable[[], Callable[[], None]], *, keeping: bool) -> Non
 
 def schedule(size: int = 224, batch: int = 32, films: int = 96, rounds: int = 2) -> list[Row]:
     """The five stages of ``seed``, 11 passes, with validation and checkpoints: ours from a store, the original's too,
-    and the original's from 1024² files, against which the building of our store counts as well."""
-    table = records.read(FULLRES).head(films)
-    train, val = table[VALIDATION:].reset_index(drop=True), table[:VALIDATION].reset_index(drop=True)
+    and the original's from 1024² files, against which the building of our store counts as well.
+
+    Each in a process of its own, since ours changes how its process takes memory.
+    """
     took = defaultdict(list)
     for _ in range(rounds):
-        with scratch() as folder:
-            built, seconds = _timed(store.build, table, size, folder=folder, progress=False)
-            ours = [batches_of(built, part, batch, shuffle=part is train) for part in (train, val)]
-            took["ours"].append(_timed(train_ours, stages.SCHEDULES["seed"], *ours)[1])
-            took["with building"].append(took["ours"][-1] + seconds)
-            stored = [original_training.from_store(part) for part in ours]
-            took["from store"].append(_timed(train_original, original_training.STAGES, *stored)[1])
-        files = [original_training.from_files(part, size, batch, shuffle=part is train) for part in (train, val)]
-        took["from files"].append(_timed(train_original, original_training.STAGES, *files)[1])
-    passes = len(train) * sum(epochs for *_, epochs in original_training.STAGES)
-    where = f"{len(train)} films, validation on {len(val)} after each epoch, checkpoints, {size} px, batch {batch}"
+        for way in ("ours", "from store", "from files"):
+            training, building = _told(f"bench.tell_seconds({way!r}, {size}, {batch}, {films})")
+            took[way].append(training)
+            took[f"{way}, with building"].append(training + building)
+    trained = films - VALIDATION
+    passes = trained * sum(epochs for *_, epochs in original_training.STAGES)
+    where = f"{trained} films, validation on {VALIDATION} after each epoch, checkpoints, {size} px, batch {batch}"
+    where += "; each run in a process of its own"
     return [
         rate("training: seed schedule, both on the store", took["ours"], passes, took["from store"], passes, ">= 2 x",
              f"{where}; {how()}"),
-        rate("training: seed schedule, against the original's loading", took["with building"], passes,
+        rate("training: seed schedule, against the original's loading", took["ours, with building"], passes,
              took["from files"], passes, ">= 3 x", f"{where}, building of the store counted as ours; {how()}"),
     ]  # fmt: skip
+
+
+def tell_seconds(way: str, size: int, batch: int, films: int) -> None:
+    """Print how many seconds a way of training the five stages takes, and those of building its store before."""
+    table = records.read(FULLRES).head(films)
+    train, val = table[VALIDATION:].reset_index(drop=True), table[:VALIDATION].reset_index(drop=True)
+    with scratch() as folder:
+        if way == "from files":
+            building, work, recipes = 0.0, train_original, original_training.STAGES
+            parts = [original_training.from_files(part, size, batch, shuffle=part is train) for part in (train, val)]
+        else:
+            built, building = _timed(store.build, table, size, folder=folder, progress=False)
+            work, recipes = train_ours, stages.SCHEDULES["seed"]
+            parts = [batches_of(built, part, batch, shuffle=part is train) for part in (train, val)]
+        if way == "from store":
+            work, recipes = train_original, original_training.STAGES
+            parts = [original_training.from_store(part) for part in parts]
+        print(json.dumps([_timed(work, recipes, *parts)[1], building]))
 
 
 def head(size: int = 224, batch: int = 32, epochs: int = 10, repeats: int = 2, rounds: int = 2) -> list[Row]:
