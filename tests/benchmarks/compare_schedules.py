@@ -104,10 +104,8 @@ def pretrained(source: Path, epochs: int, size: int, batch_size: int, folder: Pa
     result = learn(network.build("none", seed=0), parts, pixels, recipe, folder / f"pretrained-{source.name}-{size}",
                    batch_size=batch_size, seed=0)  # fmt: skip
     Path(f"{result.best}.films.txt").touch()  # the other folder's patients are none of this one's
-    auc = result.history["val_auc"].max()
-    return str(
-        result.best
-    ), f"ResNet-50 trained on {len(parts.train)} films of {source.name}, {epochs} passes, AUC {auc:.3f}"
+    what = f"ResNet-50 trained on {len(parts.train)} films of {source.name}, {epochs} passes"
+    return str(result.best), f"{what} (AUC {result.history['val_auc'].max():.3f})"
 
 
 def learn(
