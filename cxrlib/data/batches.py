@@ -3,6 +3,8 @@
 Every random draw is a pure function of (seed, epoch, position in the epoch): a counter-based generator gives a whole
 epoch's table of random numbers at its start, so any batch can be made again, a run can go on in mid-epoch, and
 several processes that share an epoch see every film once. A thread gathers the next batches while the network works.
+
+A batch comes out on the device of the network that reads it: whoever has the network asks for its ``epoch`` there.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from cxrlib.data import ahead, draws, records
+from cxrlib.data import ahead, cuda, draws, records
 from cxrlib.data.store import Store
 from cxrlib.errors import UserError
 
@@ -23,9 +25,9 @@ GREY_MEAN, GREY_STD = 0.449, 0.226
 
 
 class Batch(NamedTuple):
-    """A batch on its device; ``rows`` are positions in the films that the batches were made for."""
+    """A batch on its device; ``rows``, always on the CPU, are positions in the films that the batches were made for."""
 
-    images: torch.Tensor  # (B, 1, S, S) float32, normalised
+    images: torch.Tensor | None  # (B, 1, S, S) float32, normalised; None where only labels were asked for
     labels: torch.Tensor  # (B, 15) float32, 0 or 1
     rows: torch.Tensor  # (B,) int64
 
@@ -105,7 +107,6 @@ class Batches:
         augment: Augment | None = None,
         cap: int = 0,
         views: int = 0,
-        device: str | torch.device = "cpu",
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -117,7 +118,7 @@ class Batches:
             raise UserError("there are no films to make batches of")
         self.store, self.films, self.batch_size, self.seed = store, films, batch_size, seed
         self.shuffle, self.augment, self.cap, self.views = shuffle, augment or Augment(), cap, views
-        self.device, self.rank, self.world = torch.device(device), rank, world
+        self.rank, self.world = rank, world
         self._rows = store.rows(films)
         self._labels = records.label_matrix(films)
 
@@ -148,17 +149,25 @@ class Batches:
             order = order[draws.capped(self._labels[order], self.cap)]
         return order
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of this epoch from batch number ``start`` on; always the same for a seed, epoch and number."""
-        order = self.order(epoch)
+    def epoch(
+        self, epoch: int, start: int = 0, *, on: str | torch.device = "cpu", images: bool = True
+    ) -> Iterator[Batch]:
+        """The batches of this epoch from batch number ``start`` on; always the same for a seed, epoch and number.
+
+        ``on`` is the device of the network that reads them. Without ``images`` no film is read: labels and rows alone.
+        """
+        order, on = self.order(epoch), torch.device(on)
         table = self._table(epoch, order)
         cuts = self._cuts(len(order))
-        jobs = (self._share(cuts[i], cuts[i + 1]) for i in range(start, len(cuts) - 1))
-        jobs = ((order[part], table[part]) for part in jobs if len(part))
-        if self.device.type == "cuda":  # gather into pinned memory ahead, augment on the device
-            yield from (self._finish(*item) for item in ahead.ahead(lambda job: self._gather(*job), jobs))
+        parts = (self._share(cuts[i], cuts[i + 1]) for i in range(start, len(cuts) - 1))
+        jobs = ((order[part], table[part]) for part in parts if len(part))
+        if not images:
+            yield from (self._labels_alone(rows, on) for rows, _ in jobs)
+        elif on.type == "cuda":  # gathered ahead into pinned memory, moved and varied on the card beside the network
+            packed = ahead.ahead(lambda job: self._pack(*job), jobs)
+            yield from cuda.prefetched(packed, lambda job: self._unpack(*job, on), on)
         else:
-            yield from ahead.ahead(lambda job: self._finish(*self._gather(*job)), jobs)
+            yield from ahead.ahead(lambda job: self._whole(*job, on), jobs)
 
     def _table(self, epoch: int, order: np.ndarray) -> np.ndarray:
         """Random numbers for every position of an epoch's order, (n, DRAWS) float32."""
@@ -181,22 +190,45 @@ class Batches:
         """Positions of this process in a batch of all: a run of them, the shares differing by one at most."""
         return np.array_split(np.arange(begin, end), self.world)[self.rank]
 
-    def _gather(self, rows: np.ndarray, random: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        pixels = torch.empty(
-            len(rows), self.store.size, self.store.size, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
-        )
-        self.store.gather(self._rows[rows], pixels.numpy())
-        return pixels, rows, random
+    def _labels_alone(self, rows: np.ndarray, on: torch.device) -> Batch:
+        labels = torch.from_numpy(self._labels[rows])
+        return Batch(None, cuda.moved(labels, on).float(), torch.from_numpy(rows))
 
-    def _finish(self, pixels: torch.Tensor, rows: np.ndarray, random: np.ndarray) -> Batch:
-        images = pixels.to(self.device, non_blocking=True).unsqueeze(1).float()  # (B, 1, S, S), 0 to 255
-        labels = torch.from_numpy(self._labels[rows]).to(self.device, non_blocking=True).float()
-        images = vary(images, torch.from_numpy(random).to(self.device), self.augment)
-        return Batch(images, labels, torch.from_numpy(rows).to(self.device))
+    def _whole(self, rows: np.ndarray, random: np.ndarray, on: torch.device) -> Batch:
+        pixels = torch.empty(len(rows), self.store.size, self.store.size, dtype=torch.uint8)
+        self.store.gather(self._rows[rows], pixels.numpy())
+        labels = torch.from_numpy(self._labels[rows])
+        images = _images(pixels.to(on), torch.from_numpy(random).to(on), self.augment)
+        return Batch(images, labels.to(on).float(), torch.from_numpy(rows))
+
+    def _pack(self, rows: np.ndarray, random: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random numbers, pixels and labels of a batch in one pinned buffer, so that one copy moves them all."""
+        draws_, films, marks = random.nbytes, len(rows) * self.store.size**2, len(rows) * self._labels.shape[1]
+        buffer = torch.empty(draws_ + films + marks, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        flat = buffer.numpy()
+        flat[:draws_] = random.reshape(-1).view(np.uint8)
+        pixels = flat[draws_ : draws_ + films].reshape(len(rows), self.store.size, self.store.size)
+        self.store.gather(self._rows[rows], pixels)
+        flat[draws_ + films :] = self._labels[rows].reshape(-1)
+        return buffer, torch.from_numpy(rows)
+
+    def _unpack(self, buffer: torch.Tensor, rows: torch.Tensor, on: torch.device) -> Batch:
+        size = self.store.size
+        draws_, films = 4 * DRAWS * len(rows), len(rows) * size**2
+        buffer = buffer.to(on, non_blocking=True)
+        random = buffer[:draws_].view(torch.float32).view(len(rows), DRAWS)
+        pixels = buffer[draws_ : draws_ + films].view(len(rows), size, size)
+        labels = buffer[draws_ + films :].view(len(rows), -1)
+        return Batch(_images(pixels, random, self.augment), labels.float(), rows)
 
 
 DRAWS = 8
 """Random numbers per film: flip, rotation, shift x and y, area, aspect, place x and y share six; intensity two."""
+
+
+def _images(pixels: torch.Tensor, random: torch.Tensor, how: Augment) -> torch.Tensor:
+    """Grey values (B, S, S) uint8 as a network reads them: (B, 1, S, S) float32, varied and normalised."""
+    return vary(pixels.unsqueeze(1).float(), random, how)
 
 
 def vary(images: torch.Tensor, random: torch.Tensor, how: Augment) -> torch.Tensor:

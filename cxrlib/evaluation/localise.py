@@ -95,7 +95,7 @@ def judge(
     """
     found = [scores(np.empty((0, 1, 1)), np.empty((0, 1, 1), bool))]
     for batch in _batches(model, pixels, films, wanted, batch_size):
-        these = wanted.iloc[batch.rows.cpu().numpy()]
+        these = wanted.iloc[batch.rows.numpy()]
         heat = maps(model, batch.images, _columns(these), method=method, at=at, batch_size=batch_size)
         found.append(scores(heat, masks(these, boxes, pixels.size)))
     return pd.concat(found, ignore_index=True)
@@ -106,7 +106,7 @@ def show(
 ) -> np.ndarray:
     """The maps themselves, (T, S, S), for a few targets to look at."""
     parts = [
-        maps(model, batch.images, _columns(wanted.iloc[batch.rows.cpu().numpy()]), method=method)
+        maps(model, batch.images, _columns(wanted.iloc[batch.rows.numpy()]), method=method)
         for batch in _batches(model, pixels, films, wanted, 16)
     ]
     return np.concatenate(parts) if parts else np.empty((0, pixels.size, pixels.size), np.float32)
@@ -220,7 +220,7 @@ def _batches(model: nn.Module, pixels: store.Store, films: pd.DataFrame, wanted:
     if wanted.empty:
         return []
     chosen, device = films.iloc[wanted["row"]], next(model.parameters()).device
-    return batches.Batches(pixels, chosen, batch_size=batch_size, device=device).epoch(0)
+    return batches.Batches(pixels, chosen, batch_size=batch_size).epoch(0, on=device)
 
 
 def _columns(wanted: pd.DataFrame) -> list[int]:

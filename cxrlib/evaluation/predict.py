@@ -12,7 +12,7 @@ from torch import nn
 
 from cxrlib import labels, paths
 from cxrlib.errors import UserError
-from cxrlib.training import hardware
+from cxrlib.training import hardware, inference, network
 
 PROBABILITIES = [f"prob_{label}" for label in labels.LABELS]
 TRUTHS = [f"label_{label}" for label in labels.LABELS]
@@ -33,29 +33,57 @@ class Predictions:
 
 
 def predict(
-    model: nn.Module, batches, *, tta: str = "none", device: str | torch.device | None = None, progress: bool = False
+    model: nn.Module,
+    batches,
+    *,
+    tta: str = "none",
+    precision: str = "",
+    device: str | torch.device | None = None,
+    progress: bool = False,
 ) -> np.ndarray:
     """Probability of each label on each film: (N, 15) float64 in the order of ``batches.films``, 0..1.
 
-    The network is put in eval mode and given back as it was. ``tta``, test-time augmentation: "none", "flip" (film
-    and mirror image) or "tencrop" (corners and centre, and their mirror images); views' probabilities are averaged.
-    Views go through the network one after the other, so memory stays that of a plain batch; where even that is too
-    much, on a GPU or not, batches are halved until they fit, and stay so. Raises UserError for an unknown ``tta``, a
-    NaN answer, or where there is no memory for a single film.
+    The network is read as it was validated in training: BatchNorm folded, in the ``precision`` of the recipe whose
+    weights it holds (or the one given here) as far as the device has it. It is given back as it was. ``tta``,
+    test-time augmentation: "none", "flip" (film and mirror image) or "tencrop" (corners and centre, and their mirror
+    images); views' probabilities are averaged. Views go through the network one after the other, so memory stays that
+    of a plain batch; where even that is too much, on a GPU or not, batches are halved until they fit, and stay so.
+    Films whose values overflow in float16 are read again in float32. Raises UserError for an unknown ``tta``, a NaN
+    answer, or where there is no memory for a single film.
     """
-    read = _Reader(model, _views(tta))
+    views = _views(tta)
     device = torch.device(device) if device is not None else next(model.parameters()).device
-    found = np.full((len(batches.films), len(labels.LABELS)), np.nan)
     with _evaluating(model), torch.inference_mode(), hardware.keeping_memory(device):
-        for batch in _shown(batches, progress):
-            images = batch.images.to(device, non_blocking=True)  # (B, 1, S, S)
-            found[np.asarray(batch.rows)] = read(images).double().cpu().numpy()
+        dtype = dtype_of(model, precision)
+        found = _read(_Halving(_reader(model, dtype), views), batches, device, progress)
+        if dtype == torch.float16 and np.isnan(found).any():
+            found = _read(_Halving(_reader(model, torch.float32), views), batches, device, progress)
     unread = np.flatnonzero(np.isnan(found).any(1))
     if len(unread):
         name = batches.films["image"].iloc[unread[0]]
         raise UserError(
             f"no probability for {len(unread)} films, the first {name}: the network's answer is NaN or lacks it"
         )
+    return found
+
+
+def dtype_of(model: nn.Module, precision: str = "") -> torch.dtype:
+    """What the network's convolutions compute in; a network of another kind is read as it is, in float32."""
+    return inference.dtype_of(model, precision) if isinstance(model, network.Network) else torch.float32
+
+
+def _reader(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return inference.Inference(model, dtype=dtype) if isinstance(model, network.Network) else model
+
+
+def _read(reader: "_Halving", batches, device: torch.device, progress: bool) -> np.ndarray:
+    rows, answers = [], []
+    for batch in _shown(batches, device, progress):
+        answers.append(reader(batch.images))  # stays on the device: a card would wait at every batch
+        rows.append(batch.rows)
+    found = np.full((len(batches.films), len(labels.LABELS)), np.nan)
+    if rows:
+        found[torch.cat(rows).numpy()] = torch.cat(answers).cpu().double().numpy()
     return found
 
 
@@ -127,7 +155,7 @@ def _mirrored(view: View) -> View:
     return lambda images: view(images).flip(-1)
 
 
-class _Reader:
+class _Halving:
     """Reads batches as large as memory allows: a size that was too much once is not tried again."""
 
     def __init__(self, model: nn.Module, views: list[View]) -> None:
@@ -172,12 +200,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _shown(batches, progress: bool):
+def _shown(batches, device: torch.device, progress: bool):
     if not progress:
-        return batches.epoch(0)
+        return batches.epoch(0, on=device)
     from tqdm.auto import tqdm
 
-    return tqdm(batches.epoch(0), total=len(batches), desc="reading films", mininterval=5, unit="batch")
+    return tqdm(batches.epoch(0, on=device), total=len(batches), desc="reading films", mininterval=5, unit="batch")
 
 
 def _frame(csv: Path) -> pd.DataFrame:

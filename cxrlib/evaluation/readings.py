@@ -15,7 +15,7 @@ from cxrlib.data import batches as batch_rooms
 from cxrlib.data import records
 from cxrlib.errors import UserError
 from cxrlib.evaluation import predict
-from cxrlib.training import network
+from cxrlib.training import frozen, hardware, inference, network
 
 
 def once(
@@ -40,7 +40,8 @@ def once(
         "pixels": batches.store.fingerprint,
         "size": batches.store.size,
         "tta": tta,
-        "code": provenance.code_version(network, batch_rooms, predict),
+        "precision": hardware.name(predict.dtype_of(model)),
+        "code": provenance.code_version(network, frozen, inference, batch_rooms, predict),
     }
     if (kept := _kept(csv, batches, made_by)) is not None:
         return kept

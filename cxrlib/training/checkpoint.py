@@ -195,6 +195,7 @@ def load_into(model: nn.Module, path: Path, *, strict: bool = True) -> Report:
             f"unexpected, {len(shapes)} of another shape, such as {[*shapes, *missing, *unexpected][0]}"
         )
     model.load_state_dict(checkpoint.state, strict=False)
+    model.precision = checkpoint.meta["recipe"].get("precision", "auto")
     return Report(missing, unexpected, checkpoint)
 
 

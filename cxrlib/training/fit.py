@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cxrlib import provenance
-from cxrlib.training import checkpoint, hardware, meter, network, optim, record, state, steps, tensors
+from cxrlib import labels, provenance
+from cxrlib.training import checkpoint, compiler, hardware, meter, network, optim, record, state, steps, tensors
 from cxrlib.training import folder as folders
 from cxrlib.training import team as teams
 from cxrlib.training.frozen import Features
+from cxrlib.training.inference import Inference
 from cxrlib.training.progress import Progress, Watch
 from cxrlib.training.recipes import Stage
 
@@ -81,6 +82,7 @@ def fit(
     """
     folder, team = Path(folder), teams.of(device)
     network.train_only(model, recipe.groups)
+    model.precision = recipe.precision
     line = checkpoint.lineage(parent, weights, train.films)
     carried = folders.moments_hash(parent) if recipe.carry else ""
     who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, carried=carried)
@@ -96,7 +98,7 @@ def fit(
         hardware.interrupts() as signalled,
         state.own_randomness(seed, team.device),
         optim.given_back(model),
-        hardware.memory_of(team.device, f"stage {recipe.number}", train.batch_size),
+        hardware.failures_of(team.device, f"stage {recipe.number}", train.batch_size),
         Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=team.first) as shown,
     ):
         files = folders.StageFolder(folder, recipe, line, who, start, data)
@@ -132,11 +134,16 @@ class _Training:
         batches = [self.train.steps(epoch) for epoch in range(self.recipe.epochs)]
         self.all_steps = sum(-(-number // self.recipe.accumulate) for number in batches)
         self.steps = 0
-        self.step = steps.Step(self.model, self.loss, self.recipe, self.optimizer, self.team)
-        half = hardware.half(self.team.device, self.recipe.precision)
-        hardware.require_size(self.train, half)
-        how = {"half": half, "compiled": self.recipe.compile, "pause": self.pause, "folder": self.files.folder}
+        dtype = hardware.dtype(self.team.device, self.recipe.precision)
+        hardware.require_size(self.train, dtype)
+        compiled = self.compiled()
+        self.step = steps.Step(
+            self.model, self.loss, self.recipe, self.optimizer, self.team, dtype=dtype, compiled=compiled
+        )
+        how = {"dtype": dtype, "compiled": compiled, "pause": self.pause, "folder": self.files.folder}
         self.seen, self.seen_val = (Features(self.model, part, self.team, **how) for part in (self.train, self.val))
+        self.reader = Inference(self.model, first=self.model.split, dtype=dtype)
+        self.progress.describe(hardware.name(dtype), bool(compiled))
         self.epoch = self.batch = 0
         self.history: list[dict[str, Any]] = []
         self.losses: list[tuple] = []  # rows of record.BATCH_COLUMNS, of the epochs done
@@ -148,6 +155,7 @@ class _Training:
             while not self.over():
                 self.train_epoch()
                 with self.averaged():
+                    self.reader.refresh(self.model)
                     self.close_epoch(*self.validate())
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.meter = self.new_meter()
@@ -176,18 +184,20 @@ class _Training:
     def train_epoch(self) -> None:
         """Train what is left of the epoch; a step comes after ``accumulate`` batches and at the epoch's end."""
         self.model.train()
-        sizes, clock = self.train.sizes(self.epoch), time.monotonic()
-        for batch in self.train.epoch(self.epoch, self.batch):
-            due = (self.batch + 1) % self.recipe.accumulate == 0 or self.batch + 1 == len(sizes)
-            features = partial(self.seen.of, epoch=self.epoch)
-            value = self.step.learn(batch, features, sizes[self.batch], last=due)
+        features = partial(self.seen.of, epoch=self.epoch)
+        sizes, together, clock = self.train.sizes(self.epoch), self.recipe.accumulate, time.monotonic()
+        for batch in self.seen.batches(self.epoch, self.batch):
+            due = (self.batch + 1) % together == 0 or self.batch + 1 == len(sizes)
+            begin = self.batch - self.batch % together
+            of = int(sizes[begin : begin + together].sum())
+            value = self.step.learn(batch, features, of, last=due)
             self.meter.add(value, batch.rows)
             self.batch += 1
             if due:
                 self.step.take(self.rate(self.steps))
                 self.steps += 1
                 if self.average:
-                    self.average.update(self.model, self.steps)
+                    self.average.update(self.steps)
             clock, before = time.monotonic(), clock
             self.meter.seconds += clock - before
             self.progress.step(self.epoch, self.batch, int(sizes[self.batch - 1]), self.meter.last())
@@ -199,23 +209,25 @@ class _Training:
         """Losses and films of the validation part's batches, and its 15 AUCs."""
         self.model.eval()
         seen = meter.Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.val)
-        found = []
-        for batch in self.val.epoch(0):
+        rows, logits = [], []
+        for batch in self.seen_val.batches():
             self.pause()
-            value, logits = self.step.forward(batch, self.seen_val.of, wrapped=False)
-            seen.add(value, batch.rows)
-            found.append((batch.rows.cpu(), batch.labels.cpu(), logits.float().sigmoid().cpu()))
-        films = [film for share in self.team.gather(found) for film in share]
-        rows, labels, probabilities = (torch.cat(values) for values in zip(*films, strict=True))
-        order = rows.argsort()
-        aucs = self.score(labels[order].numpy().astype(np.uint8), probabilities[order].numpy())
+            logits.append(self.reader(self.seen_val.of(batch)))
+            rows.append(batch.rows)
+            seen.add(self.loss(logits[-1], batch.labels), batch.rows)
+        mine = [(torch.cat(rows), torch.cat(logits).sigmoid().cpu())] if rows else []
+        films = [share for shares in self.team.gather(mine) for share in shares]
+        order, probabilities = (torch.cat(values) for values in zip(*films, strict=True))
+        known = self.val.films[list(labels.LABELS)].to_numpy(np.uint8)
+        aucs = self.score(known[order.numpy()], probabilities.numpy())
         return seen.of_all(self.team), aucs
 
     def close_epoch(self, val: tuple[list[float], list[int]], aucs: np.ndarray) -> None:
         """Write the epoch into the history, and its weights where they are the best so far or the last."""
         number, train = self.epoch + 1, self.meter.of_all(self.team)
-        so_far, lr = self.files.line.epochs_so_far + number, self.rate(self.steps - 1)
+        so_far, lr = self.files.line.epochs_so_far + number, self.highest_rate()
         row = record.row(number, so_far, lr, meter.mean(*train), meter.mean(*val), aucs)
+        row |= {"skipped": self.step.scaler.skipped if self.step.scaler.torch else 0}
         row |= {"seconds": self.meter.seconds, "images_per_s": sum(train[1]) / self.meter.seconds}
         self.history.append(row)
         self.losses += record.losses(number, "train", *train) + record.losses(number, "val", *val)
@@ -245,11 +257,26 @@ class _Training:
             self.progress.note(f"frozen features, batch {done} of {of}")
 
     def averaged(self) -> AbstractContextManager:
-        return self.average.lent_to(self.model) if self.average else nullcontext()
+        return self.average.lent_to_model() if self.average else nullcontext()
+
+    def compiled(self) -> int:
+        """The size of the batches that compiled code is made for, 0 where it would not pay or is not wanted."""
+        films = sum(int(self.train.sizes(epoch).sum()) for epoch in range(self.recipe.epochs))
+        size = getattr(getattr(self.train, "store", None), "size", 0)
+        pays = partial(compiler.pays, self.team.device, lambda: compiler.training_flops(self.model, films, size))
+        if self.recipe.compile == "no" or (self.recipe.compile == "auto" and not (size and pays())):
+            return 0
+        compiler.require(self.team.device)
+        return self.train.batch_size // self.team.world
 
     def rate(self, step: int) -> float:
         plateaus = optim.halvings([row["val_auc"] for row in self.history], self.recipe.plateau)
         return optim.rate(step, self.all_steps, self.recipe, plateaus)
+
+    def highest_rate(self) -> float:
+        """The highest rate of the epoch whose last step was just made: a cosine's last one is 0."""
+        steps = -(-self.train.steps(self.epoch) // self.recipe.accumulate)
+        return max(self.rate(step) for step in range(self.steps - steps, self.steps))
 
     def new_meter(self, **kept: Any) -> meter.Meter:
         return meter.Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", self.train, **kept)
@@ -265,6 +292,7 @@ class _Training:
             meter={"losses": torch.tensor(losses, dtype=torch.float64), "films": torch.tensor(films)},
         )
         position = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "parts": self.step.parts}
+        position |= {"scaler": self.step.scaler.state()}
         history = {"history": record.jsonable(self.history), "losses": self.losses}
         return values, {**position, "seconds": self.meter.seconds, **history}
 
@@ -282,6 +310,7 @@ class _Training:
         state.set_random_state(state.part(found.tensors, "random"), self.team.device)
         self.epoch, self.batch, self.steps = (found.data[name] for name in ("epoch", "batch", "steps"))
         self.step.parts = found.data["parts"]
+        self.step.scaler.restore(found.data["scaler"])
         self.history = record.from_json(found.data["history"])
         self.losses = [tuple(row) for row in found.data["losses"]]
         kept = state.part(found.tensors, "meter")

@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,27 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
+from cxrlib.data import cuda
 from cxrlib.training import network
 from cxrlib.training.team import Team
 
 MEMORY = 2**30
 """Largest size in bytes of the features kept in memory for one part of the data."""
+CARD_SHARE = 0.1
+"""Largest share of a card's free memory that remembered features take."""
 DISK = 2**36
 """Largest size in bytes of those kept in a file instead, as far as the disk has twice that free; on a CPU alone, since
 an accelerator computes them faster than a disk gives them back."""
 
 
-def fold(model: network.Network) -> nn.Module:
-    """A copy of the network's frozen prefix whose BatchNorms are folded into the convolutions before them.
+def fold(model: network.Network, first: int = 0, last: int | None = None) -> nn.Sequential:
+    """A copy of the steps ``first`` to ``last`` of ``network.STEPS`` with BatchNorms folded into the convolutions.
 
-    Equal to ``model.prefix`` up to rounding, with a third of its passes over memory saved
-    (Jacob et al., Quantization and Training of Neural Networks, CVPR 2018, section 3.2, for the formula).
+    By default the frozen prefix. Equal to the network in eval mode up to rounding, with a third of its passes over
+    memory saved (Jacob et al., Quantization and Training of Neural Networks, CVPR 2018, section 3.2, for the formula).
     """
-    names = [name for step in list(network.STEPS)[: model.split] for name in network.STEPS[step]]
+    last = model.split if last is None else last
+    names = [name for step in list(network.STEPS)[first:last] for name in network.STEPS[step]]
     modules = {name: copy.deepcopy(getattr(model, name)).eval().requires_grad_(False) for name in names}
     if "bn1" in modules:
         modules["conv1"] = fuse_conv_bn_eval(modules["conv1"], modules.pop("bn1"))
@@ -37,8 +41,12 @@ def fold(model: network.Network) -> nn.Module:
         for block in module.modules():
             if isinstance(block, Bottleneck):
                 _fold_block(block)
-    flatten = [nn.Flatten()] if "avgpool" in modules else []
-    return nn.Sequential(*modules.values(), *flatten)
+    parts = [part for name, module in modules.items() for part in _with_flatten(name, module)]
+    return nn.Sequential(*parts)
+
+
+def _with_flatten(name: str, module: nn.Module) -> list[nn.Module]:
+    return [module, nn.Flatten()] if name == "avgpool" else [module]
 
 
 def _fold_block(block: Bottleneck) -> None:
@@ -55,8 +63,9 @@ class Features:
 
     Where a film has a fixed number of views (one without augmentation, see ``data.batches``) and the features of all
     of them fit into ``memory`` or ``disk`` bytes, they are computed once per view, in the films' order, at the first
-    batch asked for. A file for them lies in ``folder``, nameless where the system allows that, and goes with the
-    training. ``pause(done, all)`` is called after each batch of the computing, and may raise. ``half``: in bfloat16.
+    batch asked for: on a card where they fit into ``CARD_SHARE`` of what is free there, else in memory. A file for
+    them lies in ``folder``, nameless where the system allows that, and goes with the training. ``pause(done, all)`` is
+    called after each batch of the computing, and may raise. ``dtype`` is what they are computed and kept in.
     """
 
     def __init__(
@@ -65,38 +74,45 @@ class Features:
         part: Any,
         team: Team,
         *,
-        half: bool = False,
+        dtype: torch.dtype = torch.float32,
         compiled: bool = False,
         pause: Callable[[int, int], None] = lambda done, all: None,
         folder: Path | None = None,
         memory: int = MEMORY,
         disk: int = DISK,
     ) -> None:
-        self.part, self.team, self.half, self.pause, self.folder = part, team, half, pause, folder
+        self.part, self.team, self.dtype, self.pause, self.folder = part, team, dtype, pause, folder
         self.memory, self.disk = memory, disk if team.device.type == "cpu" else 0
         self.prefix = None
         if model.split:
-            self.prefix = fold(model).to(team.device, torch.bfloat16 if half else torch.float32)
-            self.prefix = self.prefix.to(memory_format=torch.channels_last)
+            self.prefix = fold(model).to(team.device, dtype).to(memory_format=torch.channels_last)
             self.prefix = torch.compile(self.prefix) if compiled else self.prefix
         self.remembers = self.prefix is not None
-        self.known: dict[int, Tensor] = {}  # (N, …) on the CPU, by view
+        self.known: dict[int, Tensor] = {}  # (N, …) on the CPU or a card, by view
 
-    def of(self, batch: Any, epoch: int = 0) -> Tensor:
-        """Features of a batch on the device, what ``model.suffix`` goes on from; the images where nothing is frozen."""
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """The epoch's batches on the device; without images where the features of all films are remembered."""
+        if start < self.part.steps(epoch):  # at an epoch's end nothing is remembered that may not be needed
+            yield from self.part.epoch(epoch, start, on=self.team.device, images=not self.knows(epoch))
+
+    def knows(self, epoch: int) -> bool:
+        """Whether the features of all films as this epoch shows them are remembered; they are now, if they can be."""
         view = self.part.view(epoch)
         if self.remembers and view is not None and view not in self.known:
             self._remember(view)
-        if view not in self.known:
+        return view in self.known
+
+    def of(self, batch: Any, epoch: int = 0) -> Tensor:
+        """Features of a batch on the device, what ``model.suffix`` goes on from; the images where nothing is frozen."""
+        if not self.knows(epoch):
             return self._compute(batch.images)
-        return _channels_last(self.known[view][batch.rows.cpu()].to(self.team.device, non_blocking=True))
+        known = self.known[self.part.view(epoch)]
+        return _channels_last(cuda.moved(known[cuda.moved(batch.rows, known.device)], self.team.device))
 
     @torch.no_grad()
     def _compute(self, images: Tensor) -> Tensor:
-        images = _channels_last(images.to(self.team.device, non_blocking=True))  # (B, 1, S, S)
-        if self.prefix is None:
-            return images
-        return self.prefix(images.bfloat16() if self.half else images)
+        images = _channels_last(images)  # (B, 1, S, S)
+        return images if self.prefix is None else self.prefix(images.to(self.dtype))
 
     def _remember(self, view: int) -> None:
         """Compute the features of every film in one of its views; nothing is kept where there is no room for them.
@@ -108,20 +124,20 @@ class Features:
         known, shared = None, False
         rows, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
         mine: list[tuple[Tensor, Tensor]] = []
-        for number, batch in enumerate(in_order.epoch(view), 1):
-            rows, values = batch.rows.cpu(), self._compute(batch.images).cpu()
+        for number, batch in enumerate(in_order.epoch(view, on=self.team.device), 1):
+            rows, values = batch.rows, self._compute(batch.images)
             if known is None:
                 known, shared = self._room(view, values)
                 if known is None:
                     self.remembers = False
                     return
-            known[rows] = values
-            if not shared:
-                mine.append((rows, values)) if self.team.world > 1 else None
+            known[cuda.moved(rows, known.device)] = values.to(known.device)
+            if not shared and self.team.world > 1:
+                mine.append((rows, values.cpu()))
             self.pause(number, in_order.steps(view))
         for others in self.team.gather(mine):
             for rows, values in others:
-                known[rows] = values
+                known[rows] = values.to(known.device)
         self.known[view] = known
 
     def _room(self, view: int, values: Tensor) -> tuple[Tensor | None, bool]:
@@ -130,7 +146,8 @@ class Features:
         need = math.prod(shape) * values.element_size()
         views = self.part.views or 1
         if need * views <= self.memory:
-            return values.new_empty(shape), False
+            where = values.device if _fits_beside(need * views, values.device) else "cpu"
+            return torch.empty(shape, dtype=values.dtype, device=where), False
         if self.folder is None or not self.team.one_machine or need * views > self.disk:
             return None, False
         if 2 * need * (views - view) > shutil.disk_usage(self.folder).free:
@@ -142,6 +159,11 @@ class Features:
         if self.team.first and os.name == "posix":  # whoever has it mapped keeps it
             path.unlink()
         return place, True
+
+
+def _fits_beside(need: int, device: torch.device) -> bool:
+    """Whether a card has room for so many bytes beside a training."""
+    return device.type == "cuda" and need <= CARD_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def _claim(path: Path, size: int) -> None:

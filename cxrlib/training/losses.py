@@ -4,6 +4,7 @@ Both are means over every element of the (batch, 15) matrix, so a value does not
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -32,13 +33,13 @@ class Loss:
         Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4; gamma 0 is binary
         cross-entropy. log p and log(1 - p) are taken from the logit, so nothing overflows or becomes NaN.
         """
+        labels = labels.to(logits.device)
         agreement = logits.float() * (2 * labels - 1)  # (B, 15): the logit of the labelled answer
         loss = -logsigmoid(agreement)
         if self.gamma:
             loss = loss * torch.exp(self.gamma * logsigmoid(-agreement))
         if self.positive_weight is not None:
-            weight = torch.tensor(self.positive_weight, device=loss.device)
-            loss = loss * torch.where(labels > 0.5, weight, 1.0)
+            loss = loss * torch.where(labels > 0.5, _on(loss.device, self.positive_weight), 1.0)
         return loss.mean()
 
 
@@ -68,6 +69,12 @@ def positive_weights(labels: np.ndarray, bound: float = 10.0) -> np.ndarray | No
     positives = labels.sum(0, dtype=np.float64)
     ratio = (len(labels) - positives) / np.maximum(positives, 1e-9)
     return np.clip(ratio, 1 / bound, bound)
+
+
+@cache
+def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
+    """The values on a device, where they are brought once: a copy to a card at every step would be waited for."""
+    return torch.tensor(values).to(device)
 
 
 def _checked(weights: np.ndarray | None) -> tuple[float, ...] | None:

@@ -61,7 +61,7 @@ class Meter:
         return (summed / counts).tolist(), counts.int().tolist()
 
     def _complaint(self, value: float, rows: Tensor) -> str:
-        names = self.part.films["image"].iloc[rows.cpu().numpy()].tolist()
+        names = self.part.films["image"].iloc[rows.numpy()].tolist()
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         return (
             f"{self.where}, batch {len(self.losses) + 1}: the loss is {value} (images {shown}); "

@@ -38,6 +38,8 @@ class Network(ResNet):
     ``layers`` are the blocks per group, (3, 4, 6, 3) for ResNet-50. The last BatchNorm of each block starts at 0
     (Goyal et al., Accurate, Large Minibatch SGD, 2017), so that a fresh block passes its input through.
     The names of the weights are torchvision's. ``train()`` leaves the BatchNorm of frozen groups in eval.
+    Images may lie on any device: they are moved to the weights'. ``precision`` is that of the recipe whose weights the
+    network holds, and so the one it is read in.
     """
 
     def __init__(self, layers: Sequence[int] = RESNET50) -> None:
@@ -45,6 +47,12 @@ class Network(ResNet):
         self.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.trainable: tuple[str, ...] = GROUPS
+        self.precision = "auto"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.conv1.weight.device
 
     def train(self, mode: bool = True) -> "Network":
         super().train(mode)
@@ -61,10 +69,14 @@ class Network(ResNet):
         first = learning.index(True) if any(learning) else len(learning)
         return first
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 15) of images (B, 1, S, S)."""
+        return self._pass(images.to(self.device), list(STEPS))
+
     @torch.no_grad()
     def prefix(self, images: Tensor) -> Tensor:
         """Pass images (B, 1, S, S) through the frozen prefix, without autograd; what ``suffix`` continues from."""
-        return self._pass(images, list(STEPS)[: self.split])
+        return self._pass(images.to(self.device), list(STEPS)[: self.split])
 
     def suffix(self, features: Tensor) -> Tensor:
         """Continue from ``prefix`` to logits (B, 15); ``suffix(prefix(x))`` is ``self(x)``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cxrlib.training import network
+from cxrlib.training import hardware, network
 from cxrlib.training.recipes import Stage
 
 MOMENTUM = 0.9
@@ -122,8 +122,9 @@ def given_back(model: network.Network) -> Iterator[None]:
     given = {name: value.clone() for name, value in learned(model).items()}
     try:
         yield
-    except BaseException:
-        fill(model, given)
+    except BaseException as error:
+        if not hardware.lost(error):  # nothing can be copied on a GPU that failed
+            fill(model, given)
         raise
 
 
@@ -131,22 +132,25 @@ class Average:
     """Exponential moving average of what training changes, BatchNorm statistics included.
 
     The decay is held low at first, min(decay, (1 + n) / (10 + n)) after n steps, so that the start is forgotten
-    (as in TensorFlow's ExponentialMovingAverage).
+    (as in TensorFlow's ExponentialMovingAverage). The network's tensors are looked up once: they must stay its own.
     """
 
     def __init__(self, model: network.Network, decay: float) -> None:
         self.decay = decay
-        self.values = {name: value.clone() for name, value in learned(model).items()}
+        self.own = learned(model)
+        self.values = {name: value.clone() for name, value in self.own.items()}
+        floating = [name for name, value in self.own.items() if value.is_floating_point()]
+        counting = self.own.keys() - set(floating)
+        self.floating = [self.values[name] for name in floating], [self.own[name] for name in floating]
+        self.counting = [self.values[name] for name in counting], [self.own[name] for name in counting]
 
     @torch.no_grad()
-    def update(self, model: network.Network, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take in the weights after ``step`` steps."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, value in learned(model).items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, share)
-            else:
-                self.values[name].copy_(value)
+        torch._foreach_lerp_(*self.floating, share)
+        if self.counting[0]:
+            torch._foreach_copy_(*self.counting)
 
     def fill(self, values: dict[str, Tensor]) -> None:
         """Take the averages of an interrupted training."""
@@ -154,14 +158,71 @@ class Average:
             self.values[name].copy_(value)
 
     @contextmanager
-    def lent_to(self, model: network.Network) -> Iterator[None]:
+    def lent_to_model(self) -> Iterator[None]:
         """Let the model hold the average inside the block, and its own weights again after it."""
-        own = {name: value.clone() for name, value in learned(model).items()}
+        kept = {name: value.clone() for name, value in self.own.items()}
         try:
-            fill(model, self.values)
+            self._give(self.values)
             yield
         finally:
-            fill(model, own)
+            self._give(kept)
+
+    @torch.no_grad()
+    def _give(self, values: dict[str, Tensor]) -> None:
+        for name, value in self.own.items():
+            value.copy_(values[name])
+
+
+class Scaler:
+    """Loss scaling for float16, whose small gradients would vanish: torch's GradScaler, and a count of what it skips.
+
+    A step whose gradients overflowed is skipped and the scale halved; after 2,000 steps without, it is doubled
+    (Micikevicius et al., Mixed Precision Training, ICLR 2018). Not ``on``, it lets everything through.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device, *, on: bool) -> None:
+        self.optimizer = optimizer
+        self.torch = torch.amp.GradScaler(device.type, enabled=on) if on else None
+        self.asked = 0
+        self.taken = torch.zeros((), device=device)  # counted on the device, which a look at each step would hold up
+        if on:
+            optimizer.register_step_pre_hook(self._count)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        return self.torch.scale(loss) if self.torch else loss
+
+    def unscale(self) -> None:
+        """Bring the waiting gradients to their own size."""
+        if self.torch:
+            self.torch.unscale_(self.optimizer)
+
+    def step(self) -> None:
+        """The optimizer's step, unless gradients overflowed."""
+        if self.torch is None:
+            self.optimizer.step()
+            return
+        self.asked += 1
+        self.torch.step(self.optimizer)
+        self.torch.update()
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped so far; asking waits for the device."""
+        return self.asked - round(self.taken.item())
+
+    def state(self) -> dict[str, float]:
+        """All that an interrupted training needs to go on with; empty without scaling."""
+        return {**self.torch.state_dict(), "asked": self.asked, "skipped": self.skipped} if self.torch else {}
+
+    def restore(self, state: dict[str, float]) -> None:
+        if self.torch:
+            self.torch.load_state_dict({name: state[name] for name in state.keys() - {"asked", "skipped"}})
+            self.asked = int(state["asked"])
+            self.taken.fill_(self.asked - state["skipped"])
+
+    def _count(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        overflowed = getattr(optimizer, "found_inf", None)  # there where the optimizer itself leaves the weights alone
+        self.taken += 1 if overflowed is None else 1 - overflowed.clamp(max=1)
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ def features(model: network.Network, batches: Batches) -> Features:
     trainable, mode = model.trainable, model.training
     network.train_only(model, network.GROUPS[-1:]).eval()
     try:
-        seen = [(model.prefix(batch.images).float().cpu(), batch.labels.cpu()) for batch in batches.epoch(0)]
+        batches_there = batches.epoch(0, on=model.device)
+        seen = [(model.prefix(batch.images).float().cpu(), batch.labels.cpu()) for batch in batches_there]
     finally:
         network.train_only(model, trainable).train(mode)
     values, answers = zip(*seen, strict=True)

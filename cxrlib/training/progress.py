@@ -52,6 +52,7 @@ class Progress:
         self.since_point: list[float] = []
         self.started = self.written = self.noted = time.monotonic()
         self.done_before = 0
+        self.how: dict[str, Any] = {}
         self.board = Board(folder) if writes else None
         self.bar = tqdm(
             total=batches * recipe.epochs,
@@ -75,6 +76,11 @@ class Progress:
         self.write()
         if self.done:
             self.tell()
+
+    def describe(self, precision: str, compiled: bool) -> None:
+        """Say in which precision it trains, and whether by compiled code."""
+        self.how = {"precision": precision, "compiled": compiled}
+        self.bar.set_description(f"stage {self.recipe.number}, {precision}{', compiled' * compiled}", refresh=False)
 
     def go_on_from(self, epoch: int, batch: int, history: list[dict[str, Any]]) -> None:
         """Start counting at a batch of an epoch (both from 0) of an interrupted stage, after so much history."""
@@ -132,6 +138,8 @@ class Progress:
         if self.films:
             minutes, seconds = divmod(round(self.left()), 60)
             words += [f"{self.speed():.0f} images/s", f"{minutes}:{seconds:02} left"]
+        words += [self.how["precision"]] if self.how else []
+        words += ["compiled"] if self.how.get("compiled") else []
         return ", ".join(words)
 
     def speed(self) -> float:
@@ -160,6 +168,7 @@ class Progress:
             "images_per_s": _number(self.speed(), 1),
             "eta_s": 0 if self.done else _number(self.left(), 0),
             "done": self.done,
+            **self.how,
         }
         temporary = self.path.with_name(".progress.json.tmp")
         try:

@@ -23,7 +23,8 @@ CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "decay": ("none", "cosine", "plateau"),
     "augment": ("none", "light", "full"),
-    "precision": ("auto", "float32"),
+    "precision": ("auto", "float32", "bfloat16", "float16"),
+    "compile": ("auto", "yes", "no"),
 }
 
 TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -59,8 +60,8 @@ class Stage:
     ``decay="plateau"`` halves the rate after every ``plateau`` epochs without a better validation AUC; ``patience``
     such epochs end the stage, 0 never · ``views`` fixed variants of each film, 0 for new ones in every epoch ·
     ``carry`` takes the optimizer's moments over from the parent where it trained the same weights · ``halve`` splits
-    batches that do not fit into memory instead of stopping · ``precision`` "auto" is bfloat16 where the processor
-    has it · ``compile`` uses torch.compile.
+    batches that do not fit into memory instead of stopping · ``precision`` "auto" is bfloat16 where the device
+    has it, else float16 on cards that gain by it, else float32 · ``compile`` by torch.compile; "auto" where it pays.
 
     Raises UserError for a value that is none of these.
     """
@@ -89,7 +90,7 @@ class Stage:
     carry: bool = True
     halve: bool = False
     precision: str = "auto"
-    compile: bool = False
+    compile: str = "auto"
     purpose: str = ""
 
     def __post_init__(self) -> None:

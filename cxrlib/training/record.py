@@ -15,13 +15,14 @@ import pandas as pd
 from cxrlib import paths, provenance
 from cxrlib.data import batches, records
 from cxrlib.labels import FINDINGS
-from cxrlib.training import checkpoint, frozen, meter, network, optim, steps, team
+from cxrlib.training import checkpoint, frozen, hardware, inference, meter, network, optim, steps, team
 from cxrlib.training import losses as loss_rooms
 from cxrlib.training.recipes import Stage
 
 BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment", "views")
 COLUMNS = ["epoch", "epochs_so_far", "lr", "train_loss", "val_loss", "val_auc", *(f"auc_{name}" for name in FINDINGS)]
 TIMES = ["seconds", "images_per_s"]
+EXTRA = ["skipped", *TIMES]
 BATCH_COLUMNS = ["epoch", "part", "batch", "films", "loss"]
 
 
@@ -62,7 +63,9 @@ def code() -> str:
     another row must not have this one trained again.
     """
     loop = sys.modules["cxrlib.training.fit"]
-    return provenance.code_version(network, loss_rooms, frozen, optim, steps, team, meter, loop, batches)
+    return provenance.code_version(
+        network, loss_rooms, frozen, inference, hardware, optim, steps, team, meter, loop, batches
+    )
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -80,7 +83,7 @@ def row(epoch: int, epochs_so_far: int, lr: float, train_loss: float, val_loss: 
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=[*COLUMNS, *TIMES])
+    return pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA])
 
 
 def best_epoch(rows: list[dict[str, Any]]) -> int:
@@ -120,7 +123,7 @@ def read_history(folder: Path) -> pd.DataFrame:
         rows = [
             {name: float(text) if text else math.nan for name, text in line.items()} for line in csv.DictReader(file)
         ]
-    return frame(rows).astype({"epoch": int, "epochs_so_far": int})
+    return frame(rows).fillna({"skipped": 0}).astype({"epoch": int, "epochs_so_far": int, "skipped": int})
 
 
 def jsonable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

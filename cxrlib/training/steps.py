@@ -1,8 +1,6 @@
 """One step of training: the loss and the gradients of a batch, in parts where memory is short, and the update."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -11,29 +9,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cxrlib.errors import UserError
-from cxrlib.training import hardware, network, optim
+from cxrlib.training import compiler, hardware, network, optim
 from cxrlib.training.recipes import Stage
 from cxrlib.training.team import Team
+
+
+class NoRoomError(MemoryError):
+    """Memory ran out on a batch; ``fits`` films at once have room, 0 where even two have none."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__("out of memory")
+        self.fits = fits
 
 
 class Suffix(nn.Module):
     """The part of a network that learns, as a module of its own: features of the frozen part to logits (B, 15)."""
 
-    def __init__(self, model: network.Network, compiled: bool) -> None:
+    def __init__(self, model: network.Network, compiled: int) -> None:
         super().__init__()
         self.model = model
-        self.run = torch.compile(model.suffix) if compiled else model.suffix
+        self.run = compiler.WholeBatches(model.suffix, compiled) if compiled else model.suffix
 
     def forward(self, features: Tensor) -> Tensor:
         return self.run(features)
 
 
 class Step:
-    """Learns from batches: ``learn`` adds up gradients of the summed loss, ``take`` makes a step on their mean.
+    """Learns from batches: ``learn`` adds up gradients of the mean loss over a step's films, ``take`` makes the step.
 
-    ``parts`` is in how many parts a batch goes through the network, 1 unless memory ran out (recipe ``halve``): the
-    gradients are the same but for BatchNorm, which sees each part by itself.
+    ``dtype`` is autocast's; float16 has its loss scaled. ``compiled`` is the size of the batches that compiled code is
+    made for, 0 for none. ``parts`` is in how many parts a batch goes through the network, 1 unless memory ran out
+    (recipe ``halve``): the gradients are the same but for BatchNorm, which sees each part by itself.
     """
 
     def __init__(
@@ -43,72 +49,96 @@ class Step:
         recipe: Stage,
         optimizer: Optimizer,
         team: Team,
+        *,
+        dtype: torch.dtype = torch.float32,
+        compiled: int = 0,
     ) -> None:
-        if recipe.compile:
-            require_compiler(team.device)
         self.model, self.loss, self.recipe, self.optimizer, self.team = model, loss, recipe, optimizer, team
+        self.dtype = dtype
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        self.suffix = team.wrap(Suffix(model, recipe.compile))
-        self.owed = 0  # films of all processes whose gradients wait for the step
+        self.suffix = team.wrap(Suffix(model, compiled))
+        self.scaler = optim.Scaler(optimizer, team.device, on=dtype == torch.float16)
+        self.owing = False  # whether gradients wait for the step
         self.parts = 1
 
-    def learn(self, batch: Any, features: Callable[[Any], Tensor], films: int, *, last: bool) -> Tensor:
-        """Add the gradients of a batch to those owed, and give its mean loss, a scalar without autograd.
+    def learn(self, batch: Any, features: Callable[[Any], Tensor], of: int, *, last: bool) -> Tensor:
+        """Add the gradients of a batch to those that wait, and give its mean loss, a scalar without autograd.
 
-        ``features(batch)`` is what the frozen part makes of it, ``films`` its films in all processes, ``last`` whether
-        a step follows. Raises what the processor does when memory runs out, unless the recipe's ``halve`` helps.
+        ``features(batch)`` is what the frozen part makes of it, ``of`` the films of the whole step, all its batches and
+        processes together, ``last`` whether the step follows. Where memory runs out and the recipe's ``halve`` does
+        not help, raises NoRoomError.
         """
-        before = [w.grad.clone() for w in self.weights] if self.recipe.halve and self.owed else None
+        before = [w.grad.clone() for w in self.weights] if self.recipe.halve and self.owing else None
         while True:
             try:
-                value = self._learn(batch, features, last)
-                self.owed += int(films)
+                value = self._learn(batch, features, of, last)
+                self.owing = True
                 return value
             except (RuntimeError, MemoryError) as error:
-                if not (self.can_halve(batch) and hardware.no_memory(error)):
+                if not hardware.no_memory(error):
                     raise
+            if not self.can_halve(batch):  # outside the handler, whose traceback holds the failed batch
+                raise NoRoomError(self.fitting(batch, features))
             self.parts *= 2
             for number, weight in enumerate(self.weights):
                 weight.grad = before[number].clone() if before else None
-            if self.team.device.type == "cuda":
-                torch.cuda.empty_cache()  # outside the handler, whose traceback holds the failed batch
+            self._free()
 
     def can_halve(self, batch: Any) -> bool:
         """Whether parts of half the size are allowed, and large enough for BatchNorm. Not while others wait for us."""
         return self.recipe.halve and self.team.world == 1 and len(batch.rows) >= 4 * self.parts
 
-    def _learn(self, batch: Any, features: Callable[[Any], Tensor], last: bool) -> Tensor:
+    def fitting(self, batch: Any, features: Callable[[Any], Tensor]) -> int:
+        """How many of the batch's films there is room for at once, found by halving; 0 where that cannot be found out.
+
+        Gradients and BatchNorm's statistics are not what they were afterwards.
+        """
+        size = len(batch.rows) // 2 if self.team.world == 1 else 0
+        while size >= 2:
+            self.optimizer.zero_grad()
+            self._free()
+            try:
+                self.forward(_cut(batch, 0, size), features)[0].backward()
+                return size
+            except (RuntimeError, MemoryError) as error:
+                if not hardware.no_memory(error):
+                    raise
+            size //= 2
+        return 0
+
+    def _learn(self, batch: Any, features: Callable[[Any], Tensor], of: int, last: bool) -> Tensor:
         size = math.ceil(len(batch.rows) / self.parts)
         cuts = range(0, len(batch.rows), size)
         total = torch.zeros((), device=self.team.device)
         for at in cuts:
-            part = batch if self.parts == 1 else batch._make(values[at : at + size] for values in batch)
+            part = batch if self.parts == 1 else _cut(batch, at, at + size)
             with nullcontext() if last and at == cuts[-1] else self.team.unsynced(self.suffix):
                 value, _ = self.forward(part, features)
-                (value * len(part.rows)).backward()
+                share = len(part.rows) * self.team.world / of  # wrapping takes the mean over the processes
+                self.scaler.scaled(value * share).backward()
             total += value.detach() * (len(part.rows) / len(batch.rows))
         return total
 
-    def forward(self, batch: Any, features: Callable[[Any], Tensor], *, wrapped: bool = True) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, a scalar, and its logits (B, 15)."""
-        with hardware.autocast(self.team.device, self.recipe.precision):
-            seen = features(batch)
-            logits = self.suffix(seen) if wrapped else self.model.suffix(seen)
-        return self.loss(logits, batch.labels.to(self.team.device, non_blocking=True)), logits
+    def forward(self, batch: Any, features: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of a batch in training, a scalar, and its logits (B, 15)."""
+        with hardware.autocast(self.team.device, self.dtype):
+            logits = self.suffix(features(batch))
+        return self.loss(logits, batch.labels), logits
 
     def take(self, lr: float) -> None:
-        """One step of the optimizer on the mean gradient over the films owed, at this rate of the topmost group."""
-        grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        torch._foreach_div_(grads, self.owed / self.team.world)  # wrapping has averaged them over the processes
+        """One step of the optimizer on the gradients that wait, at this rate of the topmost group."""
+        self.scaler.unscale()
         if self.recipe.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)
         optim.set_rate(self.optimizer, lr)
-        self.optimizer.step()
+        self.scaler.step()
         self.optimizer.zero_grad()
-        self.owed = 0
+        self.owing = False
+
+    def _free(self) -> None:
+        if self.team.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def require_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile would find no C++ compiler to make code for the CPU with."""
-    if device.type == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
-        raise UserError("compile=yes needs a C++ compiler on a CPU, and there is none; install g++, or set compile=no")
+def _cut(batch: Any, begin: int, end: int) -> Any:
+    return batch._make(values if values is None else values[begin:end] for values in batch)

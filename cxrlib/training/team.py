@@ -47,11 +47,11 @@ class Team:
         return self.local == self.world
 
     def share(self, part: Any) -> Any:
-        """The batches of ``part`` that are this process's, on its device.
+        """The batches of ``part`` that are this process's.
 
         Raises UserError where a batch is too small to be shared out: BatchNorm needs two films in each share.
         """
-        if self.world == 1 and self.device.type == "cpu":
+        if self.world == 1:
             return part
         if min(part.batch_size, len(part.films)) < 2 * self.world:
             raise UserError(
@@ -59,7 +59,7 @@ class Team:
                 f"give a batch_size of {2 * self.world} or more, which counts the films of all, or fewer processes"
             )
         mine = copy.copy(part)
-        mine.rank, mine.world, mine.device = self.rank, self.world, self.device
+        mine.rank, mine.world = self.rank, self.world
         return mine
 
     def wrap(self, step: nn.Module) -> nn.Module:

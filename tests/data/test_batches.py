@@ -280,5 +280,5 @@ def test_an_error_in_the_thread_is_raised_here():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_what_the_cpu_gives():
     how = batches.augment("full")
-    for here, there in zip(make(augment=how).epoch(0), make(augment=how, device="cuda").epoch(0), strict=True):
+    for here, there in zip(make(augment=how).epoch(0), make(augment=how).epoch(0, on="cuda"), strict=True):
         torch.testing.assert_close(there.images.cpu(), here.images, atol=1e-3, rtol=1e-3)

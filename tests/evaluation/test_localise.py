@@ -156,7 +156,7 @@ PLACE = 32  # pixels: the smallest films on which a layer still has a map
 
 @pytest.fixture(scope="module")
 def taught(tiny_phantom, tmp_path_factory):
-    """The project's own network after 80 steps on phantom films, half of which have a patch of fine texture somewhere.
+    """The project's own network after 160 steps on phantom films, half of which have a patch of fine texture somewhere.
 
     Nothing but the patch tells the halves apart, and no place on the film is likelier than another.
     """
@@ -168,8 +168,8 @@ def taught(tiny_phantom, tmp_path_factory):
     batch = next(iter(Batches(pixels, films, batch_size=len(films)).epoch(0)))
     model, random = network.build("none", seed=0, layers=(1, 1, 1, 1)).train(), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=80)
-    for _ in range(80):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=160)
+    for _ in range(160):
         images, there, _ = patched(batch.images, random, 16)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             model(images)[:, 4], torch.from_numpy(there).float()
@@ -178,7 +178,7 @@ def taught(tiny_phantom, tmp_path_factory):
         loss.backward()
         optimizer.step()
         schedule.step()
-    images, there, masks = patched(batch.images, random, 120)
+    images, there, masks = patched(batch.images, random, 240)
     yield model, images[there], masks[there]
     torch.set_num_threads(threads)
 

@@ -26,7 +26,7 @@ class Films:
     def __len__(self):
         return -(-len(self.films) // 3)
 
-    def epoch(self, number):
+    def epoch(self, number, *, on="cpu"):
         for rows in torch.arange(len(self.films)).flip(0).split(3):
             yield Batch(self.images[rows], None, rows)
 

@@ -45,8 +45,8 @@ class Interrupting(tiny.TinyBatches):
         super().__init__(24, shuffle=True)
         self.at = at
 
-    def epoch(self, epoch, start=0):
-        for batch, item in enumerate(super().epoch(epoch, start), start):
+    def epoch(self, epoch, start=0, **where):
+        for batch, item in enumerate(super().epoch(epoch, start, **where), start):
             self.at(epoch, batch)
             yield item
 
@@ -73,7 +73,7 @@ def test_a_stage_leaves_what_the_design_promises(undisturbed):
     where, result = undisturbed
     assert result.trained
     assert result.history["epoch"].tolist() == [1, 2, 3]
-    assert [*result.history.columns] == [*record.COLUMNS, *record.TIMES]
+    assert [*result.history.columns] == [*record.COLUMNS, *record.EXTRA]
     best = json.loads((where / "best.json").read_text())
     assert checkpoint.best(where) == result.best
     assert result.history["val_auc"].max() == best["val_auc"]
@@ -212,12 +212,12 @@ def test_a_stopped_stage_goes_on_to_the_same_bits_in_the_same_notebook(undisturb
 
 def test_stopped_in_the_validation_it_goes_on_with_the_validation(undisturbed, tmp_path):
     train, val = tiny.parts()
-    val.epoch = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), iter(tiny.parts()[1].epoch(0)))[1]
+    val.epoch = lambda *_, **__: (os.kill(os.getpid(), signal.SIGTERM), iter(tiny.parts()[1].epoch(0)))[1]
     with pytest.raises(fit.Stopped, match="epoch 1, batch 3"):
         tiny.train(tmp_path, settings(), train=train, val=val)
     train, val = tiny.parts()
     assert tiny.train(tmp_path, settings(), train=train, val=val).resumed_from == "epoch 1, batch 3"
-    assert train.drawn[0] == (1, 0)
+    assert train.drawn[:4] == [(0, 0), (0, 1), (0, 2), (1, 0)], "more than the frozen features came before epoch 2"
     same(undisturbed[0], tmp_path)
 
 

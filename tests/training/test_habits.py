@@ -11,7 +11,7 @@ import torch
 
 from cxrlib.data.batches import augment
 from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, folder, hardware, job, losses, network, optim, record, steps, tensors
+from cxrlib.training import checkpoint, compiler, fit, folder, hardware, job, losses, network, optim, record, tensors
 
 STEADY = {"warmup": 0.0, "decay": "none", "optimizer": "adamw", "precision": "float32"}
 
@@ -133,7 +133,7 @@ def test_halved_batches_make_the_same_steps(tmp_path, monkeypatch, error):
 
 def test_without_halving_memory_that_runs_out_is_told_with_what_to_try(tmp_path, monkeypatch):
     narrow(monkeypatch, 3, MEMORY[0])
-    with pytest.raises(UserError, match=r"batch size 8; try batch_size 4 .*halve=yes"):
+    with pytest.raises(UserError, match=r"batch size 8; 2 films fit: try batch_size 2 .*accumulate=4.*halve=yes"):
         tiny.train(tmp_path, {"epochs": 1, "groups": ("fc",)})
 
 
@@ -157,26 +157,26 @@ def test_films_too_small_for_half_precision_are_refused(tmp_path, monkeypatch):
     train.store = SimpleNamespace(size=16)
     with pytest.raises(UserError, match="films of 16 pixels are too small for bfloat16; give size 32"):
         tiny.train(tmp_path, {"epochs": 1}, train=train)
-    for size, halved in ((16, False), (17, True), (None, True)):
-        hardware.require_size(SimpleNamespace(store=SimpleNamespace(size=size)), halved)
+    for size, dtype in ((16, torch.float32), (17, torch.bfloat16), (None, torch.bfloat16)):
+        hardware.require_size(SimpleNamespace(store=SimpleNamespace(size=size)), dtype)
 
 
 def test_without_a_compiler_compile_says_so(monkeypatch):
-    monkeypatch.setattr(steps.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
-        steps.require_compiler(torch.device("cpu"))
-    steps.require_compiler(torch.device("cuda"))
+        compiler.require(torch.device("cpu"))
+    compiler.require(torch.device("cuda"))
 
 
 @pytest.mark.slow
 def test_compiled_it_learns_the_same(tmp_path):
     try:
-        steps.require_compiler(torch.device("cpu"))
+        compiler.require(torch.device("cpu"))
     except UserError as error:
         pytest.skip(str(error))
     how = {**STEADY, "optimizer": "sgd", "epochs": 1, "groups": ("layer4", "fc")}
     plain = tiny.train(tmp_path / "plain", how)
-    compiled = tiny.train(tmp_path / "compiled", {**how, "compile": True})
+    compiled = tiny.train(tmp_path / "compiled", {**how, "compile": "yes"})
     ours, theirs = weights(compiled.best), weights(plain.best)
     assert ours.keys() == theirs.keys()
     torch.testing.assert_close(ours["fc.weight"], theirs["fc.weight"], rtol=1e-3, atol=1e-4)

@@ -22,7 +22,7 @@ GLIBC = pytest.mark.skipif(
 
 
 def test_running_out_of_memory_says_what_to_try():
-    guard = partial(hardware.memory_of, torch.device("cpu"), "stage 3", 8)
+    guard = partial(hardware.failures_of, torch.device("cpu"), "stage 3", 8)
     with pytest.raises(UserError, match="stage 3 ran out of memory on cpu at batch size 8; try batch_size 4"), guard():
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="shape"), guard():

@@ -36,7 +36,7 @@ def test_positive_weights_raise_the_probabilities_of_rare_labels(seen):
 
 def test_features_are_what_the_networks_own_head_sees_and_leave_it_as_it_was():
     class Two:
-        def epoch(self, epoch):
+        def epoch(self, epoch, on="cpu"):
             for k in range(2):
                 images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(k))
                 yield type("Batch", (), {"images": images, "labels": torch.zeros(3, 15)})

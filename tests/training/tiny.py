@@ -64,14 +64,14 @@ class TinyBatches:
             return 0
         return epoch % self.views if self.views else None
 
-    def epoch(self, epoch, start=0):
+    def epoch(self, epoch, start=0, *, on="cpu", images=True):
         order = (
             np.random.default_rng(epoch).permutation(len(self.films)) if self.shuffle else np.arange(len(self.films))
         )
         for i in range(start * self.batch_size, len(order), self.batch_size):
             rows = torch.from_numpy(np.array_split(order[i : i + self.batch_size], self.world)[self.rank])
             self.drawn.append((epoch, i // self.batch_size))
-            yield Batch(self.images[rows].clone(), self.labels[rows], rows)
+            yield Batch(self.images[rows].to(on).clone() if images else None, self.labels[rows].to(on), rows)
 
 
 def parts():

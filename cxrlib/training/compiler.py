@@ -1,0 +1,76 @@
+"""torch.compile: whether it pays, and code that is made once for batches of one size."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cxrlib.errors import UserError
+from cxrlib.training import network
+
+SECONDS = 60.0
+"""What compiling a ResNet-50's training step takes: 35 s on an H100's host, more on slower processors."""
+GAIN = 0.24
+"""Share of a step that compiled code saves at least: 24 % of a step of all layers, half of one of the upper two groups
+(H100, 224 px, batch 128, bfloat16, torch 2.11, 2026-11-26)."""
+UTILISATION = 0.09
+"""Share of a card's peak that an uncompiled step reaches: 3,490 images/s of 24.5 GFLOP on an H100 of 989 TFLOP/s."""
+PEAK = {(7, 0): 1024, (7, 5): 1024, (8, 0): 2048, (9, 0): 4096, (10, 0): 8192}
+"""Half-precision operations per clock and multiprocessor by compute capability (dense, tensor cores; NVIDIA's
+architecture papers)."""
+PEAK_OTHERS, PEAK_BEFORE = 1024, 256
+"""The same of cards from capability 7 on that are not listed, and of those before, which have no tensor cores."""
+
+
+def pays(device: torch.device, flops: Callable[[], float]) -> bool:
+    """Whether compiling repays itself over a stage's training of so many floating-point operations.
+
+    Reckoned from the card's properties, not from the clock, so that a stage trained again decides alike. On a CPU
+    compiled code has not been seen to gain.
+    """
+    return device.type == "cuda" and GAIN * flops() / (UTILISATION * peak(device)) > SECONDS
+
+
+def peak(device: torch.device) -> float:
+    """Half-precision operations per second of a card at its highest clock."""
+    card = torch.cuda.get_device_properties(device)
+    others = PEAK_OTHERS if card.major >= 7 else PEAK_BEFORE
+    kilohertz = getattr(card, "clock_rate", 1_500_000)  # releases of torch before 2.7 do not say
+    return card.multi_processor_count * kilohertz * 1e3 * PEAK.get((card.major, card.minor), others)
+
+
+def training_flops(model: network.Network, films: int, size: int) -> float:
+    """Floating-point operations of training on so many films: one pass forward through all of the network, and twice
+    as much back through what learns."""
+    twin = copy.deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as prefix, torch.no_grad():
+        features = twin.prefix(torch.empty(1, 1, size, size, device="meta"))
+    with FlopCounterMode(display=False) as suffix, torch.no_grad():
+        twin.eval().suffix(features)
+    return films * (prefix.get_total_flops() + 3 * suffix.get_total_flops())
+
+
+class WholeBatches:
+    """A function compiled for batches of ``films`` films; others go uncompiled, and cost no compiling.
+
+    What is compiled is kept in the user's cache for later stages and runs.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], films: int) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrlib" / "torchinductor"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        self.run, self.films, self.compiled = run, films, torch.compile(run, dynamic=False)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.compiled(values) if len(values) == self.films else self.run(values)
+
+
+def require(device: torch.device) -> None:
+    """Raise UserError where torch.compile would find no C++ compiler to make code for the CPU with."""
+    if device.type == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+        raise UserError("compile=yes needs a C++ compiler on a CPU, and there is none; install g++, or set compile=no")
