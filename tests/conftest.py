@@ -14,6 +14,16 @@ def _shared(name: str) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``cuda`` skip where there is no card."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA card here"))
+
+
 @pytest.fixture(autouse=True)
 def own_outputs(tmp_path_factory, monkeypatch):
     """Every test writes its runs, stores and phantom sets into a folder of its own, never into the user's."""

@@ -1,4 +1,4 @@
-"""Tensors on their way to an NVIDIA card, without making the processor or the card wait."""
+"""Tensors on their way to an NVIDIA card and from it, without making the processor or the card wait."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -13,6 +13,24 @@ def moved(values: torch.Tensor, to: torch.device) -> torch.Tensor:
     if to.type != "cuda" or values.is_cuda:
         return values.to(to)
     return values.pin_memory().to(to, non_blocking=True)
+
+
+class Coming:
+    """A tensor on its way to the CPU: ``values()`` waits for it, which costs nothing when it has long arrived."""
+
+    def __init__(self, there: torch.Tensor) -> None:
+        self.arrived = None
+        if not there.is_cuda:
+            self.here = there.cpu()
+            return
+        self.here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
+        self.here.copy_(there, non_blocking=True)
+        self.arrived = torch.cuda.current_stream(there.device).record_event()
+
+    def values(self) -> torch.Tensor:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.here
 
 
 def prefetched(jobs: Iterable[Job], work: Callable[[Job], tuple], device: torch.device) -> Iterator[Any]:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cxrlib.data import cuda
 from cxrlib.errors import UserError
 from cxrlib.training.team import Team
 
 LOOK_EVERY = 16
-"""Batches between two looks on an accelerator, since a look waits for it; on a CPU each batch is looked at."""
+"""Batches between two looks on an accelerator. A look is at the losses before the last so many, which have come over
+meanwhile: nothing is waited for. On a CPU each batch is looked at."""
 
 
 @dataclass
@@ -28,23 +30,36 @@ class Meter:
     films: list[int] = field(default_factory=list)
     seconds: float = 0.0
     unseen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    coming: list[tuple[cuda.Coming, list[Tensor]]] = field(default_factory=list)
 
     def add(self, loss: Tensor, rows: Tensor) -> None:
         """Take in the mean loss of the next batch, over the films at ``rows``."""
         self.unseen.append((loss.detach(), rows))
-        if loss.device.type == "cpu" or len(self.unseen) >= LOOK_EVERY:
+        if loss.device.type == "cpu":
             self.look()
+        elif len(self.unseen) >= LOOK_EVERY:
+            self._send()
+            self._receive(but=1)
 
     def look(self) -> None:
-        """Fetch the losses waiting. Raises UserError naming batch and images of the first that is not finite."""
-        if not self.unseen:
-            return
-        for value, (_, rows) in zip(torch.stack([loss for loss, _ in self.unseen]).tolist(), self.unseen, strict=True):
-            if not math.isfinite(value):
-                raise UserError(self._complaint(value, rows))
-            self.losses.append(value)
-            self.films.append(len(rows))
-        self.unseen.clear()
+        """Fetch all losses. Raises UserError naming batch and images of the first that is not finite."""
+        self._send()
+        self._receive()
+
+    def _send(self) -> None:
+        if self.unseen:
+            losses, rows = zip(*self.unseen, strict=True)
+            self.coming.append((cuda.Coming(torch.stack(losses)), list(rows)))
+            self.unseen.clear()
+
+    def _receive(self, but: int = 0) -> None:
+        while len(self.coming) > but:
+            losses, rows = self.coming.pop(0)
+            for value, films in zip(losses.values().tolist(), rows, strict=True):
+                if not math.isfinite(value):
+                    raise UserError(self._complaint(value, films))
+                self.losses.append(value)
+                self.films.append(len(films))
 
     def last(self) -> float:
         """The newest loss looked at, NaN before the first."""

@@ -277,8 +277,36 @@ def test_an_error_in_the_thread_is_raised_here():
         list(made.epoch(0))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_what_the_cpu_gives():
+@pytest.mark.parametrize("preset", ["none", "full"])
+def test_a_batch_packed_into_one_buffer_comes_out_as_it_went_in(preset):
+    """What goes to a card in one copy, unpacked on the CPU."""
+    made = make(augment=batches.augment(preset))
+    order = made.order(0)[:7]
+    table = made._table(0, made.order(0))[:7]
+    whole = made._whole(order, table, torch.device("cpu"))
+    unpacked = made._unpack(*made._pack(order, table), torch.device("cpu"))
+    for name in ("images", "labels", "rows"):
+        assert torch.equal(getattr(unpacked, name), getattr(whole, name)), name
+    assert unpacked.labels.dtype == torch.float32
+
+
+def test_without_images_no_film_is_read_and_labels_and_rows_are_the_same():
+    made = make(shuffle=True)
+    with_images = list(made.epoch(1))
+    made.store = None
+    without = list(made.epoch(1, images=False))
+    assert all(batch.images is None for batch in without)
+    for one, other in zip(with_images, without, strict=True):
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.cuda
+def test_a_card_gets_what_the_cpu_gets():
     how = batches.augment("full")
-    for here, there in zip(make(augment=how).epoch(0), make(augment=how).epoch(0, on="cuda"), strict=True):
-        torch.testing.assert_close(there.images.cpu(), here.images, atol=1e-3, rtol=1e-3)
+    here = list(make(augment=how, shuffle=True).epoch(0))
+    there = list(make(augment=how, shuffle=True).epoch(0, on="cuda"))  # all kept: none may use another's memory
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(other.images.cpu(), one.images, atol=1e-3, rtol=1e-3)
+        assert torch.equal(other.labels.cpu(), one.labels)
+        assert torch.equal(other.rows, one.rows)

@@ -204,11 +204,13 @@ def test_a_taught_network_points_far_better_than_chance_and_a_forgetful_one_does
     least = {"gradcam": 4, "hirescam": 2, "occlusion": 4}[method]  # a texture is evidence in many small places
     assert learnt["hit"].mean() > least * chance
     assert learnt["iobb"].mean() > least * chance
+    few, theirs = images[:30], masks[:30]
     anew = [
-        localise.scores(localise.maps(localise.forgetful(model, seed), images, columns, method=method), masks)
-        for seed in range(3)
+        localise.scores(localise.maps(localise.forgetful(model, seed), few, columns[:30], method=method), theirs)
+        for seed in range(8)
     ]
-    assert pd.concat(anew)["hit"].mean() < 1.5 * chance
+    # Single random networks may like the texture or the places by chance, so the middle one of eight counts.
+    assert np.median([one["hit"].mean() for one in anew]) < 1.5 * chance
 
 
 def test_at_the_last_layer_hirescam_is_gradcam(taught):

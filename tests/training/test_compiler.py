@@ -1,0 +1,59 @@
+"""When compiling pays, and what is compiled."""
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from cxrlib.training import compiler, network
+
+CUDA = torch.device("cuda")
+CARDS = {"H100": (9, 0, 132, 1_980_000), "A100": (8, 0, 108, 1_410_000), "T4": (7, 5, 40, 1_590_000)}
+PEAKS = {"H100": 989e12, "A100": 312e12, "T4": 65e12}
+"""Dense half-precision operations per second by NVIDIA's data sheets."""
+
+
+def is_card(monkeypatch, name):
+    major, minor, multiprocessors, clock = CARDS[name]
+    found = SimpleNamespace(major=major, minor=minor, multi_processor_count=multiprocessors, clock_rate=clock)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda at: found)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_cards_peak_is_its_makers(monkeypatch, name):
+    is_card(monkeypatch, name)
+    assert compiler.peak(CUDA) == pytest.approx(PEAKS[name], rel=0.1)
+
+
+def test_a_resnet50s_operations_are_the_published_ones():
+    """4.09 billion multiply-adds a film at 224 px (torchvision's table), less two thirds of the first layer's; three
+    times as many to train all, and one and a little to train the head."""
+    model = network.build("none")
+    forward = 2 * (4.09e9 - 2 / 3 * 112**2 * 64 * 3 * 49)
+    assert compiler.training_flops(model, 10, 224) == pytest.approx(30 * forward, rel=0.01)
+    head = compiler.training_flops(network.train_only(model, ("fc",)), 10, 224)
+    assert head == pytest.approx(10 * forward, rel=0.01)
+    assert model.device.type == "cpu"
+
+
+def test_compiling_pays_for_long_stages_on_slow_cards_and_never_on_a_cpu(monkeypatch):
+    stage = 24.3e9 * 77_872 * 5  # everything trained for five epochs of the whole dataset
+    is_card(monkeypatch, "T4")
+    assert compiler.pays(CUDA, lambda: stage)
+    assert not compiler.pays(CUDA, lambda: stage / 100)
+    is_card(monkeypatch, "H100")
+    assert not compiler.pays(CUDA, lambda: stage)
+    assert compiler.pays(CUDA, lambda: 4 * stage)
+    assert not compiler.pays(torch.device("cpu"), lambda: 1e30)
+
+
+def test_only_whole_batches_are_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda run, dynamic: lambda values: "compiled")
+    run = compiler.WholeBatches(lambda values: "plain", 8)
+    assert [run(torch.zeros(n)) for n in (8, 3, 8)] == ["compiled", "plain", "compiled"]
+
+
+def test_compile_takes_auto_yes_and_no():
+    assert tiny.recipe(compile="yes").compile == "yes"
+    assert tiny.recipe().compile == "auto"
