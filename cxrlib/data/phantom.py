@@ -117,7 +117,13 @@ def write(
 
 def room(images: int, size: int) -> int:
     """Bytes on the disk that a set needs, a tenth more than was measured from 32 to 1024 px."""
-    return round(images * (size * size * (0.5 + 16 / size) + 2048))
+    return round(images * (size * size * (0.52 + 20 / size) + 2048))
+
+
+def shares(images: int) -> list[int]:
+    """Films in each of the twelve folders of the download, in its own proportions: 4,999, 10,000, ..., 7,121."""
+    ends = np.round(np.cumsum(DOWNLOADED) * (images / sum(DOWNLOADED))).astype(int)
+    return np.diff(ends, prepend=0).tolist()
 
 
 def default() -> Path:
@@ -213,10 +219,11 @@ def _fill(
 
 def _cases(films: "pd.DataFrame", folders: int) -> list[_Case]:
     """The films in their order, those of the first folder first."""
-    ends = np.round(np.cumsum(DOWNLOADED) * (len(films) / sum(DOWNLOADED)))
+    places = ["images"] * len(films)
+    if folders:
+        places = [f"images_{i:03d}/images" for i, n in enumerate(shares(len(films)), 1) for _ in range(n)]
     cases = []
-    for at, row in enumerate(films.itertuples(index=False)):
-        place = f"images_{np.searchsorted(ends, at, 'right') + 1:03d}/images" if folders else "images"
+    for place, row in zip(places, films.itertuples(index=False), strict=True):
         file = f"{place}/{file_name(row.patient, row.follow_up)}"
         found = tuple(finding for finding in labels.FINDINGS if getattr(row, finding))
         cases.append(_Case(file, found, row.patient, row.follow_up, row.sex, row.age, row.view, row.test))
