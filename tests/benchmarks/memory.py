@@ -50,10 +50,11 @@ class Peaks(AbstractContextManager):
     """Watches while it is open. ``step`` is asked at every look for what is being done; "" is not counted.
 
     ``cpu`` and ``gpu`` hold each step's highest value in bytes; ``gpu`` stays empty without an NVIDIA driver.
+    ``ended`` is called in the watching thread when a step is over.
     """
 
-    def __init__(self, step: Callable[[], str]) -> None:
-        self.step = step
+    def __init__(self, step: Callable[[], str], ended: Callable[[], None] = lambda: None) -> None:
+        self.step, self.ended = step, ended
         self.cpu: dict[str, int] = {}
         self.gpu: dict[str, int] = {}
         self._stop = threading.Event()
@@ -71,10 +72,14 @@ class Peaks(AbstractContextManager):
             thread.join()
 
     def _watch(self, look: Callable[[], int | None], peaks: dict[str, int]) -> None:
+        last = ""
         while True:
             before, held, after = self.step(), look(), self.step()
             if held is not None and before and before == after:
                 peaks[before] = max(peaks.get(before, 0), held)
+            if last not in ("", after) and peaks is self.cpu:
+                self.ended()
+            last = after
             if self._stop.wait(EVERY):
                 return
 

@@ -11,6 +11,7 @@ import argparse
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -87,6 +88,17 @@ class Plan:
     def on_disk(self) -> dict[str, int]:
         return {what: sum(map(memory.on_disk, folders)) for what, folders in self.places().items()}
 
+    def notebooks(self) -> dict[str, dict]:
+        """How the run's notebooks went, as ``run.json`` has it; empty where there is none."""
+        with suppress(UserError):
+            return paths.read_json(self.home.run_json).get("notebooks", {})
+        return {}
+
+    def chained(self) -> bool:
+        """Whether the chain has been run to its end, so that running it again takes no more room."""
+        found = self.notebooks()
+        return all(found.get(book.stem, {}).get("state") == "done" for book in settings.chain())
+
     def needs(self) -> dict[str, float]:
         """Bytes that each of them will take when it is whole."""
         from cxrlib.data import phantom
@@ -98,8 +110,8 @@ def announce(plan: Plan) -> None:
     """Say what is going to be done and what that needs. Raises UserError where the disk has no room for it."""
     there, needs = plan.on_disk(), plan.needs()
     more = {what: max(0.0, need - there[what]) for what, need in needs.items()}
-    if plan.data.exists():
-        more["films"] = 0.0
+    more |= {"films": 0.0} if plan.data.exists() else {}
+    more |= {"run": 0.0} if plan.chained() else {}
     free = shutil.disk_usage(paths.outputs()).free
     steps = {"films": "draw the films, in twelve folders", "store": "decode them into a store", "run": "run the chain"}
     print(f"Rehearsal: {plan.words()}; {len(_cores())} cores, {memory.whole() / 1e9:.0f} GB of memory")
@@ -125,37 +137,35 @@ class Rehearsal:
         with suppress(UserError):
             self.diary |= paths.read_json(self.file)
         self.doing = ""
-        self.keep({}, {})  # of a chain that was killed
+        self.peaks = memory.Peaks(self.step, ended=self.keep)
+        self._one = threading.RLock()
+        self.keep()  # of a chain that was killed
 
     def run(self) -> None:
         """Draw, store and run the chain, as far as that is not done."""
-        with memory.Peaks(self.step) as peaks:
-            try:
+        try:
+            with self.peaks:
                 self._draw()
                 self._store()
                 self._chain()
-            finally:
-                self.keep(peaks.cpu, peaks.gpu)
+        finally:
+            self.keep()
 
     def step(self) -> str:
         """What is being done: drawing, storing, or the notebook that ``run.json`` says is running; "" between them."""
         if self.doing:
             return self.doing
-        running = [name for name, entry in self._notebooks().items() if entry.get("state") == "running"]
+        running = [name for name, entry in self.plan.notebooks().items() if entry.get("state") == "running"]
         return running[-1] if running else ""
 
-    def keep(self, cpu: Mapping[str, int], gpu: Mapping[str, int]) -> None:
-        """Write the diary, with these peaks and with what ``run.json`` says by now."""
-        for kind, peaks in (("cpu", cpu), ("gpu", gpu)):
-            kept = self.diary[kind]
-            kept |= {step: max(peak, kept.get(step, 0)) for step, peak in peaks.items()}
-        timetable.note_goes(self.diary, {"notebooks": self._notebooks()})
-        paths.write_json(self.file, self.diary)
-
-    def _notebooks(self) -> dict:
-        with suppress(UserError):
-            return paths.read_json(self.plan.home.run_json).get("notebooks", {})
-        return {}
+    def keep(self) -> None:
+        """Write the diary, with the peaks of memory and with what ``run.json`` says by now."""
+        with self._one:
+            for kind, peaks in (("cpu", self.peaks.cpu), ("gpu", self.peaks.gpu)):
+                kept = self.diary[kind]
+                kept |= {step: max(peak, kept.get(step, 0)) for step, peak in list(peaks.items())}
+            timetable.note_goes(self.diary, {"notebooks": self.plan.notebooks()})
+            paths.write_json(self.file, self.diary)
 
     def _draw(self) -> None:
         from cxrlib.data import phantom
@@ -198,8 +208,9 @@ class Rehearsal:
             self._enter(step, {**entry, "seconds": round(took, 2), "open": False})
 
     def _enter(self, step: str, entry: dict) -> None:
-        self.diary["steps"][step] = entry
-        paths.write_json(self.file, self.diary)
+        with self._one:
+            self.diary["steps"][step] = entry
+            paths.write_json(self.file, self.diary)
 
 
 def rehearse(plan: Plan) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cxrlib import paths
 from cxrlib.data import phantom, records
 from cxrlib.errors import UserError
-from cxrlib.workbook import pipeline
+from cxrlib.workbook import pipeline, settings
 from tests.benchmarks import memory, rehearsal, rows, timetable
 
 FEW = ["--films", "40", "--size", "32", "--schedule", "scratch", "-p", "epochs=1"]
@@ -120,6 +120,15 @@ def test_what_is_there_already_needs_no_more_room(monkeypatch, capsys, own_outpu
     assert "run the chain                            3 MB, of which 3 MB are there" in capsys.readouterr().out
 
 
+def test_a_chain_that_is_done_needs_no_more_room(monkeypatch, capsys):
+    plan = rehearsal.read(FEW)
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: SimpleNamespace(free=400_000))
+    with pytest.raises(UserError):
+        rehearsal.announce(plan)
+    paths.write_json(plan.home.run_json, {"notebooks": {book.stem: entry() for book in settings.chain()}})
+    rehearsal.announce(plan)
+
+
 def test_other_settings_make_another_run_on_the_same_films():
     plans = [rehearsal.read(FEW + more) for more in ([], ["--batch_size", "8"], ["-p", "loss=bce"], ["--weights", "x"])]
     assert len({plan.name for plan in plans}) == 4
@@ -209,11 +218,13 @@ def test_memory_is_that_of_the_children_too():
 
 def test_peaks_belong_to_the_step_they_were_seen_in(monkeypatch):
     steps, values = iter(["a", "a", "a", "a", "a", "b", "", "", "b", "b"]), iter([5, 9, 100, 50, 7])
-    peaks = memory.Peaks(lambda: next(steps))
+    over = []
+    peaks = memory.Peaks(lambda: next(steps), ended=lambda: over.append(dict(peaks.cpu)))
     looks = iter([False, False, False, False, True])
     peaks._stop = SimpleNamespace(wait=lambda _: next(looks))
     peaks._watch(lambda: next(values), peaks.cpu)
     assert peaks.cpu == {"a": 9, "b": 7}  # 100 was seen on the way from a to b, 50 between steps
+    assert over == [{"a": 9}, {"a": 9}]  # a ended, then b
 
 
 def test_gpus_are_added_up_and_absent_ones_are_none(tmp_path, monkeypatch):
