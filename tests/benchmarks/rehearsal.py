@@ -106,6 +106,15 @@ class Plan:
         return {"films": phantom.room(self.films, self.size), "store": self.films * self.size**2, "run": RUN_BYTES}
 
 
+def check(plan: Plan) -> None:
+    """Raise UserError for settings that the chain would refuse, before films are drawn for it."""
+    from cxrlib.training import stages
+
+    settings.share(settings.chain(), plan.settings)
+    for number in range(1, 6):
+        stages.recipe(plan.schedule, number)
+
+
 def announce(plan: Plan) -> None:
     """Say what is going to be done and what that needs. Raises UserError where the disk has no room for it."""
     there, needs = plan.on_disk(), plan.needs()
@@ -196,12 +205,13 @@ class Rehearsal:
     def _timed(self, step: str, *, goes_on: bool) -> Iterator[None]:
         """Time a step into the diary. One that ``goes_on`` where it was cut off adds to what it took before."""
         before = self.diary["steps"].get(step, {}) if goes_on else {}
-        entry = {"seconds": 0.0, "films": self.plan.films, "killed": False} | before
+        entry = {"seconds": 0.0, "films": None, "killed": False} | before
         entry["killed"] |= entry.get("open", False)
         self._enter(step, {**entry, "open": True})
         began, self.doing = time.monotonic(), step
         try:
             yield
+            entry["films"] = self.plan.films
         finally:
             self.doing = ""
             took = entry["seconds"] + time.monotonic() - began
@@ -219,6 +229,7 @@ def rehearse(plan: Plan) -> None:
         paths.outputs().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {paths.outputs()}: {error.strerror}; put CXR_OUTPUTS elsewhere") from None
+    check(plan)
     announce(plan)
     with provenance.only_one(plan.notes):
         under_way = Rehearsal(plan)

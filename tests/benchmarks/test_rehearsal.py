@@ -110,6 +110,28 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(monkeypatch, 
     assert not list(own_outputs.iterdir())
 
 
+@pytest.mark.parametrize("wrong", [["--schedule", "hasty"], ["-p", "epoks=1"], ["-p", "epochs=many"]])
+def test_wrong_settings_are_refused_before_films_are_drawn(wrong, capsys, own_outputs):
+    assert rehearsal.main(FEW + wrong) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("rehearsal: ")
+    assert not list(own_outputs.iterdir())
+
+
+def test_a_drawing_that_fails_has_no_speed(monkeypatch, capsys, own_outputs):
+    def full(*_, **__):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(phantom, "write", full)
+    assert rehearsal.main(FEW) == 2
+    plan = rehearsal.read(FEW)
+    step = timetable.steps(json.loads((plan.notes / "diary.json").read_text()), plan.home)[0]
+    assert step.seconds is not None
+    assert step.rate is None
+    assert "the disk is full" in capsys.readouterr().err
+
+
 def test_what_is_there_already_needs_no_more_room(monkeypatch, capsys, own_outputs):
     plan = rehearsal.read(FEW)
     (plan.home.root).mkdir(parents=True)
