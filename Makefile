@@ -6,7 +6,7 @@ BIN  := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab bench notebooks clean-notebooks lock
+.PHONY: help run test lint lab bench rehearsal notebooks clean-notebooks lock
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,13 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 bench: $(READY)  ## measure the README's figures: outputs/bench/results.csv and notebooks/figures/bench.png (ONLY=name for one of them)
 	@$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 	@$(BIN)/python -m tests.benchmarks.figure
+
+FILMS ?= 20000
+SIZE ?= 224
+BATCH ?= 128
+
+rehearsal: $(READY)  ## run the whole chain at full size on drawn films and tell time, memory and disk of every step (FILMS=112120 SIZE=224 BATCH=128)
+	@$(BIN)/python -m tests.benchmarks.rehearsal --films $(FILMS) --size $(SIZE) --batch_size $(BATCH) $(ARGS)
 
 # Executed where they lie, with the committed defaults, so that they read as documents; then their metadata is cleaned.
 notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03_stage3 for one of them)

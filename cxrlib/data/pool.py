@@ -37,7 +37,7 @@ def run(work: Callable[..., Result], jobs: dict[Key, tuple], workers: int) -> It
                 del left[futures[future]]
                 yield futures[future], result
         except BrokenProcessPool:
-            tqdm.write("a decoding process died; going on with one")
+            tqdm.write("a worker process died; going on with one")
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     for key, job in left.items():

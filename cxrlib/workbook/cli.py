@@ -194,14 +194,17 @@ def phantom(
     images: Annotated[int, typer.Option("--images", min=1, help="How many films.")] = 2000,
     size: Annotated[int, typer.Option("--size", min=16, help="Side in pixels.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same set.")] = 0,
+    folders: Annotated[int, typer.Option("--folders", help="12: the folders of the download; 0: images/ alone.")] = 0,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that draw.")] = None,
 ) -> None:
-    """Draw a set of phantom films in the complete NIH layout.
+    """Draw a set of phantom films in the complete NIH layout, the same for a seed however many processes draw.
 
     Example: cxr phantom my-phantoms --images 500 --size 256 --seed 1
     """
     from cxrlib.data import phantom as room
 
-    print(f"Drew {images} films: {room.write(folder, images=images, size=size, seed=seed)}")
+    how = {"folders": folders, "workers": workers, "progress": True}
+    print(f"Drew {images} films: {room.write(folder, images=images, size=size, seed=seed, **how)}")
 
 
 @app.command()
