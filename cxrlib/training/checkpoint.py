@@ -6,22 +6,21 @@ recipe, and every patient that any of them was trained on, so that a test on a p
 even where the ancestors' files are gone.
 """
 
-import base64
 import json
-import zlib
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from torch import Tensor, nn
 
 from cxrlib import labels, paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.training import origin, tensors
+from cxrlib.training import tensors
 from cxrlib.training.recipes import Stage
+
+if TYPE_CHECKING:
+    from cxrlib.training.lineage import Lineage
 
 FORMAT = 1
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
@@ -40,40 +39,6 @@ class Checkpoint:
     path: Path
 
 
-@dataclass(frozen=True)
-class Lineage:
-    """Where a stage starts: what its checkpoints say of their past.
-
-    ``weights`` are the initial weights' name at the head of the line · ``epochs_so_far`` before the stage ·
-    ``ancestors`` from the oldest to the parent · ``patients`` trained on, by the ancestors and by the stage ·
-    ``origin`` what the initial weights had seen, "unknown" where nobody says.
-    """
-
-    weights: str
-    epochs_so_far: int
-    ancestors: tuple[dict[str, Any], ...]
-    patients: np.ndarray
-    origin: str = "nothing"
-
-    @property
-    def parent(self) -> dict[str, Any] | None:
-        return self.ancestors[-1] if self.ancestors else None
-
-
-def lineage(parent: Path | None, weights: str, films: pd.DataFrame) -> Lineage:
-    """The line of a stage that starts from ``parent`` (or from the initial ``weights``) and trains on ``films``.
-
-    Raises UserError where the parent's JSON is absent, damaged or of another format.
-    """
-    own = np.unique(films["patient"].to_numpy(np.int64))
-    if parent is None:
-        began, before = origin.films_of(weights)
-        return Lineage(weights, 0, (), np.union1d(before, own), began)
-    meta = read_meta(parent)
-    seen = np.union1d(patients(meta), own)
-    return Lineage(meta["weights"], meta["epochs_so_far"], (*meta["ancestors"], _ancestor(meta)), seen, meta["origin"])
-
-
 def name(stage: int, lr: float, epochs_so_far: int) -> str:
     return f"stage{stage}_{lr:g}_{epochs_so_far}"
 
@@ -82,7 +47,7 @@ def save(
     folder: Path,
     state: dict[str, Tensor],
     recipe: Stage,
-    line: Lineage,
+    line: "Lineage",
     *,
     epoch: int,
     metrics: dict[str, Any],
@@ -115,7 +80,7 @@ def save(
         "fingerprint": fingerprint,
         "code": code,
         "ancestors": list(line.ancestors),
-        "patients": pack(line.patients),
+        "patients": line.packed_patients(),
         "created": provenance.now(),
         **_machine(),
     }
@@ -230,61 +195,6 @@ def resolve(ckpt: str, run: paths.Run | None = None) -> Path:
     raise UserError(
         f"there is no checkpoint {ckpt!r}; there are: {', '.join(there) or 'none yet, train a stage first'}"
     )
-
-
-def ancestors(path: Path) -> list[dict[str, Any]]:
-    """The line from the first stage to this checkpoint itself: name, sha256, stage, schedule, lr, epochs, data."""
-    meta = read_meta(path)
-    return [*meta["ancestors"], _ancestor(meta)]
-
-
-def patients(meta: dict[str, Any]) -> np.ndarray:
-    """The patients that a checkpoint or any of its ancestors was trained on: sorted int64, none twice."""
-    try:
-        return unpack(meta["patients"])
-    except (ValueError, zlib.error) as error:
-        raise UserError(f"checkpoint {meta['name']} has a damaged list of patients ({error}); train it again") from None
-
-
-def refuse_leak(meta: dict[str, Any], films: pd.DataFrame, *, allow: bool = False) -> int:
-    """Raise UserError if the checkpoint or an ancestor was trained on a patient of ``films``; ``allow`` lets it pass.
-
-    Returns how many patients of ``films`` were trained on.
-    """
-    tested = np.unique(films["patient"].to_numpy(np.int64))
-    seen = int(np.isin(tested, patients(meta)).sum())
-    if seen and not allow:
-        raise UserError(
-            f"checkpoint {meta['name']} or an ancestor was trained on {seen} of the {len(tested)} patients to be "
-            "tested, so a result on them means nothing; take films of other patients, or allow the leak knowingly"
-        )
-    return seen
-
-
-def pack(numbers: np.ndarray) -> str:
-    """Distinct whole numbers as compressed text: sorted, differences, zlib, base64. 25,000 patients take 12 kB."""
-    steps = np.diff(np.unique(numbers).astype("<i8"), prepend=0).astype("<i8")
-    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
-
-
-def unpack(text: str) -> np.ndarray:
-    """The numbers that ``pack`` was given, sorted. Raises ValueError or zlib.error where the text is damaged."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").cumsum().astype(np.int64)
-
-
-def _ancestor(meta: dict[str, Any]) -> dict[str, Any]:
-    recipe = meta["recipe"]
-    return {
-        "name": meta["name"],
-        "sha256": meta["sha256"],
-        "stage": meta["stage"],
-        "schedule": recipe["schedule"],
-        "lr": recipe["lr"],
-        "epochs": meta["epoch"],
-        "epochs_so_far": meta["epochs_so_far"],
-        "data": meta["data"],
-        "val_auc": meta["metrics"].get("val_auc"),
-    }
 
 
 @cache

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from cxrlib import provenance
-from cxrlib.training import checkpoint, hardware, meter, network, optim, record, state, steps, tensors
+from cxrlib.training import checkpoint, hardware, lineage, meter, network, optim, record, state, steps, tensors
 from cxrlib.training import folder as folders
 from cxrlib.training import team as teams
 from cxrlib.training.frozen import Features
@@ -81,7 +81,7 @@ def fit(
     """
     folder, team = Path(folder), teams.of(device)
     network.train_only(model, recipe.groups)
-    line = checkpoint.lineage(parent, weights, train.films)
+    line = lineage.of(parent, weights, train.films)
     carried = folders.moments_hash(parent) if recipe.carry else ""
     who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, carried=carried)
     start = tensors.sha256(model.state_dict())

@@ -1,0 +1,87 @@
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxrlib import paths
+from cxrlib.errors import UserError
+from cxrlib.training import checkpoint, lineage
+
+
+def films(*patients):
+    return pd.DataFrame({"patient": np.array(patients, np.int64)})
+
+
+def save(folder, model, *patients, parent=None, epoch=2, **changes):
+    recipe = tiny.recipe(**changes)
+    line = lineage.of(parent, "none", films(*patients))
+    return checkpoint.save(folder, model.state_dict(), recipe, line, epoch=epoch, metrics={"val_auc": 0.7}, data="d")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.net()
+
+
+def test_patients_of_all_ancestors_are_remembered_and_their_films_refused(tmp_path, model):
+    first = save(tmp_path / "stage1", model, 1, 2)
+    second = save(tmp_path / "stage2", model, 2, 3, number=2, parent=first)
+    third = save(tmp_path / "stage3", model, 7, number=3, parent=second)
+    first.unlink()  # an ancestor's file may be gone
+    meta = checkpoint.read_meta(third)
+    assert lineage.patients(meta).tolist() == [1, 2, 3, 7]
+    assert [line["name"] for line in lineage.ancestors(third)] == [first.stem, second.stem, third.stem]
+    assert meta["parent"]["sha256"] == checkpoint.read_meta(second)["sha256"]
+    assert lineage.refuse_leak(meta, films(4, 5)) == 0
+    with pytest.raises(UserError, match="trained on 2 of the 3 patients"):
+        lineage.refuse_leak(meta, films(1, 1, 7, 8))
+    assert lineage.refuse_leak(meta, films(1, 8), allow=True) == 1
+
+
+@given(st.lists(st.integers(0, 2**62), max_size=50))
+def test_packed_numbers_come_back_sorted_and_once(numbers):
+    assert lineage.unpack(lineage.pack(np.array(numbers, np.int64))).tolist() == sorted(set(numbers))
+
+
+def test_thirty_thousand_patients_take_little_room():
+    assert len(lineage.pack(np.random.default_rng(0).permutation(30805)[:25000])) < 40_000
+
+
+def test_only_the_first_stage_may_start_without_a_checkpoint():
+    run = paths.Run("empty")
+    assert lineage.parent(run, 1) is None
+    with pytest.raises(UserError, match="stage1 holds no finished stage"):
+        lineage.parent(run, 2)
+    with pytest.raises(UserError, match=r"no checkpoint 'stage3_0\.001_6'"):
+        lineage.parent(run, 1, "stage3_0.001_6")
+    with pytest.raises(UserError, match="no finished stage"):
+        lineage.line(run)
+
+
+def test_random_and_imagenet_weights_have_seen_no_patient():
+    for weights in ("none", "IMAGENET1K_V2"):
+        words, patients = lineage.origin(weights)
+        assert words != lineage.UNKNOWN
+        assert len(patients) == 0
+
+
+def test_a_file_without_a_list_is_of_unknown_origin(tmp_path):
+    words, patients = lineage.origin(str(tmp_path / "w.pth"))
+    assert words == lineage.UNKNOWN
+    assert len(patients) == 0
+
+
+def test_the_list_beside_foreign_weights_goes_into_the_lineage(tmp_path):
+    (tmp_path / "w.pth.films.txt").write_text("00000013_005.png\n00000013_006.png\n77\n\n")
+    films = pd.DataFrame({"patient": [5, 6]})
+    line = lineage.of(None, str(tmp_path / "w.pth"), films)
+    np.testing.assert_array_equal(line.patients, [5, 6, 13, 77])
+    assert "2 patients" in line.origin
+
+
+def test_a_damaged_list_names_its_line(tmp_path):
+    (tmp_path / "w.pth.films.txt").write_text("13\nHernia\n")
+    with pytest.raises(UserError, match="line 2: 'Hernia'"):
+        lineage.origin(str(tmp_path / "w.pth"))
