@@ -92,11 +92,12 @@ def fit(
     model.to(team.device, memory_format=torch.channels_last)
     train, val = team.share(train), team.share(val)
     with (
-        provenance.only_one(folder) if team.first else nullcontext(),
+        team.held_by_first(lambda: provenance.only_one(folder)),
         hardware.interrupts() as signalled,
         state.own_randomness(seed, team.device),
         optim.given_back(model),
         hardware.memory_of(team.device, f"stage {recipe.number}", train.batch_size),
+        teams.shared_statistics(model, team),
         Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=team.first) as shown,
     ):
         files = folders.StageFolder(folder, recipe, line, who, start, data)
@@ -125,7 +126,6 @@ class _Training:
     moments: dict[str, torch.Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
-        teams.share_statistics(self.model, self.team)
         self.optimizer = optim.make(self.model, self.recipe)
         optim.restore(self.optimizer, self.model, self.moments, self.recipe.optimizer)
         self.average = optim.Average(self.model, self.recipe.ema) if self.recipe.ema else None
@@ -270,11 +270,10 @@ class _Training:
 
     def resume(self) -> str:
         """Go on from the newest state of this very stage, if there is one; say from where, "" for the beginning."""
-        found = self.files.newest() if self.team.first else None
-        path = self.team.from_first(lambda: found.path if found else None)
+        path = self.team.from_first(lambda: getattr(self.files.newest(), "path", None))
         if path is None:
             return ""
-        found = found or state.read(path)
+        found = state.read(path)
         optim.fill(self.model, state.part(found.tensors, "model"))
         optim.restore(self.optimizer, self.model, state.part(found.tensors, "optimizer"), self.recipe.optimizer)
         if self.average:
