@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cxrlib import labels, paths
-from cxrlib.data import images, pool, records, splits, tables
+from cxrlib.data import images, patients, pool, records, splits, tables
 from cxrlib.data.health import Report
 from cxrlib.errors import UserError
 
@@ -54,15 +54,14 @@ def _table(report: Report) -> pd.DataFrame | None:
     try:
         csv = records.find_table(report.folder)
         films = records.read_csv(csv, on_wrong=_note(report, "table"))
+        films["dataset"] = records.dataset(report.folder)
     except UserError as error:
         report.add("table", "error", "table that cannot be used", [error], "a run needs the CSV of the NIH download")
         return None
     report.facts |= {"table": csv.name, "films_in_table": len(films), "patients": films["patient"].nunique()}
     unknown = films["image"][films["age"].isna()].tolist()
     report.add("table", "warning", f"films without an age up to {tables.OLDEST}", unknown, "taken as unknown")
-    claimed = films["image"].str.extract(r"^(\d+)_\d+\.", expand=False)
-    other = claimed.notna() & (pd.to_numeric(claimed, errors="coerce") != films["patient"])
-    concerned = films["image"][other].tolist()
+    concerned = films["image"][patients.misnamed(films)].tolist()
     report.add("table", "warning", "films named after another patient than their row's", concerned,
                "splits go by the Patient ID of the row; make sure that it is right")  # fmt: skip
     return films.drop_duplicates("image").reset_index(drop=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlib import labels, paths
-from cxrlib.data import anatomy, cohort, film, signs
+from cxrlib.data import anatomy, cohort, film, records, signs
 from cxrlib.errors import UserError
 
 DEFAULT = {"images": 900, "size": 128, "seed": 0, "least": 0.12}
@@ -73,7 +73,7 @@ def write(folder: str | Path, images: int = 2000, size: int = 128, seed: int = 0
     """Write a set of ``images`` films of ``size`` × ``size`` pixels into a new folder and return it.
 
     The layout is the dataset's: Data_Entry_2017.csv, images/, train_val_list.txt, test_list.txt and, for the test
-    films, BBox_List_2017.csv. Every finding is on at least the share ``least`` of the films; 0 keeps the dataset's
+    films, BBox_List_2017.csv; dataset.txt says that its patients are nobody else's. Every finding is on at least the share ``least`` of the films; 0 keeps the dataset's
     own prevalence (Hernia: one film in 500). The folder appears only when it is complete.
     Raises UserError for a number out of range and for a folder that is not empty.
     """
@@ -149,6 +149,7 @@ def _fill(folder: Path, films: pd.DataFrame, *, size: int, seed: int) -> None:
         "BBox_List_2017.csv": boxes,
         "train_val_list.txt": lists[False],
         "test_list.txt": lists[True],
+        records.DATASET: [f"phantom-{seed}"],  # a patient is drawn from (seed, number) alone
     }.items():
         (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
 
