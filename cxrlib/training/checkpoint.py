@@ -1,9 +1,9 @@
 """Checkpoints: weights as safetensors, and beside them a JSON that says where they come from.
 
 A checkpoint is named as the original project named its own, ``stage5_1e-06_22``: the stage, its rate, and the
-epochs so far over the whole line of stages. Its JSON carries the line itself: every ancestor's name, hash and
-recipe, and every patient that any of them was trained on, so that a test on a patient seen can be refused
-even where the ancestors' files are gone.
+epochs so far over the whole line of stages. Its JSON carries the line itself, see ``lineage``: every ancestor's name,
+hash and recipe, and every patient that any of them saw. All that a test is refused by is also in the header of the
+weights' own file, whose SHA-256 the JSON names, so that it survives a lost JSON and shows a changed one.
 """
 
 import json
@@ -22,10 +22,14 @@ from cxrlib.training.recipes import Stage
 if TYPE_CHECKING:
     from cxrlib.training.lineage import Lineage
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 kept the patients trained on, without a dataset, in its JSON alone: ``patients`` in place of ``seen``."""
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
 SUFFIX = ".safetensors"
-NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "patients", "ancestors", "origin")
+NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "ancestors", "origin")
+GUARDED = ("format", "name", "parent", "weights", "origin", "gaps", "ancestors", "seen")
+"""What the weights' own file says as well."""
 ATTACHED = "attached"
 """What was found out after the training travels under this key; no hash and no fingerprint is made of it."""
 
@@ -75,16 +79,18 @@ def save(
         "parent": parent,
         "weights": line.weights,
         "origin": line.origin,
+        "gaps": list(line.gaps),
         "metrics": metrics,
         "data": data,
         "fingerprint": fingerprint,
         "code": code,
         "ancestors": list(line.ancestors),
-        "patients": line.packed_patients(),
+        "seen": {role: who.packed_patients() for role, who in line.past.items()},
         "created": provenance.now(),
         **_machine(),
     }
-    return tensors.write(folder / title, state, meta)
+    pictures = {role: who.packed_pictures() for role, who in line.past.items()}
+    return tensors.write(folder / title, state, meta, {key: meta[key] for key in GUARDED} | {"pictures": pictures})
 
 
 def load(path: Path) -> Checkpoint:
@@ -98,15 +104,48 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not there")
     meta = tensors.read_meta(path)
-    lacking = [key for key in NEEDED if key not in meta]
+    who = "patients" if meta.get("format") == 1 else "seen"
+    lacking = [key for key in (*NEEDED, who) if key not in meta]
     if lacking:
         raise UserError(f"{tensors.json_of(path)} is no checkpoint's: it lacks {', '.join(lacking)}")
-    if meta["format"] != FORMAT:
+    if meta["format"] not in READABLE:
         raise UserError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}; train it again")
     if meta["layout"] != LAYOUT:
         raise UserError(f"checkpoint {path} is of another network ({meta['layout']}), not {LAYOUT}")
     labels.check_order(meta["labels"], f"checkpoint {path}")
+    _check_unchanged(path, meta)
     return meta
+
+
+def _check_unchanged(path: Path, meta: dict[str, Any]) -> None:
+    inside = tensors.inside(path)
+    if not inside and meta["format"] == 1:
+        return  # nothing guards it
+    if not inside:
+        raise UserError(f"{path} is damaged or not the file its JSON describes; copy both once more, or train it again")
+    changed = [key for key in GUARDED if inside.get(key) != meta.get(key)]
+    if changed:
+        raise UserError(
+            f"{tensors.json_of(path)} was changed or damaged: its {', '.join(changed)} is not what {path.name} itself "
+            "says; restore it from where it came from, or train it again"
+        )
+
+
+def is_described(path: Path) -> bool:
+    """Whether a checkpoint's JSON lies beside a file of weights."""
+    beside = tensors.json_of(path)
+    meta = paths.read_json(beside) if path.suffix == SUFFIX and beside.is_file() else None
+    return isinstance(meta, dict) and "ancestors" in meta
+
+
+def by_hash(sha256: str) -> Path | None:
+    """The checkpoint of this hash among all runs, None where there is none."""
+    for described in sorted(paths.outputs().glob("*/stage*/stage*.json")):
+        if sha256 in described.read_text(encoding="utf-8", errors="replace"):
+            path = described.with_suffix(SUFFIX)
+            if path.is_file() and tensors.read_meta(path)["sha256"] == sha256:
+                return path
+    return None
 
 
 def attach(path: Path, name: str, values: Any) -> Path:

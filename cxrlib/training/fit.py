@@ -81,7 +81,7 @@ def fit(
     """
     folder, team = Path(folder), teams.of(device)
     network.train_only(model, recipe.groups)
-    line = lineage.of(parent, weights, train.films)
+    line = lineage.of(parent, weights, train, val)
     carried = folders.moments_hash(parent) if recipe.carry else ""
     who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, carried=carried)
     start = tensors.sha256(model.state_dict())

@@ -168,6 +168,7 @@ class StageFolder:
         return loaded.path
 
     def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
+        _ = self.line.past  # looked at once, and no part of what a checkpoint costs
         began = time.monotonic()
         metrics = record.jsonable([{name: value for name, value in row.items() if name not in record.TIMES}])[0]
         checkpoint.save(

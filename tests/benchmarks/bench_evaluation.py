@@ -121,7 +121,7 @@ def _given(folder: Path) -> dict[str, Any]:
     line, parent = [], None
     for number in range(1, 6):
         recipe = stages.recipe("scratch", number)
-        past = lineage.of(parent, "none", val[0])
+        past = lineage.of(parent, "none", SimpleNamespace(films=val[0]))
         parent = checkpoint.save(folder, {"fc.bias": torch.zeros(15)}, recipe, past, epoch=1, metrics={"val_auc": 0.8})
         line.append(parent)
     said = {"val": [], "test": []}

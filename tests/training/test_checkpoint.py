@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,17 @@ from cxrlib.training import checkpoint, lineage, network
 
 
 def films(*patients):
-    return pd.DataFrame({"patient": np.array(patients, np.int64)})
+    names = [f"{patient:08d}_000.png" for patient in patients]
+    return pd.DataFrame({"image": names, "patient": np.array(patients, np.int64)})
+
+
+def part(*patients):
+    return SimpleNamespace(films=films(*patients))
 
 
 def save(folder, model, *patients, parent=None, epoch=2, **changes):
     recipe = tiny.recipe(**changes)
-    line = lineage.of(parent, "none", films(*patients))
+    line = lineage.of(parent, "none", part(*patients), part())
     return checkpoint.save(folder, model.state_dict(), recipe, line, epoch=epoch, metrics={"val_auc": 0.7}, data="d")
 
 
@@ -72,13 +78,15 @@ def test_a_damaged_file_is_refused(saved, model):
         ({"layout": "densenet121"}, "another network"),
         ({"format": 99}, "format 99"),
         ({"sha256": None}, "names no SHA-256"),
-        ({"patients": "%%%"}, "damaged list of patients"),
+        ({"seen": {"trained": {}, "validated": {}}}, "was changed or damaged: its seen is not what"),
+        ({"origin": "nothing at all"}, "its origin is not"),
+        ({"format": 1, "patients": ""}, "its format"),
     ],
 )
 def test_foreign_or_altered_descriptions_are_refused(saved, changes, message):
     rewrite(saved, **changes)
     with pytest.raises(UserError, match=message):
-        lineage.patients(checkpoint.load(saved).meta)
+        checkpoint.load(saved)
 
 
 def test_weights_of_another_layout_leave_the_network_as_it_was(saved):
