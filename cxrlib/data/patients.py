@@ -9,7 +9,7 @@ row differ, as after a wrong re-index, the film counts as of both.
 import numpy as np
 import pandas as pd
 
-from cxrlib.data import builder, records, store
+from cxrlib.data import builder, records, splits, store
 
 NIH, UNNAMED = "nih", records.UNNAMED
 NIH_PATIENTS = 30805
@@ -51,14 +51,15 @@ def misnamed(films: pd.DataFrame) -> np.ndarray:
     return np.bincount(rows["film"], minlength=len(films)) > 1
 
 
-def doubts(films: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, pixels: store.Store | None) -> list[str]:
+def doubts(films: pd.DataFrame, parts: splits.Parts, pixels: store.Store | None = None) -> list[str]:
     """What makes one doubt that the patients are told apart, in sentences for a run's first lines; mostly none.
 
-    ``train`` and ``test`` are parts of ``films``; pictures under two patients are looked for where there are ``pixels``.
+    Pictures under two patients are looked for where there are ``pixels``.
     """
     found = []
     if count := int((wrong := misnamed(films)).sum()):
-        both = np.intersect1d(of(train).get(NIH, []), of(test).get(NIH, []))
+        seen = of(pd.concat([parts.train, parts.val]))
+        both = np.intersect1d(seen.get(NIH, []), of(parts.test).get(NIH, []))
         found.append(
             f"{count:,} films are named after another patient than their row's, first {films['image'][wrong].iloc[0]}"
             + (f"; by their names {len(both):,} patients are both trained on and tested" if len(both) else "")
