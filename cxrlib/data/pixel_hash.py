@@ -66,7 +66,7 @@ def match(amplitudes: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     The nearest where there are several. A film without structure has none.
     """
     found = np.full(len(amplitudes), -1, np.int64)
-    theirs = _signs(np.unpackbits(hashes.astype(">u8").view(np.uint8), axis=1).reshape(-1, BITS))
+    theirs = _signs(np.unpackbits(np.ascontiguousarray(hashes, ">u8").view(np.uint8), axis=1))
     for at in range(0, len(amplitudes), _QUERIES) if len(hashes) else ():
         part = amplitudes[at : at + _QUERIES]
         agreement = _signs(part > 0) @ theirs.T  # (n, H): bits alike less bits that differ
