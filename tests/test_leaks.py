@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from cxrlib import paths
-from cxrlib.data import images, patients, phantom, pixel_hash, records, splits, store
+from cxrlib.data import check, images, patients, phantom, pixel_hash, records, splits, store
 from cxrlib.errors import UserError
 from cxrlib.labels import FINDINGS
 from cxrlib.training import checkpoint, lineage, seen, stages, tensors
@@ -341,6 +341,15 @@ def test_one_picture_under_two_patients_is_told_as_soon_as_films_are_decoded_and
     with pytest.raises(UserError, match=r"00000007_000\.png is the picture 00000001_000\.png"):
         ask(made, folder.part(7))
     assert ask(made, folder.part(9))["patients"].tolist() == [0]  # blank films are nobody's picture
+
+
+def test_check_tells_one_picture_under_two_patients_by_the_table_not_by_names(tmp_path):
+    films = {"film_1.png": (1, picture(1)), "film_2.png": (2, picture(1))}
+    films |= {"a.png": (3, picture(3)), "b.png": (3, picture(3))}
+    found = check.folder(Folder(tmp_path / "d", films).where, progress=False)
+    told = {one.what: one.examples for one in found.problems}
+    assert told["groups of films with identical pixels under two patients"] == ["film_1.png = film_2.png"]
+    assert told["groups of films of one patient with identical pixels"] == ["a.png = b.png"]
 
 
 def test_a_folder_that_names_its_dataset_after_training_is_known_by_its_pictures(nih):

@@ -5,10 +5,11 @@ but the first few, which chests share (a DCT hash as Zauner 2010 compares them, 
 flip, so two films are held together by two numbers: how many bits differ, and which share of the one film's
 amplitudes the differing bits have. The same picture differs where its amplitudes are almost nothing.
 
-Measured on 1,437 films of NIH at 256² (516,355 pairs of different patients) and 2,700 phantom films (3.6 million):
-different pictures never came below 17 bits and a share of 0.024 (phantom: 5 and 0.0017), the same picture as a store
-of 48 to 224 pixels or as JPEG of quality 50 to 90 never above 7 bits and 0.0015, all but the smallest stores below
-``SHARE``. What is cropped, turned, mirrored or equalised is another picture; a negative is the same one.
+Measured on 1,437 films of NIH at 256² (a million pairs of different patients) and 2,700 phantom films (3.6 million):
+different pictures never came below 17 bits and a share of 0.024 (phantom: 5 and 0.0017). The same picture as a store
+of 64 to 224 pixels, as JPEG of quality 50 or better, or as a negative stayed at 5 bits and 0.0007: all are known. Of
+stores of 48 pixels 99.7 % are, of JPEG 75 at 64 pixels 99.9 %, of JPEG 20 99.0 %, after a gamma of 0.9 89 %, after
+cutting 1 % off each side 0.5 %. What is turned, mirrored, cropped or equalised counts as another picture.
 """
 
 from functools import cache

@@ -6,6 +6,7 @@ for the 86,524 films outside the official test part, two thirds of it hashes, wh
 """
 
 import base64
+import hashlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ class Tested:
     films: pd.DataFrame
     rows: pd.DataFrame
     amplitudes: np.ndarray | None
+    _compared: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
+    """What was found among hashes compared before: the stages of a run have mostly seen the same films."""
 
     @classmethod
     def of(cls, films: pd.DataFrame, pixels: Store | None) -> "Tested":
@@ -104,7 +107,10 @@ class Tested:
         """Films whose picture was seen: position of the film, and the name that the picture had then."""
         if self.amplitudes is None or not len(seen.names):
             return {}
-        which = pixel_hash.match(self.amplitudes, seen.hashes)
+        key = hashlib.sha256(seen.hashes.tobytes()).digest()
+        if key not in self._compared:
+            self._compared[key] = pixel_hash.match(self.amplitudes, seen.hashes)
+        which = self._compared[key]
         return {int(film): str(seen.names[which[film]]) for film in np.flatnonzero(which >= 0)}
 
 
