@@ -39,7 +39,7 @@ TAKERS = {
     "cxrlib.training.network": {"train_only", "members", "table"},
     "cxrlib.training.optim": {"make", "tensors", "restore", "learned", "given_back", "fill"},
     "cxrlib.training.probe": {"features", "probabilities"},
-    "cxrlib.training.team": {"share_statistics"},
+    "cxrlib.training.team": {"shared_statistics"},
 }
 """The public functions that take a network. Each is called here, by a notebook or by ``fit``, on the pretend device."""
 

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cxrlib import labels, paths
-from cxrlib.data import images, pool, records, splits, tables
+from cxrlib.data import images, patients, pool, records, splits, tables
 from cxrlib.data.health import Report
 from cxrlib.errors import UserError
 
@@ -32,7 +32,8 @@ def everything(report: Report, size: int, workers: int | None, progress: bool) -
         _space(report, len(files.keys() & set(films["image"])), size)
     first = {name: places[0][0] for name, places in sorted(files.items()) if places[0][1]}
     if first and not report.fast:
-        _films(report, first, workers, progress)
+        of_patient = {} if films is None else dict(zip(films["image"], films["patient"], strict=True))
+        _films(report, first, of_patient, workers, progress)
     elif first:
         _sample(report, first)
 
@@ -54,15 +55,14 @@ def _table(report: Report) -> pd.DataFrame | None:
     try:
         csv = records.find_table(report.folder)
         films = records.read_csv(csv, on_wrong=_note(report, "table"))
+        films["dataset"] = records.dataset(report.folder)
     except UserError as error:
         report.add("table", "error", "table that cannot be used", [error], "a run needs the CSV of the NIH download")
         return None
     report.facts |= {"table": csv.name, "films_in_table": len(films), "patients": films["patient"].nunique()}
     unknown = films["image"][films["age"].isna()].tolist()
     report.add("table", "warning", f"films without an age up to {tables.OLDEST}", unknown, "taken as unknown")
-    claimed = films["image"].str.extract(r"^(\d+)_\d+\.", expand=False)
-    other = claimed.notna() & (pd.to_numeric(claimed, errors="coerce") != films["patient"])
-    concerned = films["image"][other].tolist()
+    concerned = films["image"][patients.misnamed(films)].tolist()
     report.add("table", "warning", "films named after another patient than their row's", concerned,
                "splits go by the Patient ID of the row; make sure that it is right")  # fmt: skip
     return films.drop_duplicates("image").reset_index(drop=True)
@@ -150,8 +150,10 @@ def _space(report: Report, films: int, size: int) -> None:
     report.add("space", "warning", "disk without room for the store", [place] if need > free else [], advice)
 
 
-def _films(report: Report, files: dict[str, str], workers: int | None, progress: bool) -> None:
-    """Decode every film, in processes, and compare them with one another."""
+def _films(
+    report: Report, files: dict[str, str], of_patient: dict[str, int], workers: int | None, progress: bool
+) -> None:
+    """Decode every film, in processes, and compare them with one another; ``of_patient`` says whose each film is."""
     names = list(files)
     jobs = {at: ([files[name] for name in names[at : at + CHUNK]],) for at in range(0, len(names), CHUNK)}
     found: dict[int, list[tuple]] = {}
@@ -162,7 +164,7 @@ def _films(report: Report, files: dict[str, str], workers: int | None, progress:
     seen = dict(zip(names, (one for at in sorted(found) for one in found[at]), strict=True))
     broken = [f"{name} {_short(reason, files[name])}" for name, (reason, *_) in seen.items() if reason]
     report.add("films", "missing", "films that cannot be decoded", broken, f"{AGAIN}, or use --allow-missing")
-    _compare(report, {name: one[1:] for name, one in seen.items() if not one[0]})
+    _compare(report, {name: one[1:] for name, one in seen.items() if not one[0]}, of_patient)
 
 
 def _short(reason: str, file: str) -> str:
@@ -170,7 +172,7 @@ def _short(reason: str, file: str) -> str:
     return reason.removeprefix(file).strip().split("; ")[0]
 
 
-def _compare(report: Report, seen: dict[str, tuple]) -> None:
+def _compare(report: Report, seen: dict[str, tuple], of_patient: dict[str, int]) -> None:
     sizes = Counter(size for _, size, _, _ in seen.values())
     modes = Counter(mode for mode, _, _, _ in seen.values())
     report.facts["film_sizes"] = {f"{width}x{height}": count for (width, height), count in sizes.most_common(5)}
@@ -187,10 +189,10 @@ def _compare(report: Report, seen: dict[str, tuple]) -> None:
     for name, (_, size, pixels, _) in seen.items():
         twins[size, pixels].append(name)
     groups = [group for group in twins.values() if len(group) > 1]
-    strangers = [" = ".join(group) for group in groups if len({name.split("_")[0] for name in group}) > 1]
+    strangers = [" = ".join(group) for group in groups if len({of_patient.get(name, name) for name in group}) > 1]
     report.add("films", "warning", "groups of films with identical pixels under two patients", strangers,
                "one of the names is wrong, and a split may leak; keep one film of each group")  # fmt: skip
-    doubles = [" = ".join(group) for group in groups if len({name.split("_")[0] for name in group}) == 1]
+    doubles = [" = ".join(group) for group in groups if len({of_patient.get(name, name) for name in group}) == 1]
     report.add(
         "films", "note", "groups of films of one patient with identical pixels", doubles, "each counts as a film"
     )

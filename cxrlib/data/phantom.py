@@ -34,6 +34,8 @@ DATA_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
 )
+DATASET = "dataset.txt"
+"""As ``records.DATASET``, which would bring pandas along."""
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 BOX_PIXELS = 1024
 """Boxes are given on the dataset's 1024-pixel films, whatever size was drawn."""
@@ -95,9 +97,10 @@ def write(
     """Write a set of ``images`` films of ``size`` × ``size`` pixels into a new folder and return it.
 
     The layout is the dataset's: Data_Entry_2017.csv, images/, train_val_list.txt, test_list.txt and, for the test
-    films, BBox_List_2017.csv. With ``folders=12`` the films lie as they are downloaded, in images_001/images to
-    images_012/images, shared out as there. Every finding is on at least the share ``least`` of the films; 0 keeps the
-    dataset's own prevalence (Hernia: one film in 500). The folder appears only when it is complete.
+    films, BBox_List_2017.csv; dataset.txt says that its patients are nobody else's. With ``folders=12`` the films lie
+    as they are downloaded, in images_001/images to images_012/images, shared out as there. Every finding is on at least
+    the share ``least`` of the films; 0 keeps the dataset's own prevalence (Hernia: one film in 500). The folder appears
+    only when it is complete.
 
     ``workers`` processes draw (default: one per core where it pays), the same bytes however many there are.
     ``progress`` shows a bar where drawing takes more than a second; None: only on a terminal.
@@ -214,7 +217,7 @@ def _fill(
               delay=1, mininterval=0.5, smoothing=0.1) as bar:  # fmt: skip
         for at, boxes[at] in pool.run(_draw_all, jobs, workers):
             bar.update(len(jobs[at][3]))
-    _write_tables(folder, cases, [line for at in sorted(boxes) for line in boxes[at]])
+    _write_tables(folder, cases, [line for at in sorted(boxes) for line in boxes[at]], seed)
 
 
 def _cases(films: "pd.DataFrame", folders: int) -> list[_Case]:
@@ -243,7 +246,7 @@ def _draw_all(folder: str, size: int, seed: int, cases: list[_Case]) -> list[str
     return boxes
 
 
-def _write_tables(folder: Path, cases: list[_Case], boxes: list[str]) -> None:
+def _write_tables(folder: Path, cases: list[_Case], boxes: list[str], seed: int) -> None:
     rows, lists = [DATA_HEADER], {False: [], True: []}
     for case in cases:
         image = Path(case.file).name
@@ -256,6 +259,7 @@ def _write_tables(folder: Path, cases: list[_Case], boxes: list[str]) -> None:
         "BBox_List_2017.csv": [BOX_HEADER, *boxes],
         "train_val_list.txt": lists[False],
         "test_list.txt": lists[True],
+        DATASET: [f"phantom-{seed}"],  # a patient is drawn from (seed, number) alone
     }.items():
         (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
 

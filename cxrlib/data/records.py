@@ -1,11 +1,13 @@
 """A data folder in the NIH layout, read into one table: a row per film, every row validated.
 
 Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""),
-view ("PA", "AP" or ""), then the 15 labels as uint8. Messages name the line of the CSV, its header being line 1.
+view ("PA", "AP" or ""), dataset (who numbers the patients, "" where the folder does not say: see ``patients``), then
+the 15 labels as uint8. Messages name the line of the CSV, its header being line 1.
 """
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +25,12 @@ BOXES = "BBox_List_2017.csv"
 OTHER_BOXES = "BBox_List_2017_Official_NIH.csv"
 """What re-sized mirrors of the dataset call the file of boxes."""
 
+DATASET = "dataset.txt"
+"""File of a data folder with one word: the dataset that numbers its patients, such as our-hospital."""
+
+UNNAMED = "unnamed"
+"""No dataset's name: what the patients of a folder without one may be called where nothing tells whose they are."""
+
 BOX_PIXELS = 1024
 """Boxes are in the pixels of the original 1024² films, whatever the size of the films at hand."""
 
@@ -36,7 +44,7 @@ _HEADERS = {
     "Patient Sex": "sex",
     "View Position": "view",
 }
-COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", *labels.LABELS)
+COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", "dataset", *labels.LABELS)
 
 
 def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
@@ -49,6 +57,7 @@ def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
     films = read_csv(find_table(folder))
     files = scan(folder)
     films["path"] = [files.get(name, "") for name in films["image"]]
+    films["dataset"] = dataset(folder)
     absent = (films["path"] == "").to_numpy()
     missing = films.loc[absent, "image"].tolist()
     if missing and not allow_missing:
@@ -93,6 +102,20 @@ def find_table(folder: Path) -> Path:
     raise UserError(f"{folder} holds no {TABLES[0]}; it comes with the NIH download and belongs beside images/")
 
 
+def dataset(folder: Path) -> str:
+    """The dataset that a data folder says it is, "" where it says nothing. Raises UserError for no such word."""
+    file = folder / DATASET
+    if not file.is_file():
+        return ""
+    try:
+        word = file.read_text("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); write one word into it, or remove it") from None
+    if word == UNNAMED or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", word):
+        raise UserError(f"{file} says {word[:60]!r}; give one word of small letters and digits, such as our-hospital")
+    return word
+
+
 def find_images(folder: str | Path) -> dict[str, Path]:
     """Where each film lies: ``images/``, ``images_001/images/`` … ``images_012/images/``, or a mix of both.
 
@@ -127,6 +150,8 @@ def fingerprint(films: pd.DataFrame) -> str:
         sha.update(films[column].to_numpy("<i8").tobytes())
     sha.update(films["age"].to_numpy("<f8").round(4).tobytes())
     sha.update(label_matrix(films).tobytes())
+    if "dataset" in films and films["dataset"].any():  # undeclared, a fingerprint is what it was before
+        sha.update("\n".join(films["dataset"]).encode() + b"\0")
     return sha.hexdigest()[:16]
 
 

@@ -1,32 +1,35 @@
 """Checkpoints: weights as safetensors, and beside them a JSON that says where they come from.
 
 A checkpoint is named as the original project named its own, ``stage5_1e-06_22``: the stage, its rate, and the
-epochs so far over the whole line of stages. Its JSON carries the line itself: every ancestor's name, hash and
-recipe, and every patient that any of them was trained on, so that a test on a patient seen can be refused
-even where the ancestors' files are gone.
+epochs so far over the whole line of stages. Its JSON carries the line itself, see ``lineage``: every ancestor's name,
+hash and recipe, and every patient that any of them saw. All that a test is refused by is also in the header of the
+weights' own file, whose SHA-256 the JSON names, so that it survives a lost JSON and shows a changed one.
 """
 
-import base64
 import json
-import zlib
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from torch import Tensor, nn
 
 from cxrlib import labels, paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.training import origin, tensors
+from cxrlib.training import tensors
 from cxrlib.training.recipes import Stage
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from cxrlib.training.lineage import Lineage
+
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 kept the patients trained on, without a dataset, in its JSON alone: ``patients`` in place of ``seen``."""
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
 SUFFIX = ".safetensors"
-NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "patients", "ancestors", "origin")
+NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "ancestors", "origin")
+GUARDED = ("format", "name", "parent", "weights", "origin", "gaps", "ancestors", "seen")
+"""What the weights' own file says as well."""
 ATTACHED = "attached"
 """What was found out after the training travels under this key; no hash and no fingerprint is made of it."""
 
@@ -40,40 +43,6 @@ class Checkpoint:
     path: Path
 
 
-@dataclass(frozen=True)
-class Lineage:
-    """Where a stage starts: what its checkpoints say of their past.
-
-    ``weights`` are the initial weights' name at the head of the line · ``epochs_so_far`` before the stage ·
-    ``ancestors`` from the oldest to the parent · ``patients`` trained on, by the ancestors and by the stage ·
-    ``origin`` what the initial weights had seen, "unknown" where nobody says.
-    """
-
-    weights: str
-    epochs_so_far: int
-    ancestors: tuple[dict[str, Any], ...]
-    patients: np.ndarray
-    origin: str = "nothing"
-
-    @property
-    def parent(self) -> dict[str, Any] | None:
-        return self.ancestors[-1] if self.ancestors else None
-
-
-def lineage(parent: Path | None, weights: str, films: pd.DataFrame) -> Lineage:
-    """The line of a stage that starts from ``parent`` (or from the initial ``weights``) and trains on ``films``.
-
-    Raises UserError where the parent's JSON is absent, damaged or of another format.
-    """
-    own = np.unique(films["patient"].to_numpy(np.int64))
-    if parent is None:
-        began, before = origin.films_of(weights)
-        return Lineage(weights, 0, (), np.union1d(before, own), began)
-    meta = read_meta(parent)
-    seen = np.union1d(patients(meta), own)
-    return Lineage(meta["weights"], meta["epochs_so_far"], (*meta["ancestors"], _ancestor(meta)), seen, meta["origin"])
-
-
 def name(stage: int, lr: float, epochs_so_far: int) -> str:
     return f"stage{stage}_{lr:g}_{epochs_so_far}"
 
@@ -82,7 +51,7 @@ def save(
     folder: Path,
     state: dict[str, Tensor],
     recipe: Stage,
-    line: Lineage,
+    line: "Lineage",
     *,
     epoch: int,
     metrics: dict[str, Any],
@@ -110,16 +79,18 @@ def save(
         "parent": parent,
         "weights": line.weights,
         "origin": line.origin,
+        "gaps": list(line.gaps),
         "metrics": metrics,
         "data": data,
         "fingerprint": fingerprint,
         "code": code,
         "ancestors": list(line.ancestors),
-        "patients": pack(line.patients),
+        "seen": {role: who.packed_patients() for role, who in line.past.items()},
         "created": provenance.now(),
         **_machine(),
     }
-    return tensors.write(folder / title, state, meta)
+    pictures = {role: who.packed_pictures() for role, who in line.past.items()}
+    return tensors.write(folder / title, state, meta, {key: meta[key] for key in GUARDED} | {"pictures": pictures})
 
 
 def load(path: Path) -> Checkpoint:
@@ -133,15 +104,48 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not there")
     meta = tensors.read_meta(path)
-    lacking = [key for key in NEEDED if key not in meta]
+    who = "patients" if meta.get("format") == 1 else "seen"
+    lacking = [key for key in (*NEEDED, who) if key not in meta]
     if lacking:
         raise UserError(f"{tensors.json_of(path)} is no checkpoint's: it lacks {', '.join(lacking)}")
-    if meta["format"] != FORMAT:
+    if meta["format"] not in READABLE:
         raise UserError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}; train it again")
     if meta["layout"] != LAYOUT:
         raise UserError(f"checkpoint {path} is of another network ({meta['layout']}), not {LAYOUT}")
     labels.check_order(meta["labels"], f"checkpoint {path}")
+    _check_unchanged(path, meta)
     return meta
+
+
+def _check_unchanged(path: Path, meta: dict[str, Any]) -> None:
+    inside = tensors.inside(path)
+    if not inside and meta["format"] == 1:
+        return  # nothing guards it
+    if not inside:
+        raise UserError(f"{path} is damaged or not the file its JSON describes; copy both once more, or train it again")
+    changed = [key for key in GUARDED if inside.get(key) != meta.get(key)]
+    if changed:
+        raise UserError(
+            f"{tensors.json_of(path)} was changed or damaged: its {', '.join(changed)} is not what {path.name} itself "
+            "says; restore it from where it came from, or train it again"
+        )
+
+
+def is_described(path: Path) -> bool:
+    """Whether a checkpoint's JSON lies beside a file of weights."""
+    beside = tensors.json_of(path)
+    meta = paths.read_json(beside) if path.suffix == SUFFIX and beside.is_file() else None
+    return isinstance(meta, dict) and "ancestors" in meta
+
+
+def by_hash(sha256: str) -> Path | None:
+    """The checkpoint of this hash among all runs, None where there is none."""
+    for described in sorted(paths.outputs().glob("*/stage*/stage*.json")):
+        if sha256 in described.read_text(encoding="utf-8", errors="replace"):
+            path = described.with_suffix(SUFFIX)
+            if path.is_file() and tensors.read_meta(path)["sha256"] == sha256:
+                return path
+    return None
 
 
 def attach(path: Path, name: str, values: Any) -> Path:
@@ -231,61 +235,6 @@ def resolve(ckpt: str, run: paths.Run | None = None) -> Path:
     raise UserError(
         f"there is no checkpoint {ckpt!r}; there are: {', '.join(there) or 'none yet, train a stage first'}"
     )
-
-
-def ancestors(path: Path) -> list[dict[str, Any]]:
-    """The line from the first stage to this checkpoint itself: name, sha256, stage, schedule, lr, epochs, data."""
-    meta = read_meta(path)
-    return [*meta["ancestors"], _ancestor(meta)]
-
-
-def patients(meta: dict[str, Any]) -> np.ndarray:
-    """The patients that a checkpoint or any of its ancestors was trained on: sorted int64, none twice."""
-    try:
-        return unpack(meta["patients"])
-    except (ValueError, zlib.error) as error:
-        raise UserError(f"checkpoint {meta['name']} has a damaged list of patients ({error}); train it again") from None
-
-
-def refuse_leak(meta: dict[str, Any], films: pd.DataFrame, *, allow: bool = False) -> int:
-    """Raise UserError if the checkpoint or an ancestor was trained on a patient of ``films``; ``allow`` lets it pass.
-
-    Returns how many patients of ``films`` were trained on.
-    """
-    tested = np.unique(films["patient"].to_numpy(np.int64))
-    seen = int(np.isin(tested, patients(meta)).sum())
-    if seen and not allow:
-        raise UserError(
-            f"checkpoint {meta['name']} or an ancestor was trained on {seen} of the {len(tested)} patients to be "
-            "tested, so a result on them means nothing; take films of other patients, or allow the leak knowingly"
-        )
-    return seen
-
-
-def pack(numbers: np.ndarray) -> str:
-    """Distinct whole numbers as compressed text: sorted, differences, zlib, base64. 25,000 patients take 12 kB."""
-    steps = np.diff(np.unique(numbers).astype("<i8"), prepend=0).astype("<i8")
-    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
-
-
-def unpack(text: str) -> np.ndarray:
-    """The numbers that ``pack`` was given, sorted. Raises ValueError or zlib.error where the text is damaged."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").cumsum().astype(np.int64)
-
-
-def _ancestor(meta: dict[str, Any]) -> dict[str, Any]:
-    recipe = meta["recipe"]
-    return {
-        "name": meta["name"],
-        "sha256": meta["sha256"],
-        "stage": meta["stage"],
-        "schedule": recipe["schedule"],
-        "lr": recipe["lr"],
-        "epochs": meta["epoch"],
-        "epochs_so_far": meta["epochs_so_far"],
-        "data": meta["data"],
-        "val_auc": meta["metrics"].get("val_auc"),
-    }
 
 
 @cache

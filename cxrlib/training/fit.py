@@ -20,7 +20,19 @@ import pandas as pd
 import torch
 
 from cxrlib import labels, provenance
-from cxrlib.training import checkpoint, compiler, hardware, meter, network, optim, record, state, steps, tensors
+from cxrlib.training import (
+    checkpoint,
+    compiler,
+    hardware,
+    lineage,
+    meter,
+    network,
+    optim,
+    record,
+    state,
+    steps,
+    tensors,
+)
 from cxrlib.training import folder as folders
 from cxrlib.training import team as teams
 from cxrlib.training.frozen import Features
@@ -83,7 +95,7 @@ def fit(
     folder, team = Path(folder), teams.of(device)
     network.train_only(model, recipe.groups)
     model.precision = recipe.precision
-    line = checkpoint.lineage(parent, weights, train.films)
+    line = lineage.of(parent, weights, train, val)
     carried = folders.moments_hash(parent) if recipe.carry else ""
     who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, carried=carried)
     start = tensors.sha256(model.state_dict())
@@ -94,11 +106,12 @@ def fit(
     model.to(team.device, memory_format=torch.channels_last)
     train, val = team.share(train), team.share(val)
     with (
-        provenance.only_one(folder) if team.first else nullcontext(),
+        team.held_by_first(lambda: provenance.only_one(folder)),
         hardware.interrupts() as signalled,
         state.own_randomness(seed, team.device),
         optim.given_back(model),
         hardware.failures_of(team.device, f"stage {recipe.number}", train.batch_size),
+        teams.shared_statistics(model, team),
         Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=team.first) as shown,
     ):
         files = folders.StageFolder(folder, recipe, line, who, start, data)
@@ -127,7 +140,6 @@ class _Training:
     moments: dict[str, torch.Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
-        teams.share_statistics(self.model, self.team)
         self.optimizer = optim.make(self.model, self.recipe)
         optim.restore(self.optimizer, self.model, self.moments, self.recipe.optimizer)
         self.average = optim.Average(self.model, self.recipe.ema) if self.recipe.ema else None
@@ -298,11 +310,10 @@ class _Training:
 
     def resume(self) -> str:
         """Go on from the newest state of this very stage, if there is one; say from where, "" for the beginning."""
-        found = self.files.newest() if self.team.first else None
-        path = self.team.from_first(lambda: found.path if found else None)
+        path = self.team.from_first(lambda: getattr(self.files.newest(), "path", None))
         if path is None:
             return ""
-        found = found or state.read(path)
+        found = state.read(path)
         optim.fill(self.model, state.part(found.tensors, "model"))
         optim.restore(self.optimizer, self.model, state.part(found.tensors, "optimizer"), self.recipe.optimizer)
         if self.average:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, network, record, state, tensors
+from cxrlib.training import checkpoint, lineage, network, record, state, tensors
 from cxrlib.training.recipes import Stage
 
 SAVE_EVERY = 300.0
@@ -84,7 +84,7 @@ class StageFolder:
     """
 
     def __init__(
-        self, folder: Path, recipe: Stage, line: checkpoint.Lineage, who: dict[str, Any], start: str, data: str
+        self, folder: Path, recipe: Stage, line: lineage.Lineage, who: dict[str, Any], start: str, data: str
     ) -> None:
         self.folder, self.recipe, self.line, self.who, self.start, self.data = folder, recipe, line, who, start, data
         self.states = folder / "state"
@@ -168,6 +168,7 @@ class StageFolder:
         return loaded.path
 
     def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
+        _ = self.line.past  # looked at once, and no part of what a checkpoint costs
         began = time.monotonic()
         metrics = record.jsonable([{name: value for name, value in row.items() if name not in record.TIMES}])[0]
         checkpoint.save(

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from cxrlib import paths, provenance
 from cxrlib.data import batches, phantom, records, splits, store
 from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, losses, network, relay, stages
+from cxrlib.training import checkpoint, fit, lineage, losses, network, stages
 from cxrlib.training import team as teams
 from cxrlib.training.progress import Progress
 
@@ -71,7 +71,7 @@ def train(
     how = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
     train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **how)
     val = batches.Batches(pixels, parts.val, batch_size=2 * batch_size)
-    parent = relay.parent(folder, stage, ckpt)
+    parent = lineage.parent(folder, stage, ckpt)
     model = network.build("none" if parent else weights, seed=seed)
     if parent:
         checkpoint.load_into(model, parent)

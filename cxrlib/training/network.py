@@ -1,7 +1,7 @@
 """The network: torchvision's ResNet-50 that reads one grey channel and gives 15 logits, in six layer groups."""
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -146,6 +146,21 @@ def table(model: Network) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def travelled(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> pd.DataFrame:
+    """How far each layer group went from one state dict to another, as a share of where it was.
+
+    Index group; ``weights``: ‖after − before‖ / ‖before‖ over all that is learnt by gradients; ``statistics``: the
+    same over BatchNorm's running means and variances, NaN for a group without. 0 means bit-equal.
+    """
+    rows = []
+    for group in GROUPS:
+        names = [name for name in before if group_of(name) == group and before[name].is_floating_point()]
+        moving = [name for name in names if "running_" in name]
+        learnt = [name for name in names if "running_" not in name]
+        rows.append({"weights": _distance(before, after, learnt), "statistics": _distance(before, after, moving)})
+    return pd.DataFrame(rows, index=pd.Index(GROUPS, name="group"))
+
+
 def grey(kernels: Tensor) -> Tensor:
     """Sum the colour channels of first-layer kernels (64, 3, 7, 7) into one (64, 1, 7, 7).
 
@@ -203,3 +218,11 @@ def _take_over(model: Network, state: dict[str, Tensor], source: str) -> None:
         if names:
             raise UserError(f"weights {source} are no ResNet-50's: they {what} {len(names)} entries such as {names[0]}")
     model.load_state_dict(state, strict=False)
+
+
+def _distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: list[str]) -> float:
+    if not names:
+        return float("nan")
+    was = torch.cat([before[name].flatten().double() for name in names])
+    now = torch.cat([after[name].flatten().double() for name in names])
+    return float((now - was).norm() / was.norm())

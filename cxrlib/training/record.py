@@ -15,7 +15,7 @@ import pandas as pd
 from cxrlib import paths, provenance
 from cxrlib.data import batches, records
 from cxrlib.labels import FINDINGS
-from cxrlib.training import checkpoint, frozen, hardware, inference, meter, network, optim, steps, team
+from cxrlib.training import frozen, hardware, inference, lineage, meter, network, optim, steps, team
 from cxrlib.training import losses as loss_rooms
 from cxrlib.training.recipes import Stage
 
@@ -31,7 +31,7 @@ def identity(
     train: Any,
     val: Any,
     loss: Any,
-    line: checkpoint.Lineage,
+    line: lineage.Lineage,
     *,
     data: str,
     seed: int,

@@ -7,8 +7,8 @@ the environment. Every process calls the same functions in the same order; with 
 import copy
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -53,7 +53,7 @@ class Team:
         """
         if self.world == 1:
             return part
-        if min(part.batch_size, len(part.films)) < 2 * self.world:
+        if self.world > 1 and min(part.batch_size, len(part.films)) < 2 * self.world:
             raise UserError(
                 f"{self.world} processes share batches of {part.batch_size} of {len(part.films)} films; "
                 f"give a batch_size of {2 * self.world} or more, which counts the films of all, or fewer processes"
@@ -97,21 +97,34 @@ class Team:
         return gather_object([mine])
 
     def from_first(self, ask: Callable[[], Answer]) -> Answer:
-        """What ``ask`` answers in the first process; a UserError there is raised in every process."""
+        """What ``ask`` answers in the first process; whatever goes wrong there ends every process, none waits for it.
+
+        A UserError and an interrupt are raised everywhere as they are, anything else in the others as a RuntimeError.
+        """
         if self.world == 1:
             return ask()
         from accelerate.utils import broadcast_object_list
 
         told: list[Any] = [None, None]
+        failed: BaseException | None = None
         if self.first:
             try:
                 told[0] = ask()
-            except UserError as error:
-                told[1] = error
+            except BaseException as error:
+                failed, plain = error, isinstance(error, UserError | KeyboardInterrupt)
+                words = f"the first process failed: {type(error).__name__}: {error}"  # not every error can be pickled
+                told[1] = error if plain else RuntimeError(words)
         answer, error = broadcast_object_list(told)
         if error is not None:
-            raise error
+            raise failed or error
         return answer
+
+    @contextmanager
+    def held_by_first(self, make: Callable[[], AbstractContextManager]) -> Iterator[None]:
+        """Hold what ``make`` gives in the first process inside the block; where it cannot be had, none goes on."""
+        with ExitStack() as held:
+            self.from_first(lambda: held.enter_context(make()) and None)
+            yield
 
     def together(self) -> None:
         """Wait until every process has come here."""
@@ -138,27 +151,46 @@ def _launched(cpu: bool) -> Team:
     return Team(made.device, made.process_index, made.num_processes, local, made)
 
 
-def share_statistics(model: network.Network, team: Team) -> None:
-    """Let the BatchNorms that are trained see the whole batch of all processes, as one process would.
+@contextmanager
+def shared_statistics(model: network.Network, team: Team) -> Iterator[None]:
+    """Let the BatchNorms that are trained see the whole batch of all processes inside the block, as one would.
 
-    torch's SyncBatchNorm does so on accelerators alone, so CPUs get ``SharedBatchNorm``.
+    torch's SyncBatchNorm does so on accelerators alone, so CPUs get ``SharedBatchNorm``. Afterwards the network has its
+    own modules again, with what they learnt.
     """
-    if team.world == 1:
-        return
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.BatchNorm2d and network.group_of(name) in model.trainable:
-            parent, _, last = name.rpartition(".")
-            shared = (
-                _cpu_shared(module) if team.device.type == "cpu" else nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            )
-            setattr(model.get_submodule(parent), last, shared)
+    own = {
+        name: module
+        for name, module in model.named_modules()
+        if team.world > 1 and type(module) is nn.BatchNorm2d and network.group_of(name) in model.trainable
+    }
+    try:
+        for name, module in own.items():
+            _put(model, name, _cpu_shared(module) if team.device.type == "cpu" else _gpu_shared(module))
+        yield
+    finally:
+        for name, module in own.items():
+            _put(model, name, _take_over(module, model.get_submodule(name)))
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _gpu_shared(norm: nn.BatchNorm2d) -> nn.SyncBatchNorm:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
 
 
 def _cpu_shared(norm: nn.BatchNorm2d) -> "SharedBatchNorm":
     shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    return _take_over(shared, norm)
+
+
+def _take_over(norm: nn.Module, other: nn.Module) -> nn.Module:
+    """Let a BatchNorm have the very tensors of another, and its mode."""
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        setattr(shared, name, getattr(norm, name))
-    return shared.train(norm.training)
+        setattr(norm, name, getattr(other, name))
+    return norm.train(other.training)
 
 
 class SharedBatchNorm(nn.BatchNorm2d):

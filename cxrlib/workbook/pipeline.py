@@ -50,12 +50,14 @@ def run(
     books = settings.chain(folder)
     shares = settings.share(books, {**asked, **settings.located(once or {})})
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
-    films = data(
-        str(asked.get("data", "")), console, known=bool(before), allow_missing=bool(asked.get("allow_missing", False))
-    )
-    record.check_same_films(before, films)
     parameters = settings.common(books, asked)
+    wanted = {"seed": int, "size": int, "allow_missing": bool}
+    told = {**asked, **parameters}
+    how = {name: kind(told[name]) for name, kind in wanted.items() if name in told}
+    films = data(str(asked.get("data", "")), console, known=bool(before), **how)
+    record.check_same_films(before, films)
     console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False)
+    _say(films.get("doubts", []), console)
     with provenance.only_one(home.root), _board(home, chosen, console) as board:
         kept = record.opened(before, asked, parameters, films)
         code, ran = record.code_version(), 0
@@ -66,6 +68,10 @@ def run(
                 continue
             _execute(book, home, shares[book.stem], kept, made_by, board)
             ran += 1
+        if ran:  # the films are decoded now
+            now = data(films["folder"], known=True, **how).get("doubts", [])
+            _say([doubt for doubt in now if doubt not in films.get("doubts", [])], console)
+            kept["data"]["doubts"] = now
         if ran or not home.report.exists() or kept.get("report") != report.code_version():
             kept["report"] = report.code_version()
             paths.write_json(home.run_json, kept)
@@ -74,15 +80,26 @@ def run(
 
 
 def data(
-    folder: str, console: Console | None = None, *, known: bool = False, allow_missing: bool = False
+    folder: str,
+    console: Console | None = None,
+    *,
+    known: bool = False,
+    allow_missing: bool = False,
+    seed: int = 0,
+    size: int = 0,
 ) -> dict[str, Any]:
-    """Read the films' records and say what they are: folder, numbers of films and patients, split, fingerprint.
+    """Read the films' records and say what they are: folder, numbers of films and patients, split, fingerprint, doubts.
 
     "" means the phantom set, which is drawn now if it is not there yet. A folder that no earlier call of the run has
     ``known`` is checked first, without decoding its films. With ``allow_missing`` absent films are left out, and named.
     Raises UserError for a folder that is absent or not fit for a run.
     """
-    from cxrlib.data import check, records, splits  # pandas takes a while; a wrong setting should be told at once
+    from cxrlib.data import (  # pandas takes a while; a wrong setting should be told at once
+        check,
+        patients,
+        records,
+        splits,
+    )
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
@@ -92,15 +109,30 @@ def data(
         check.folder(found, fast=True, progress=False).require(allow_missing=allow_missing)
     films = records.read(found, allow_missing=allow_missing)
     absent = films.attrs.get("missing", [])
+    parts = splits.make(films, found, seed=seed)
     return {
         "folder": folder,
         "films": len(films),
         "patients": int(films["patient"].nunique()),
-        "source": splits.make(films, found).source,
+        "source": parts.source,
         "fingerprint": records.fingerprint(films),
         "film_size": records.film_size(films),
+        "doubts": patients.doubts(films, parts, _decoded(films, size)),
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
+
+
+def _decoded(films: Any, size: int) -> Any:
+    """The store of these films, None where it is not built yet."""
+    from cxrlib.data import builder, store
+
+    folder = store.default_folder(films, size)
+    return store.load(folder) if (folder / builder.MANIFEST).is_file() else None
+
+
+def _say(doubts: Iterable[str], console: Console) -> None:
+    for doubt in doubts:
+        console.print(f"In doubt: {doubt}.", style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _phantoms() -> Path:

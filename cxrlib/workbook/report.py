@@ -51,6 +51,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
     record = found.value
     why = {"auc": auc.why, "stages": stages.why, "data": data.why, "record": found.why}
     notes = [reason for reason in why.values() if reason]
+    past = _past(home, notes)
     why["overall"] = overall.why
     asked = {**part(record, "parameters"), **part(record, "settings")}
     rows = sections.findings(auc.value, _films(data.value, "test"))
@@ -72,7 +73,9 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "record": record,
         "asked": asked,
         "facts": _facts(record, asked, data.value),
-        "contaminated": contaminated(data.value),
+        "contaminated": max(contaminated(data.value) or 0, past["seen"]) or contaminated(data.value),
+        "past": past,
+        "doubts": part(record, "data").get("doubts", []),
         "left_out": part(part(record, "data"), "left_out").get("films", 0),
         "phantom": bool(record) and not asked.get("data"),
         "mean": next((row for row in rows if row["finding"] == MEAN), None),
@@ -99,10 +102,26 @@ def part(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def contaminated(data: pd.DataFrame | None) -> int | None:
-    """Patients of the test part that the network was trained on, knowingly; None where that was not written down."""
+    """Patients of the test part that the network has seen, knowingly; None where that was not written down."""
     if data is None or "seen_in_training" not in data or data["seen_in_training"].isna().all():
         return None
     return int(data["seen_in_training"].max())
+
+
+def _past(home: paths.Run, notes: list[str]) -> dict[str, Any]:
+    """What the checkpoints said when they were asked whom they had seen: tested patients, and what nobody knows.
+
+    A table that is there and cannot be read goes into ``notes``; an older run has none.
+    """
+    seen, unknown, asked = 0, {}, False
+    for name in ("lineage", "lineage_localisation"):
+        found = tables.table(home.tables / f"{name}.csv")
+        if found.value is not None:
+            seen, asked = max(seen, int(found.value["patients"].fillna(0).max())), True
+            unknown |= dict.fromkeys(words for words in found.value["unknown"] if words)
+        elif (home.tables / f"{name}.csv").exists():
+            notes.append(found.why)
+    return {"seen": seen, "unknown": list(unknown), "asked": asked}
 
 
 def _rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:

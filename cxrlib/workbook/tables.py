@@ -17,6 +17,8 @@ NEEDED = {
     "stage_findings": ("comparison", "stage", "against", "finding", "positives", "difference", "low", "high", "p_holm"),
     "overall": ("number", "value", "low", "high"),
     "data": ("part", "films", "patients"),
+    "lineage": ("checkpoint", "patients", "unknown"),
+    "lineage_localisation": ("checkpoint", "patients", "unknown"),
     "calibration": ("finding", "probability", "prevalence", "brier", "brier_prevalence", "ece"),
     "thresholds": ("finding", "rule", "threshold", "sensitivity", "specificity", "ppv", "npv"),
     "subgroups": ("kind", "group", "finding", "films", "patients", "auc", "low", "high"),
@@ -34,6 +36,7 @@ NEEDED = {
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
     *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
+    *("origin", "first", "unknown"),
 )
 """Columns that hold text. All others hold numbers, and what is no number there counts as undefined."""
 
@@ -43,7 +46,7 @@ NUMBERED = ("stage",)
 NAMED = {"stage_findings": ("stage",)}
 """Columns that hold text in one table alone: there a stage goes by its checkpoint's name."""
 
-MAY_LACK = ("reason", "network", "source", "loss", "says")
+MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown")
 """Columns of text that may be empty; the others name their row."""
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from cxrlib import paths
 from cxrlib.evaluation import intervals, resample
 from cxrlib.labels import FINDINGS, LABELS
-from cxrlib.training import checkpoint, stages
+from cxrlib.training import checkpoint, lineage, stages
 from tests.benchmarks.rows import CPU, Row, machine, one_core, spread
 
 FILMS, PATIENTS, VALIDATION = 25_596, 2_797, 8_652
@@ -121,7 +121,7 @@ def _given(folder: Path) -> dict[str, Any]:
     line, parent = [], None
     for number in range(1, 6):
         recipe = stages.recipe("scratch", number)
-        past = checkpoint.lineage(parent, "none", val[0])
+        past = lineage.of(parent, "none", SimpleNamespace(films=val[0]))
         parent = checkpoint.save(folder, {"fc.bias": torch.zeros(15)}, recipe, past, epoch=1, metrics={"val_auc": 0.8})
         line.append(parent)
     said = {"val": [], "test": []}

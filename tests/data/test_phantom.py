@@ -37,7 +37,7 @@ def test_a_film_depends_on_its_arguments_alone():
 
 def test_layout_is_complete(tiny_phantom, films):
     assert {path.name for path in tiny_phantom.iterdir()} == {
-        "Data_Entry_2017.csv", "images", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv",
+        "Data_Entry_2017.csv", "images", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv", "dataset.txt",
     }  # fmt: skip
     listed = [
         name for part in ("train_val", "test") for name in (tiny_phantom / f"{part}_list.txt").read_text().split()

@@ -1,26 +1,30 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from cxrlib import paths
 from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, network
+from cxrlib.training import checkpoint, lineage, network
 
 
 def films(*patients):
-    return pd.DataFrame({"patient": np.array(patients, np.int64)})
+    names = [f"{patient:08d}_000.png" for patient in patients]
+    return pd.DataFrame({"image": names, "patient": np.array(patients, np.int64)})
+
+
+def part(*patients):
+    return SimpleNamespace(films=films(*patients))
 
 
 def save(folder, model, *patients, parent=None, epoch=2, **changes):
     recipe = tiny.recipe(**changes)
-    line = checkpoint.lineage(parent, "none", films(*patients))
+    line = lineage.of(parent, "none", part(*patients), part())
     return checkpoint.save(folder, model.state_dict(), recipe, line, epoch=epoch, metrics={"val_auc": 0.7}, data="d")
 
 
@@ -74,13 +78,15 @@ def test_a_damaged_file_is_refused(saved, model):
         ({"layout": "densenet121"}, "another network"),
         ({"format": 99}, "format 99"),
         ({"sha256": None}, "names no SHA-256"),
-        ({"patients": "%%%"}, "damaged list of patients"),
+        ({"seen": {"trained": {}, "validated": {}}}, "was changed or damaged: its seen is not what"),
+        ({"origin": "nothing at all"}, "its origin is not"),
+        ({"format": 1, "patients": ""}, "its format"),
     ],
 )
 def test_foreign_or_altered_descriptions_are_refused(saved, changes, message):
     rewrite(saved, **changes)
     with pytest.raises(UserError, match=message):
-        checkpoint.patients(checkpoint.load(saved).meta)
+        checkpoint.load(saved)
 
 
 def test_weights_of_another_layout_leave_the_network_as_it_was(saved):
@@ -96,30 +102,6 @@ def test_a_file_beside_a_foreign_json_is_refused(saved):
     save_file({"x": torch.zeros(3)}, saved)
     with pytest.raises(UserError, match="not the file its JSON describes"):
         checkpoint.load(saved)
-
-
-def test_patients_of_all_ancestors_are_remembered_and_their_films_refused(tmp_path, model):
-    first = save(tmp_path / "stage1", model, 1, 2)
-    second = save(tmp_path / "stage2", model, 2, 3, number=2, parent=first)
-    third = save(tmp_path / "stage3", model, 7, number=3, parent=second)
-    first.unlink()  # an ancestor's file may be gone
-    meta = checkpoint.read_meta(third)
-    assert checkpoint.patients(meta).tolist() == [1, 2, 3, 7]
-    assert [line["name"] for line in checkpoint.ancestors(third)] == [first.stem, second.stem, third.stem]
-    assert meta["parent"]["sha256"] == checkpoint.read_meta(second)["sha256"]
-    assert checkpoint.refuse_leak(meta, films(4, 5)) == 0
-    with pytest.raises(UserError, match="trained on 2 of the 3 patients"):
-        checkpoint.refuse_leak(meta, films(1, 1, 7, 8))
-    assert checkpoint.refuse_leak(meta, films(1, 8), allow=True) == 1
-
-
-@given(st.lists(st.integers(0, 2**62), max_size=50))
-def test_packed_numbers_come_back_sorted_and_once(numbers):
-    assert checkpoint.unpack(checkpoint.pack(np.array(numbers, np.int64))).tolist() == sorted(set(numbers))
-
-
-def test_thirty_thousand_patients_take_little_room():
-    assert len(checkpoint.pack(np.random.default_rng(0).permutation(30805)[:25000])) < 40_000
 
 
 def test_a_name_is_found_in_the_run_then_in_all_runs(own_outputs, model):

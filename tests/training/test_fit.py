@@ -14,7 +14,7 @@ import torch
 from cxrlib import provenance
 from cxrlib.data.batches import augment
 from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, folder, network, record, state, tensors
+from cxrlib.training import checkpoint, fit, folder, lineage, network, record, state, tensors
 
 THIS = Path(tiny.__file__)
 SETTINGS = {"ema": 0.9, "epochs": 3, "groups": ("layer4", "fc")}
@@ -147,9 +147,7 @@ def test_a_finished_stage_is_recognised_and_the_best_weights_are_given(undisturb
 @pytest.mark.parametrize("change", ["lr", "films", "seed", "batch_size", "start", "parent", "loss"])
 def test_whatever_decides_the_result_has_the_stage_trained_again(tmp_path, monkeypatch, change, undisturbed):
     train, val = tiny.parts()
-    who = record.identity(
-        tiny.recipe(), train, val, "focal", checkpoint.lineage(None, "none", train.films), data="", seed=0
-    )
+    who = record.identity(tiny.recipe(), train, val, "focal", lineage.of(None, "none", train, val), data="", seed=0)
     if change == "films":
         train.films.loc[0, "Mass"] ^= 1
     if change == "batch_size":
@@ -160,7 +158,7 @@ def test_whatever_decides_the_result_has_the_stage_trained_again(tmp_path, monke
         train,
         val,
         "bce" if change == "loss" else "focal",
-        checkpoint.lineage(parent, "V2" if change == "start" else "none", train.films),
+        lineage.of(parent, "V2" if change == "start" else "none", train, val),
         data="",
         seed=1 if change == "seed" else 0,
     )

@@ -1,5 +1,6 @@
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -139,3 +140,20 @@ def test_table_counts_every_parameter_once():
 def test_an_unknown_group_is_refused():
     with pytest.raises(UserError, match="layer9"):
         network.train_only(small(), ("layer9",))
+
+
+def test_distance_travelled_is_nothing_where_nothing_changed_and_relative_where_it_did():
+    model = network.build("none")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.layer3[0].conv1.weight.mul_(2)
+        model.fc.weight.mul_(3)
+        model.fc.bias.mul_(3)
+        model.bn1.running_var.mul_(2)
+    far = network.travelled(before, model.state_dict())
+    assert far.loc["fc", "weights"] == pytest.approx(2)
+    assert np.isnan(far.loc["fc", "statistics"])
+    assert far.loc["layer3", "weights"] > 0
+    assert far.loc["stem", "weights"] == 0
+    assert far.loc["stem", "statistics"] > 0
+    assert (far.loc[["layer1", "layer2", "layer4"]] == 0).all(axis=None)

@@ -135,7 +135,7 @@ def test_contaminated_runs_are_marked(two):
     parts = pd.read_csv(two[1].tables / "data.csv").assign(seen_in_training=[None, None, 12])
     parts.to_csv(two[1].tables / "data.csv", index=False)
     words = shown("base", "bce")
-    assert "bce was trained on 12 of the test patients" in words
+    assert "bce has seen 12 of the test patients" in words
     assert "This is no fair comparison" in words
     assert words.index("Contaminated") < words.index("Is the difference real?")
 

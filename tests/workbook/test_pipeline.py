@@ -69,6 +69,19 @@ def test_a_chain_is_executed_once_and_only_what_changed_again(chain, log, best):
 
 
 @pytest.mark.slow
+def test_doubts_about_the_films_are_among_the_first_lines_and_in_the_record(chain, log, monkeypatch):
+    """One is known before the films are decoded, the other only afterwards."""
+    told = iter([["names differ"], ["names differ", "one picture twice"]])
+    plain = pipeline.data
+    monkeypatch.setattr(pipeline, "data", lambda *where, **how: {**plain(*where), "doubts": next(told)})
+    pipeline.run("demo", console=log)
+    lines = log.file.getvalue().splitlines()
+    assert next(i for i, line in enumerate(lines) if "In doubt: names differ." in line) < 3
+    assert sum("In doubt" in line for line in lines) == 2
+    assert "In doubt: one picture twice." in lines[-1] + lines[-2]
+    assert paths.read_json(HERE.run_json)["data"]["doubts"] == ["names differ", "one picture twice"]
+
+
 def test_a_failing_cell_stops_the_chain_and_the_next_call_goes_on_there(chain, log, best):
     book = write(chain / "02_stage2.ipynb", STAGE, HOME, "rate = 1 / seed", TRAIN.format(k=2))
     with pytest.raises(UserError) as caught:

@@ -213,7 +213,7 @@ def test_a_contaminated_test_is_marked_on_the_first_screen(finished):
     parts = pd.read_csv(finished.tables / "data.csv").assign(seen_in_training=[None, None, 12])
     parts.to_csv(finished.tables / "data.csv", index=False)
     page = shown(finished).words
-    assert "trained on 12 of the test patients" in page
+    assert "has seen 12 of the test patients" in page
     assert page.index("Contaminated") < page.index("ROC curves of the 14")
 
 
@@ -222,8 +222,34 @@ def test_a_test_that_did_not_look_for_contamination_is_not_called_clean(finished
         finished.tables / "data.csv", index=False
     )
     words = shown(finished).words
-    assert "Whether test patients were trained on is not recorded" in words
-    assert "No test patient was trained on" not in words
+    assert "Whether test patients were seen in training is not recorded" in words
+    assert "No test patient was trained" not in words
+
+
+@pytest.mark.parametrize("table", ["lineage", "lineage_localisation"])
+def test_what_nobody_knows_of_a_checkpoint_is_on_the_first_screen(finished, table):
+    assert "No test patient was trained" in shown(finished).words
+    assert "Not known" not in shown(finished).words
+    words = "what the starting weights w.pth had seen"
+    rows = pd.DataFrame({"checkpoint": ["s1", "s2"], "origin": "unknown", "seen": 9, "patients": 0, "films": 0})
+    rows.assign(first="", unknown=["", words]).to_csv(finished.tables / f"{table}.csv", index=False)
+    page = shown(finished).words
+    assert f"Not known: {words}" in page
+    assert page.index("Not known") < page.index("ROC curves of the 14")
+    assert "As far as is known, no test patient" in page
+    rows.assign(first="", unknown="", patients=[0, 3]).to_csv(finished.tables / f"{table}.csv", index=False)
+    assert "has seen 3 of the test patients" in shown(finished).words
+    (finished.tables / f"{table}.csv").write_text("checkpoint\n")
+    assert f"tables/{table}.csv cannot be read" in shown(finished).words
+
+
+def test_doubts_about_the_films_are_on_the_first_screen(finished):
+    record = paths.read_json(finished.run_json)
+    record["data"]["doubts"] = ["9 films are named after another patient than their row's, first a.png"]
+    paths.write_json(finished.run_json, record)
+    page = shown(finished).words
+    assert "In doubt: 9 films are named after another" in page
+    assert page.index("In doubt") < page.index("ROC curves of the 14")
 
 
 def test_films_left_out_are_counted(finished):
