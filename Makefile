@@ -6,7 +6,7 @@ BIN  := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab bench rehearsal notebooks clean-notebooks lock
+.PHONY: help run test lint lab bench bench-gpu rehearsal notebooks clean-notebooks lock
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ BATCH ?= 128
 
 rehearsal: $(READY)  ## run the whole chain at full size on drawn films and tell time, memory and disk of every step (FILMS=112120 SIZE=224 BATCH=128)
 	@$(BIN)/python -m tests.benchmarks.rehearsal --films $(FILMS) --size $(SIZE) --batch_size $(BATCH) $(ARGS)
+
+bench-gpu: $(READY)  ## measure what an NVIDIA card makes of it, the rehearsal included: under six minutes on an H100
+	@$(BIN)/python -m tests.benchmarks --only gpu.
 
 # Executed where they lie, with the committed defaults, so that they read as documents; then their metadata is cleaned.
 notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03_stage3 for one of them)

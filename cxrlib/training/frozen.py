@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
 from cxrlib.data import cuda
-from cxrlib.training import network
+from cxrlib.training import compiler, network
 from cxrlib.training.team import Team
 
 MEMORY = 2**30
@@ -65,7 +65,8 @@ class Features:
     of them fit into ``memory`` or ``disk`` bytes, they are computed once per view, in the films' order, at the first
     batch asked for: on a card where they fit into ``CARD_SHARE`` of what is free there, else in memory. A file for
     them lies in ``folder``, nameless where the system allows that, and goes with the training. ``pause(done, all)`` is
-    called after each batch of the computing, and may raise. ``dtype`` is what they are computed and kept in.
+    called after each batch of the computing, and may raise. ``dtype`` is what they are computed and kept in;
+    ``compiled`` the size of the batches that compiled code is made for, 0 for none.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Features:
         team: Team,
         *,
         dtype: torch.dtype = torch.float32,
-        compiled: bool = False,
+        compiled: int = 0,
         pause: Callable[[int, int], None] = lambda done, all: None,
         folder: Path | None = None,
         memory: int = MEMORY,
@@ -86,7 +87,7 @@ class Features:
         self.prefix = None
         if model.split:
             self.prefix = fold(model).to(team.device, dtype).to(memory_format=torch.channels_last)
-            self.prefix = torch.compile(self.prefix) if compiled else self.prefix
+            self.prefix = compiler.WholeBatches(self.prefix, compiled) if compiled else self.prefix
         self.remembers = self.prefix is not None
         self.known: dict[int, Tensor] = {}  # (N, …) on the CPU or a card, by view
 

@@ -48,29 +48,38 @@ def step(size: int = 224, batch: int = 16, rounds: int = 5) -> list[Row]:
     return rows
 
 
-def our_step(number: int, size: int, batch: int) -> Callable[[], None]:
-    """A step of a stage of ``seed`` by the engine's own parts, on a batch of noise."""
-    recipe = stages.recipe("seed", number)
-    model = network.train_only(network.build("none"), recipe.groups).to(memory_format=torch.channels_last).train()
-    optimizer, team = optim.make(model, recipe), Team(CPU)
-    one = steps.Step(model, losses.make(recipe.loss, gamma=recipe.gamma), recipe, optimizer, team)
+def our_step(
+    number: int, size: int, batch: int, *, schedule: str = "seed", device: torch.device = CPU, precision: str = "auto",
+    compiled: bool = False,
+) -> Callable[[], None]:  # fmt: skip
+    """A step of a stage by the engine's own parts, on a batch of noise, its moving average taken along."""
+    recipe, dtype = stages.recipe(schedule, number), hardware.dtype(device, precision)
+    model = network.train_only(network.build("none"), recipe.groups).train()
+    model.to(device, memory_format=torch.channels_last)
+    optimizer, team, films = optim.make(model, recipe), Team(device), batch if compiled else 0
+    loss = losses.make(recipe.loss, gamma=recipe.gamma)
+    one = steps.Step(model, loss, recipe, optimizer, team, dtype=dtype, compiled=films)
     never_again = SimpleNamespace(view=lambda epoch: None)  # as films that each epoch varies anew
-    seen = frozen.Features(model, never_again, team, half=hardware.half(CPU))
-    noise = batches.Batch(*_noise(size, batch, 1), torch.arange(batch))
+    seen = frozen.Features(model, never_again, team, dtype=dtype, compiled=films)
+    average = optim.Average(model, recipe.ema) if recipe.ema else None
+    images, marks = (values.to(device) for values in _noise(size, batch, 1))
+    noise = batches.Batch(images, marks, torch.arange(batch))
 
     def work() -> None:
         one.learn(noise, seen.of, batch, last=True)
         one.take(recipe.lr)
+        if average:
+            average.update(1000)
 
     return work
 
 
-def their_step(number: int, size: int, batch: int) -> Callable[[], None]:
+def their_step(number: int, size: int, batch: int, *, device: torch.device = CPU) -> Callable[[], None]:
     """The same step as the original made it."""
     trained, lr, _ = original_training.STAGES[number - 1]
-    model = original_training.build().train()
+    model = original_training.build().train().to(device)
     optimizer = original_training.begin(model, trained, lr)
-    images, labels = _noise(size, batch, 3)
+    images, labels = (values.to(device) for values in _noise(size, batch, 3))
     return lambda: original_training.step(model, optimizer, images, labels)
 
 
@@ -198,7 +207,7 @@ class Anew(batches.Batches):
 
 def how() -> str:
     """The precision that ours takes here, and the threads of both."""
-    return f"ours in {'bf16' if hardware.half(CPU) else 'float32'}, {torch.get_num_threads()} threads"
+    return f"ours in {hardware.name(hardware.dtype(CPU))}, {torch.get_num_threads()} threads"
 
 
 def train_ours(recipes: list[Stage] | tuple[Stage, ...], train: batches.Batches, val: batches.Batches) -> None:
