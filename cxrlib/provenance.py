@@ -78,12 +78,16 @@ def git_revision() -> str:
 
 
 def device() -> str:
-    """The device a run would use, in words: the first CUDA device's name, ``mps``, or the processor and its threads."""
+    """The device a run would use, in words: the CUDA device's name, ``mps``, or the processor and its threads.
+
+    ``CXR_DEVICE`` counts, as in ``training.hardware``.
+    """
     import torch  # heavy, and only some callers need it
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    if torch.backends.mps.is_available():
+    wanted = os.environ.get("CXR_DEVICE", "")
+    if torch.cuda.is_available() and wanted[:4] in ("", "cuda"):
+        return torch.cuda.get_device_name(wanted or None)
+    if torch.backends.mps.is_available() and wanted in ("", "mps"):
         return "mps"
     return f"cpu, {torch.get_num_threads()} threads ({platform.machine()})"
 

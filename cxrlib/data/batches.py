@@ -198,8 +198,8 @@ class Batches:
         pixels = torch.empty(len(rows), self.store.size, self.store.size, dtype=torch.uint8)
         self.store.gather(self._rows[rows], pixels.numpy())
         labels = torch.from_numpy(self._labels[rows])
-        images = _images(pixels.to(on), torch.from_numpy(random).to(on), self.augment)
-        return Batch(images, labels.to(on).float(), torch.from_numpy(rows))
+        images = _images(pixels, torch.from_numpy(random), self.augment)  # here: not every device has all it takes
+        return Batch(images.to(on), labels.to(on).float(), torch.from_numpy(rows))
 
     def _pack(self, rows: np.ndarray, random: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Random numbers, pixels and labels of a batch in one pinned buffer, so that one copy moves them all."""

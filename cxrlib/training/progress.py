@@ -138,6 +138,8 @@ class Progress:
         if self.films:
             minutes, seconds = divmod(round(self.left()), 60)
             words += [f"{self.speed():.0f} images/s", f"{minutes}:{seconds:02} left"]
+        skipped = self.history[-1].get("skipped", 0) if self.history else 0
+        words += [f"{skipped} steps skipped"] if skipped else []
         words += [self.how["precision"]] if self.how else []
         words += ["compiled"] if self.how.get("compiled") else []
         return ", ".join(words)

@@ -144,6 +144,9 @@ def _launched(cpu: bool) -> Team:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    local, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not cpu and cards and local > cards:
+        raise UserError(f"{local} processes were started on a machine with {cards} GPUs; start at most one per GPU")
     # Buffers are equal already: every process sees the statistics of the whole batch.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
     made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)

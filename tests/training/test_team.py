@@ -89,3 +89,11 @@ def test_one_gpu_takes_batches_of_one_film():
     assert (mine.rank, mine.world) == (0, 1)
     with pytest.raises(UserError, match="2 processes share batches of 1 of 1 films"):
         team.Team(CPU, world=2).share(part)
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch):
+    team._launched.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="4 processes were started on a machine with 2 GPUs; start at most one per GPU"):
+        team._launched(False)
