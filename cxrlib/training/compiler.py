@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cxrlib.errors import UserError
 from cxrlib.training import network
@@ -47,12 +46,24 @@ def peak(device: torch.device) -> float:
 def training_flops(model: network.Network, films: int, size: int) -> float:
     """Floating-point operations of training on so many films: one pass forward through all of the network, and twice
     as much back through what learns."""
+    keep_what_is_compiled()
+    from torch.utils.flop_counter import FlopCounterMode  # which settles for good where that is
+
     twin = copy.deepcopy(model).to("meta")
     with FlopCounterMode(display=False) as prefix, torch.no_grad():
         features = twin.prefix(torch.empty(1, 1, size, size, device="meta"))
     with FlopCounterMode(display=False) as suffix, torch.no_grad():
         twin.eval().suffix(features)
     return films * (prefix.get_total_flops() + 3 * suffix.get_total_flops())
+
+
+def keep_what_is_compiled() -> None:
+    """Have compiled code kept in the user's own cache, unless the environment names another place.
+
+    Not in the run's folder, which may be handed on, and whose code nobody should run unseen.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrlib" / "torchinductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
 class WholeBatches:
@@ -62,8 +73,7 @@ class WholeBatches:
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], films: int) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrlib" / "torchinductor"
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        keep_what_is_compiled()
         self.run, self.films, self.compiled = run, films, torch.compile(run, dynamic=False)
 
     def __call__(self, values: Tensor) -> Tensor:

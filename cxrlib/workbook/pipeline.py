@@ -5,11 +5,8 @@ there is not executed again: the same call twice does nothing the second time, a
 """
 
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from rich.console import Console
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.workbook import progress, record, report, settings
+from cxrlib.workbook import kernel_client, progress, record, report, settings
 from cxrlib.workbook.settings import Scalar
 
 
@@ -54,28 +51,33 @@ def run(
     wanted = {"seed": int, "size": int, "allow_missing": bool}
     told = {**asked, **parameters}
     how = {name: kind(told[name]) for name, kind in wanted.items() if name in told}
-    films = data(str(asked.get("data", "")), console, known=bool(before), **how)
-    record.check_same_films(before, films)
-    console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False)
-    _say(films.get("doubts", []), console)
-    with provenance.only_one(home.root), _board(home, chosen, console) as board:
-        kept = record.opened(before, asked, parameters, films)
-        code, ran = record.code_version(), 0
-        for book in chosen:
-            made_by = record.fingerprint(book, books, shares[book.stem], kept, code)
-            if not again and record.unchanged(home, kept, book, made_by):
-                board.finish(book.stem, "unchanged")
-                continue
-            _execute(book, home, shares[book.stem], kept, made_by, board)
-            ran += 1
-        if ran:  # the films are decoded now
-            now = data(films["folder"], known=True, **how).get("doubts", [])
-            _say([doubt for doubt in now if doubt not in films.get("doubts", [])], console)
-            kept["data"]["doubts"] = now
-        if ran or not home.report.exists() or kept.get("report") != report.code_version():
-            kept["report"] = report.code_version()
-            paths.write_json(home.run_json, kept)
-            report.build(name)
+    with kernel_client.Kernels() as kernels:
+        if not before:  # something will be executed
+            kernels.begin()
+        films = data(str(asked.get("data", "")), console, known=bool(before), **how)
+        record.check_same_films(before, films)
+        console.print(
+            f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False
+        )
+        _say(films.get("doubts", []), console)
+        with provenance.only_one(home.root), _board(home, chosen, console) as board:
+            kept = record.opened(before, asked, parameters, films)
+            code, ran = record.code_version(), 0
+            for book in chosen:
+                made_by = record.fingerprint(book, books, shares[book.stem], kept, code)
+                if not again and record.unchanged(home, kept, book, made_by):
+                    board.finish(book.stem, "unchanged")
+                    continue
+                _execute(book, home, shares[book.stem], kept, made_by, board, kernels)
+                ran += 1
+            if ran:  # the films are decoded now
+                now = data(films["folder"], known=True, **how).get("doubts", [])
+                _say([doubt for doubt in now if doubt not in films.get("doubts", [])], console)
+                kept["data"]["doubts"] = now
+            if ran or not home.report.exists() or kept.get("report") != report.code_version():
+                kept["report"] = report.code_version()
+                paths.write_json(home.run_json, kept)
+                report.build(name)
     return home.report
 
 
@@ -167,20 +169,26 @@ def _board(home: paths.Run, books: Iterable[Path], console: Console) -> progress
 
 
 def _execute(
-    book: Path, home: paths.Run, share: Mapping, kept: dict[str, Any], made_by: str, board: progress.Board
+    book: Path,
+    home: paths.Run,
+    share: Mapping,
+    kept: dict[str, Any],
+    made_by: str,
+    board: progress.Board,
+    kernels: kernel_client.Kernels,
 ) -> None:
     """Execute one notebook and note in run.json how it went; the last good execution stays until this one succeeds."""
     name, began = book.stem, time.time()
     outputs = kept["notebooks"].get(name, {}).get("outputs", [])
     entry = {"state": "running", "started": provenance.now(), "parameters": dict(share), "fingerprint": made_by}
     kept["notebooks"][name] = {**entry, "outputs": outputs}
-    kept |= {"device": _device(), "git": provenance.git_revision(), "versions": provenance.versions()}
+    kept |= {"device": kernels.device, "git": provenance.git_revision(), "versions": provenance.versions()}
     paths.write_json(home.run_json, kept)
     home.notebooks.mkdir(parents=True, exist_ok=True)
     running, failed = (home.notebooks / f"{name}.{word}.ipynb" for word in ("running", "failed"))
     board.start(name, len(settings.cells(book)))
     try:
-        _papermill(book, running, share, lambda index: board.cell(name, index))
+        _papermill(book, running, share, lambda index: board.cell(name, index), kernels)
         running.replace(home.notebooks / book.name)
         failed.unlink(missing_ok=True)
         entry["state"] = "done"
@@ -200,15 +208,13 @@ def _execute(
         paths.write_json(home.run_json, kept)
 
 
-@cache
-def _device() -> str:
-    """``provenance.device`` asked in a process of its own: torch, and a device's memory, stay out of this one."""
-    code = "from cxrlib import provenance; print(provenance.device())"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.PACKAGE.parent)
-    return asked.stdout.strip()
-
-
-def _papermill(book: Path, output: Path, share: Mapping[str, Scalar], watch: Callable[[int], None]) -> None:
+def _papermill(
+    book: Path,
+    output: Path,
+    share: Mapping[str, Scalar],
+    watch: Callable[[int], None],
+    kernels: kernel_client.Kernels,
+) -> None:
     """Execute one notebook in its own folder, by the Python that runs this, calling ``watch`` with each cell's index.
 
     Raises UserError naming cell and file with the error itself.
@@ -235,7 +241,7 @@ def _papermill(book: Path, output: Path, share: Mapping[str, Scalar], watch: Cal
             language="python",
             progress_bar=False,
             resources={"metadata": {"path": str(book.parent)}},  # the kernel's folder; cwd= would move this process too
-            kernel_manager_class=kernel.ThisPython,
+            kernel_manager_class=kernel.of(kernels.server),
             on_cell_start=seen,
         )
     except papermill.PapermillExecutionError as error:
