@@ -103,7 +103,7 @@ def beside(auc: pd.DataFrame, images: Iterable[str], run: str) -> tuple[pd.DataF
     if why:
         return table().head(0), why
     rows = auc.set_index("finding")
-    mean = rows.loc["mean of 14"]
+    mean = rows.iloc[-1]
     ours = {"method": run, "network": "this run", "mean": mean["auc"], "source": "this run", "spread": np.nan}
     ours |= {"mean_low": mean["auc_low"], "mean_high": mean["auc_high"]}
     ours |= {finding: rows.loc[finding, "auc"] for finding in FINDINGS}
