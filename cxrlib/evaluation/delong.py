@@ -129,7 +129,7 @@ def _placed(these: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _summed(rows: np.ndarray, deviations: np.ndarray, patients: int) -> tuple[np.ndarray, int]:
-    """Deviations of a part's films summed by patient (P,), scaled for a small sample, and the number of its patients."""
+    """Deviations of a part's films summed by patient (P,), scaled for a small sample, and its number of patients."""
     n = len(np.unique(rows))
     scale = np.sqrt(n / (n - 1)) if n > 1 else np.nan
     return np.bincount(rows, deviations, patients) * scale, n

@@ -32,8 +32,8 @@ LEAST_IN_MEAN = 3
 patients in all: with one or two it held the mean in 78 to 90 %, with three or more in 91 to 97 %."""
 
 LEAST_DEFINED = 0.5
-"""Share of the resamples that must have the number for an interval. One that lacks a class of a finding is left out, as if
-drawn again; what a mean is of stays the same in all others."""
+"""Share of the resamples that must have the number for an interval. One that lacks a class of a finding is left out, as
+if drawn again; what a mean is of stays the same in all others."""
 
 
 class Interval(NamedTuple):
@@ -207,7 +207,8 @@ def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> Interval:
     """ROC AUC of one finding with DeLong's interval, cut at 0 and 1; NaN where undefined.
 
-    labels, scores (N,); with patients (N,) it allows for several films of a patient, and by t for few of them. A perfect AUC of 1 has no spread and no interval.
+    labels, scores (N,); with patients (N,) it allows for several films of a patient, and by t for few of them. A
+    perfect AUC of 1 has no spread and no interval.
     """
     if metrics.reason(np.asarray(labels)):
         return Interval(np.nan, np.nan, np.nan)
@@ -221,7 +222,8 @@ def delong_difference(
 ) -> Difference:
     """AUC of scores ``a`` minus AUC of scores ``b`` for one finding on the same films, paired; all (N,).
 
-    With patients by t, and NaN below ``LEAST_TESTED`` patients with or without the finding, as where undefined. Scores that place every film alike differ by exactly 0, with p = 1.
+    With patients by t, and NaN below ``LEAST_TESTED`` patients with or without the finding, as where undefined. Scores
+    that place every film alike differ by exactly 0, with p = 1.
     """
     if metrics.reason(np.asarray(labels)):
         return Difference(np.nan, np.nan, np.nan, np.nan)

@@ -20,6 +20,7 @@ from cxrlib.evaluation import metrics
 from cxrlib.labels import FINDINGS
 
 theme.use()
+SURE = 0.05  # of an adjusted p
 
 
 def save(fig: Figure, stem: str | Path, numbers: pd.DataFrame) -> Path:
@@ -89,10 +90,10 @@ def gain(table: pd.DataFrame, ax: Axes) -> Axes:
     """What changed in AUC from one reading to another, per finding with its interval; frame as ``summary.gain``."""
     rows = table.set_index("finding")
     heights = _heights(rows.index)
-    sure = ((rows["low"] > 0) | (rows["high"] < 0)).to_numpy()
+    sure = (rows["p_holm"] <= SURE).to_numpy()
     for these, colour, marker, name in (
-        (~sure, theme.MUTED, "o", "interval holds 0"),
-        (sure, theme.SPLIT_COLOURS["test"], "D", "interval leaves 0 out"),
+        (~sure, theme.MUTED, "o", "may be chance"),
+        (sure, theme.SPLIT_COLOURS["test"], "D", "differs, adjusted for all findings"),
     ):
         part = rows[these]
         if len(part):

@@ -165,7 +165,8 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
     for tick, mine in zip(ax.get_yticklabels(), ours, strict=True):
         tick.set_fontweight("bold" if mine else "normal")
     for at, row in rows.iterrows():
-        ax.annotate(f"{row['mean']:.3f}", (np.nanmax([row["mean"], row["mean_high"]]), at), (6, 0), size=7.5,
+        mark = ", chosen on the test part" if row["chosen_on"] == "test" else ""
+        ax.annotate(f"{row['mean']:.3f}{mark}", (np.nanmax([row["mean"], row["mean_high"]]), at), (6, 0), size=7.5,
                     textcoords="offset points", va="center")  # fmt: skip
     ax.set(xlabel="mean ROC AUC of 14, official test part (25,596 films)")
     ax.tick_params(axis="y", length=0)
@@ -177,7 +178,7 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
 
 def _gap_marks(ax: Axes, rows: pd.DataFrame, heights: np.ndarray) -> None:
     """Differences with their intervals: a diamond where 0 is left out after adjusting for all gaps looked at."""
-    sure = (rows["p_holm"] <= SURE).to_numpy()
+    sure = (rows["p_holm"] <= plots.SURE).to_numpy()
     for these, colour, marker in ((~sure, theme.MUTED, "o"), (sure, theme.SPLIT_COLOURS["test"], "D")):
         part = rows[these]
         ax.hlines(heights[these], part["low"], part["high"], color=colour, lw=1.5)

@@ -110,8 +110,8 @@ def auc(measured: Measured) -> pd.DataFrame:
     """AUC of each finding and their mean in each group, with 95 % intervals by patient.
 
     Columns kind, group, films, patients, finding, positives, auc, low, high, findings (how many a mean is of), reason.
-    No interval of a finding below ``intervals.LEAST`` patients, nor of a mean below twice as many. A group's mean is over the findings that are defined *in it*, so compare groups by ``gaps``, which takes findings
-    defined in both.
+    No interval of a finding below ``intervals.LEAST`` patients, nor of a mean below twice as many. A group's mean is
+    over the findings that are defined *in it*, so compare groups by ``gaps``, which takes findings defined in both.
     """
     tables = [_rows(group, measured) for group in measured.groups.values()]
     return pd.concat(tables, ignore_index=True)

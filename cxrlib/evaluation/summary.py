@@ -89,7 +89,7 @@ def overall(
 def gain(
     films: pd.DataFrame, before: np.ndarray, after: np.ndarray, *, replicates: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """What changed from one reading of the films to another: AUC before and after, difference, 95 % interval, p, p_holm.
+    """What changed from one reading of the films to another: AUC before and after, difference, interval, p, p_holm.
 
     before, after (N, 15) probabilities of the same films. Single findings by DeLong's paired test by patient, p_holm
     adjusted for all of them; the last row, the mean, by a bootstrap by patient in which both are resampled together.
@@ -132,8 +132,8 @@ def stages(
     """One row per stage: its recipe, mean AUC on validation and test, and the difference to the one before on both.
 
     line: the stages' best checkpoints in order; val and test: the films and, per checkpoint, probabilities (N, 15).
-    Columns of a difference on test: difference, difference_low, difference_high, p, p_holm; on validation the same after
-    ``val_``. The p values of each part are Holm-adjusted for the number of stages compared.
+    Columns of a difference on test: difference, difference_low, difference_high, p, p_holm; on validation the same
+    after ``val_``. The p values of each part are Holm-adjusted for the number of stages compared.
     """
     boots = {name: _boots(*part, replicates, seed) for name, part in (("val", val), ("test", test))}
     rows = []
