@@ -52,11 +52,12 @@ def pr_band(
 def _band(read, x, labels, scores, patients, replicates, seed) -> Band:
     intervals.check(labels[:, None], scores[:, None], patients)
     counts, rows = resample.draw(patients, replicates, seed)
-    if intervals.patients_of(labels[:, None], rows, len(counts))[0].min() < intervals.LEAST:
+    fewest = intervals.patients_of(labels[:, None], rows, len(counts))[0].min()
+    if fewest < intervals.LEAST:
         return Band(x, *np.full((2, len(x)), np.nan))
     blocks = [
         np.ascontiguousarray(counts[:, start : start + intervals.BLOCK])
         for start in range(0, replicates, intervals.BLOCK)
     ]
     curves = [read(resample.steps(labels, scores, block, rows), x) for block in blocks]
-    return Band(x, *intervals.percentiles(np.concatenate(curves)))
+    return Band(x, *intervals.percentiles(np.concatenate(curves), fewest))

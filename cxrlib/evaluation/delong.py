@@ -96,6 +96,27 @@ def logit(estimate: Estimate) -> Estimate:
     return Estimate(value, estimate.parts * slope, estimate.counts)
 
 
+def against_others(found: Sequence[Estimate]) -> np.ndarray:
+    """Two-sided p of each AUC against the mean of the others on the scale of log odds, (K,); NaN for one alone.
+
+    An AUC that is high by chance looks surer than it is. So its variance is not taken below what the median of all
+    variances, patient for patient, would be with its number of patients; the difference is as it would be with two
+    more patients who are read as the others are; and freedom is that of the patients of the smaller class.
+    """
+    if len(found) < 2:
+        return np.full(len(found), np.nan)
+    own = [logit(one) for one in found]
+    fewest = np.array([one.counts.min() for one in found])
+    variances = np.array([one.error**2 for one in own])
+    least, p = np.median(variances * fewest) / fewest, []
+    for k, one in enumerate(own):
+        gap = less(one, logit(mean([other for other in found if other is not found[k]])))
+        error = np.sqrt(gap.error**2 + max(0.0, least[k] - variances[k]))
+        shrunk = abs(gap.value) * fewest[k] / (fewest[k] + 2)
+        p.append(2 * t.sf(shrunk / error, fewest[k] - 1))
+    return np.array(p)
+
+
 def imperfect(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Scores that rank one pair wrong where they ranked all right, or one right where all wrong.
 

@@ -37,8 +37,8 @@ class AtThreshold(NamedTuple):
 
 
 def mean_of(findings: int) -> str:
-    """What a table calls the mean of so many of the 14 findings: ``MEAN``, or "mean of 12 of 14"."""
-    return MEAN if findings == len(FINDINGS) else f"mean of {findings} of {len(FINDINGS)}"
+    """What a table calls the mean of so many of the 14 findings: "mean of 12 of 14"; of all, or of none, ``MEAN``."""
+    return MEAN if findings in (0, len(FINDINGS)) else f"mean of {findings} of {len(FINDINGS)}"
 
 
 def is_mean(name: str) -> bool:

@@ -172,7 +172,8 @@ def view_shortcut(
     table["reason"] = reasons
     mean = [metrics.nanmean(table[name].to_numpy()) for name in ("auc", "within", "difference")]
     told = np.flatnonzero(~np.isnan(values[0]))
-    ends, name = _mean_ends(found[:, told], len(counts)), metrics.mean_of(len(told))
+    fewest = intervals.patients_of(known[either][:, told], rows[either], len(counts))[0].min(0)
+    ends, name = _mean_ends(found[:, told], len(counts), fewest), metrics.mean_of(len(told))
     counts = [int(known[here].sum()) for here in views]
     last = pd.DataFrame([dict(zip(table.columns, (name, *counts, *mean, *ends, ""), strict=True))])
     return pd.concat([table, last], ignore_index=True)
@@ -210,7 +211,7 @@ def _gap(number: str, kind: str, one: str, other: str, measured: Measured) -> pd
     patients = [measured.films.loc[here, "patient"].nunique() for here in sides]
     few = f"fewer than {LEAST} patients with or without it in a group, or no threshold"
     rows = [
-        (finding, *_tested(found.get(k)), counts[0][k], counts[1][k], 1, "" if k in found else few)
+        (finding, *_tested(found.get(k), single=True), counts[0][k], counts[1][k], 1, "" if k in found else few)
         for k, finding in enumerate(FINDINGS)
     ]
     both, enough = list(found), min(patients) >= intervals.LEAST
@@ -227,25 +228,31 @@ def _gap(number: str, kind: str, one: str, other: str, measured: Measured) -> pd
     return pd.DataFrame({"number": number, "kind": kind, "group": one, "against": other}, index=table.index).join(table)
 
 
-def _tested(gap: delong.Estimate | None) -> tuple[float, float, float, float]:
-    """Difference, low, high and p; NaN where there is none."""
-    return (gap.value, *gap.test()) if gap else (np.nan,) * 4
+def _tested(gap: delong.Estimate | None, *, single: bool = False) -> tuple[float, float, float, float]:
+    """Difference, low, high and p; NaN where there is none.
+
+    Of single findings so many are looked at that only p far out in the tail count, where errors from few patients are
+    largest: they have the freedom of the smallest of the four groups of patients compared.
+    """
+    if gap is None:
+        return (np.nan,) * 4
+    return gap.value, *gap.test(float(gap.counts.min() - 1) if single else None)
 
 
 def _rows(group: Group, measured: Measured) -> pd.DataFrame:
     known, who = measured.known[group.here][:, : len(FINDINGS)], measured.films.loc[group.here, "patient"].to_numpy()
     estimates, found = measured.numbers["auc"][group.name], measured.replicates[group.name]
     values = np.array([estimate.value if estimate else np.nan for estimate in estimates])
-    patients, enough = (
+    patients, fewest = (
         len(np.unique(who)),
-        [each is not None and min(each.counts) >= intervals.LEAST for each in estimates],
+        np.array([estimate.counts.min() if estimate else 0 for estimate in estimates]),
     )
-    low, high = intervals.percentiles(np.where(enough, found, np.nan))
+    low, high = intervals.percentiles(np.where(fewest < intervals.LEAST, np.nan, found), fewest)
     table = pd.DataFrame({"finding": FINDINGS, "positives": known.sum(0, dtype=np.int64), "auc": values})
     table["low"], table["high"], table["findings"] = low, high, 1
     table["reason"] = [why(known[:, k], who) for k in range(len(FINDINGS))]
     told = np.flatnonzero(~np.isnan(values))
-    ends = _mean_ends(found[:, told], patients)
+    ends = _mean_ends(found[:, told], patients, fewest[told])
     reason = "" if len(told) else "no finding is defined here" if len(known) else "no films"
     last = (metrics.mean_of(len(told)), int(known.sum()), metrics.nanmean(values), *ends, len(told), reason)
     table = pd.concat([table, pd.DataFrame([dict(zip(table.columns, last, strict=True))])], ignore_index=True)
@@ -253,11 +260,14 @@ def _rows(group: Group, measured: Measured) -> pd.DataFrame:
     return pd.DataFrame({"kind": group.kind, "group": group.name, **counts}, index=table.index).join(table)
 
 
-def _mean_ends(replicates: np.ndarray, patients: int) -> tuple[float, float]:
-    """Interval of the mean over the columns (R, K), in every resample over all of them; NaN for too few patients."""
+def _mean_ends(replicates: np.ndarray, patients: int, fewest: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean over the columns (R, K), in every resample over all of them; NaN for too few patients.
+
+    fewest (K,): on how many patients each column rests.
+    """
     if not replicates.shape[1] or patients < 2 * intervals.LEAST:
         return np.nan, np.nan
-    low, high = intervals.percentiles(replicates.mean(1)[:, None])
+    low, high = intervals.percentiles(replicates.mean(1)[:, None], fewest.mean())
     return float(low[0]), float(high[0])
 
 

@@ -55,15 +55,11 @@ def against(films: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     patients, rows = np.unique(films["patient"].to_numpy(), return_inverse=True)
     sides, _ = intervals.patients_of(known[:, metrics.HEADLINE], rows, len(patients))
     told = [k for k in range(len(FINDINGS)) if sides[:, k].min() >= intervals.LEAST]
-    found = {}
-    for k in told:
-        scores = delong.imperfect(known[:, k], probabilities[:, k])
-        found[k] = delong.auc(known[:, k], scores, rows, len(patients))
+    read = {k: delong.imperfect(known[:, k], probabilities[:, k]) for k in told}
+    found = [delong.auc(known[:, k], read[k], rows, len(patients)) for k in told]
     table = pd.DataFrame(np.nan, index=range(len(LABELS)), columns=["p_chance", "p_others"])
-    for k in told:
-        table.loc[k, "p_chance"] = delong.logit(found[k]).test()[2]
-        if others := [found[other] for other in told if other != k]:
-            table.loc[k, "p_others"] = delong.less(delong.logit(found[k]), delong.logit(delong.mean(others))).test()[2]
+    table.loc[told, "p_chance"] = [delong.logit(one).test()[2] for one in found]
+    table.loc[told, "p_others"] = delong.against_others(found)
     return table.apply(lambda column: intervals.holm(column.to_numpy()))
 
 

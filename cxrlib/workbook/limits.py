@@ -90,20 +90,21 @@ def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
-    """The mean gaps between groups, those where another trait is held fixed, and the gaps of single findings shown."""
+    """The run's gaps, and the figure of single findings."""
     found = tables.table(home.tables / "gaps.csv")
-    if found.value is None:
-        return {
-            "rows": [],
-            "met": [],
-            "findings": [],
-            "looked_at": 0,
-            "means": 0,
-            "sentence": "",
-            "figure": None,
-            "why": found.why,
-        }
-    table = found.value.dropna(subset=["difference"])
+    figure = None if found.value is None else album.read(home.figures / "gaps_by_finding")
+    why = found.why or "No two groups have enough films of one finding to be compared."
+    return gaps(found.value) | {"figure": figure, "why": why}
+
+
+def gaps(table: pd.DataFrame | None) -> dict[str, Any]:
+    """The mean gaps between groups, those where another trait is held fixed, and the gaps of single findings shown.
+
+    table: as ``evaluation.subgroups.gaps``, or None.
+    """
+    if table is None:
+        return {"rows": [], "met": [], "findings": [], "looked_at": 0, "means": 0, "sentence": ""}
+    table = table.dropna(subset=["difference"])
     means, single = (table[table["finding"].map(metrics.is_mean).to_numpy(bool) == flag] for flag in (True, False))
     rows = [
         row
@@ -123,8 +124,6 @@ def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
         "looked_at": int(single["p_holm"].notna().sum()),
         "means": int(means["p_holm"].notna().sum()),
         "sentence": _spoken(basic),
-        "figure": album.read(home.figures / "gaps_by_finding"),
-        "why": "No two groups have enough films of one finding to be compared.",
     }
 
 
