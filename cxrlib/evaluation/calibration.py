@@ -206,7 +206,9 @@ def _pull(q: np.ndarray, rest: np.ndarray, gamma: float) -> np.ndarray:
     """Minus the derivative of (1−q)^γ (−log q) in q: how strongly a positive film pulls q upwards; rest is 1 − q."""
     if not gamma:
         return 1 / q
-    return rest**gamma / q - gamma * rest ** (gamma - 1) * np.where(q < 0.5, np.log(q), np.log1p(-rest))
+    return rest**gamma / q - gamma * rest ** (gamma - 1) * np.where(
+        q < 0.5, np.log(q), np.log1p(-np.minimum(rest, 0.5))
+    )
 
 
 def _probability(logits: np.ndarray, said: np.ndarray) -> np.ndarray:
