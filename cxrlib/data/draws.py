@@ -1,11 +1,11 @@
 """Random numbers of an epoch as a pure function of (seed, epoch), by the counter-based generator Philox.
 
-Only the generator's raw 64-bit stream is used, which NumPy promises to keep the same over its versions.
+Only the generator's raw 64-bit stream is used (``philox``), which NumPy promises to keep the same over its versions.
 """
 
 import numpy as np
 
-from cxrlib import labels
+from cxrlib import labels, philox
 
 _ORDER, _TABLE = 0, 1
 _HERNIA = labels.column("Hernia")
@@ -13,13 +13,13 @@ _HERNIA = labels.column("Hernia")
 
 def uniform(films: int, draws: int, seed: int, epoch: int) -> np.ndarray:
     """(films, draws) float32 in [0, 1): a row of random numbers for every position of the epoch."""
-    raw = _raw(films * draws, seed, epoch, _TABLE)
+    raw = philox.raw(films * draws, seed, epoch, _TABLE)
     return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(films, draws)
 
 
 def permutation(films: int, seed: int, epoch: int) -> np.ndarray:
     """(films,) int64: the positions 0 … films - 1 in random order."""
-    return np.argsort(_raw(films, seed, epoch, _ORDER), kind="stable")
+    return philox.permutation(films, seed, epoch, _ORDER)
 
 
 def capped(marks: np.ndarray, cap: int) -> np.ndarray:
@@ -45,7 +45,3 @@ def capped(marks: np.ndarray, cap: int) -> np.ndarray:
         full[_HERNIA] = False
     return np.sort(np.concatenate(kept))
 
-
-def _raw(count: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
-    key = (seed % 2**64) | (epoch << 64)
-    return np.random.Philox(key=key, counter=purpose << 192).random_raw(count)

@@ -125,8 +125,20 @@ def find_images(folder: str | Path) -> dict[str, Path]:
 
 
 def label_matrix(films: pd.DataFrame) -> np.ndarray:
-    """The labels of the films as (N, 15) uint8, in the order of ``labels.LABELS``."""
-    return films[list(labels.LABELS)].to_numpy(np.uint8)
+    """The labels of the films as (N, 15) uint8, in the order of ``labels.LABELS``.
+
+    Raises UserError naming the film of the first label that is neither 0 nor 1: an unknown one is not an absent one.
+    """
+    values = films[list(labels.LABELS)].to_numpy()
+    wrong = ~((values == 0) | (values == 1))
+    if wrong.any():
+        row, k = np.argwhere(wrong)[0]
+        name = films["image"].iloc[row] if "image" in films else f"row {films.index[row]}"
+        raise UserError(
+            f"{name}: {labels.LABELS[k]} is {values[row, k]}, neither 0 nor 1 ({wrong.any(1).sum()} films with such "
+            "labels); leave the films with unknown labels out"
+        )
+    return values.astype(np.uint8)
 
 
 def film_size(films: pd.DataFrame, sample: int = 20) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrlib import labels
+from cxrlib import labels, paths, philox
 from cxrlib.data import records
 from cxrlib.errors import UserError
 
@@ -24,6 +24,8 @@ TEST_FRACTION = 0.2
 
 ROUNDS, SWAPS = 200, 64
 """How long a random draw of patients is improved towards equal prevalence: see ``_draw``."""
+
+_ORDER, _SWAPS = 2, 3  # purposes of random numbers; ``draws`` has 0 and 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,13 @@ def summary(parts: Parts) -> pd.DataFrame:
         for name, part in (("train", parts.train), ("val", parts.val), ("test", parts.test))
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["films", "patients", *labels.LABELS])
+
+
+def write(parts: Parts, path: Path) -> Path:
+    """Write down who was trained, validated and tested on: a row per film, columns image, patient, part."""
+    named = (("train", parts.train), ("val", parts.val), ("test", parts.test))
+    table = pd.concat([part[["image", "patient"]].assign(part=name) for name, part in named])
+    return paths.write_text(path, table.to_csv(index=False))
 
 
 def read_list(path: Path) -> pd.Index:
@@ -138,14 +147,13 @@ def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int) -> np.nd
         raise UserError(f"{len(patients)} patients cannot be split into train, validation and test; give more films")
     marks = np.c_[records.label_matrix(films), np.ones(len(films))]  # (N, 16), the last column counts films
     counts = np.stack([np.bincount(of_film, column, len(patients)) for column in marks.T], 1)  # (P, 16)
-    random = np.random.default_rng((seed, stream))
-    order = random.permutation(len(patients))
+    order = philox.permutation(len(patients), seed, stream, _ORDER)
     inside = int(np.searchsorted(counts[order, -1].cumsum(), fraction * len(films))) + 1
     inside = min(inside, len(patients) - 2)
     drawn, distance = counts[order[:inside]].sum(0), _distance(counts, fraction)
-    for _ in range(ROUNDS):
-        out = random.integers(0, inside, SWAPS)
-        into = random.integers(inside, len(patients), SWAPS)
+    swaps = philox.raw(ROUNDS * 2 * SWAPS, seed, stream, _SWAPS).reshape(ROUNDS, 2, SWAPS)
+    for raw in swaps:
+        out, into = philox.below(raw[0], inside), inside + philox.below(raw[1], len(patients) - inside)
         swapped = drawn - counts[order[out]] + counts[order[into]]  # (SWAPS, 16)
         best = int(distance(swapped).argmin())
         if distance(swapped[best]) < distance(drawn):

@@ -19,7 +19,17 @@ KINDS = ("none", "temperature", "platt")
 LEAST = 10
 """Films of either class that validation must hold for a finding's probabilities to be fitted."""
 
-EDGE = 1e-7  # probabilities are kept this far from 0 and 1 before their logit is taken
+EDGE = 1e-7  # while a line is fitted, films are kept this far from 0 and 1: a single one must not carry the fit
+LOWEST, HIGHEST = (
+    1e-46,
+    1e-17,
+)  # stand for a probability of 0 and for 1 - p of 1: beyond what float32 and float64 tell apart
+BLEND = 1e-6
+"""Share of the network's own probability in a calibrated one. Even in float64 σ cannot tell logits above 37 apart, and
+would tie films that the network ranks; this keeps them apart, and changes no probability by more."""
+
+LEAST_SLOPE = 0.05
+"""A flatter line has not been shown to rise; it would press films together until rounding ties them."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class Calibration:
     """Focal loss's bias undone (``unfocal``), then a line per label from logit to logit: σ(slope · logit + intercept).
 
     gamma: of the focal loss, 0 for any other; slopes, intercepts: 15 numbers each, 1 and 0 where nothing was fitted;
-    then ``reasons`` says why, else "". Both steps rise and keep the ranking, so no AUC changes.
+    then ``reasons`` says why, else "". Both steps rise and are taken on logits, so that the ranking stays, of float32's
+    answers and of a file's nine digits, near 0 and 1 too, and no AUC changes.
     """
 
     kind: str
@@ -38,9 +49,14 @@ class Calibration:
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrated probabilities: (N, 15) → (N, 15)."""
-        meant = unfocal(probabilities, self.gamma) if self.gamma else np.asarray(probabilities)
-        fitted = _sigmoid(_logit(meant) * np.array(self.slopes) + np.array(self.intercepts))
+        said = np.asarray(probabilities, np.float64)
+        meant = unfocal(said, self.gamma) if self.gamma else said
+        fitted = _probability(self.logits(said), said)
         return np.where([bool(reason) for reason in self.reasons], meant, fitted)
+
+    def logits(self, probabilities: np.ndarray) -> np.ndarray:
+        """Calibrated logits: (N, 15) → (N, 15), finite, ranked as the probabilities are."""
+        return _unfocal_logit(probabilities, self.gamma) * np.array(self.slopes) + np.array(self.intercepts)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to travel in a checkpoint's JSON; ``from_dict`` reads them back."""
@@ -76,7 +92,7 @@ def fit(labels: np.ndarray, probabilities: np.ndarray, kind: str = "platt", gamm
     """
     if kind not in KINDS:
         raise UserError(f"calibration {kind!r} is unknown; choose {', '.join(KINDS)}")
-    meant = unfocal(probabilities, gamma) if gamma else probabilities
+    meant = _unfocal_logit(np.clip(probabilities, EDGE, 1 - EDGE), gamma)
     lines = [_line(labels[:, k], meant[:, k], kind) for k in range(labels.shape[1])]
     return Calibration(kind, float(gamma), *(tuple(column) for column in zip(*lines, strict=True)))
 
@@ -87,9 +103,8 @@ def unfocal(probabilities: np.ndarray, gamma: float) -> np.ndarray:
     The q that minimises −η (1−q)^γ log q − (1−η) q^γ log(1−q) is not η but nearer to ½; setting the derivative to 0
     gives η back (Charoenphakdee et al., CVPR 2021, "On Focal Loss for Class-Posterior Probability Estimation").
     """
-    q = np.clip(np.asarray(probabilities, np.float64), EDGE, 1 - EDGE)
-    towards_one, towards_zero = _pull(q, gamma), _pull(1 - q, gamma)
-    return towards_zero / (towards_one + towards_zero)
+    said = np.asarray(probabilities, np.float64)
+    return _probability(_unfocal_logit(said, gamma), said) if gamma else said
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> pd.DataFrame:
@@ -138,7 +153,7 @@ def scores(
     return table
 
 
-def _line(labels: np.ndarray, probabilities: np.ndarray, kind: str) -> tuple[float, float, str]:
+def _line(labels: np.ndarray, logits: np.ndarray, kind: str) -> tuple[float, float, str]:
     """Slope and intercept of one label's line and "", or 1, 0 and why it stays as it is."""
     if kind == "none":
         return 1.0, 0.0, "not asked for"
@@ -146,8 +161,8 @@ def _line(labels: np.ndarray, probabilities: np.ndarray, kind: str) -> tuple[flo
     fewest = min(positives, len(labels) - positives)
     if fewest < LEAST:
         return 1.0, 0.0, f"only {fewest} validation films of a class, {LEAST} are needed"
-    slope, intercept = _newton(_logit(probabilities), _targets(labels), free=kind == "platt")
-    if not (np.isfinite(slope) and slope > 0):
+    slope, intercept = _newton(logits, _targets(labels), free=kind == "platt")
+    if not (np.isfinite(slope) and slope >= LEAST_SLOPE):
         return 1.0, 0.0, "the scores do not rise with the finding on validation"
     return slope, intercept, ""
 
@@ -180,9 +195,25 @@ def _cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
     return float(np.sum(np.logaddexp(0, logits) - targets * logits))
 
 
-def _pull(q: np.ndarray, gamma: float) -> np.ndarray:
-    """Minus the derivative of (1−q)^γ (−log q) in q: how strongly a positive film pulls q upwards."""
-    return (1 - q) ** gamma / q - (gamma * (1 - q) ** (gamma - 1) * np.log(q) if gamma else 0.0)
+def _unfocal_logit(probabilities: np.ndarray, gamma: float) -> np.ndarray:
+    """Log odds of what a network means by these probabilities, exact near 0 and 1; γ = 0 for their plain log odds."""
+    q = np.asarray(probabilities, np.float64)
+    q, rest = np.maximum(q, LOWEST), np.maximum(1 - q, HIGHEST)  # 1 - q is exact where it is small
+    return np.log(_pull(rest, q, gamma)) - np.log(_pull(q, rest, gamma))
+
+
+def _pull(q: np.ndarray, rest: np.ndarray, gamma: float) -> np.ndarray:
+    """Minus the derivative of (1−q)^γ (−log q) in q: how strongly a positive film pulls q upwards; rest is 1 − q."""
+    if not gamma:
+        return 1 / q
+    return rest**gamma / q - gamma * rest ** (gamma - 1) * np.where(
+        q < 0.5, np.log(q), np.log1p(-np.minimum(rest, 0.5))
+    )
+
+
+def _probability(logits: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """σ of the logits with a trace of what the network said, which tells films apart where σ is all 1 in float64."""
+    return (1 - BLEND) * _sigmoid(logits) + BLEND * said
 
 
 def _bins(probabilities: np.ndarray, bins: int) -> list[np.ndarray]:
@@ -190,11 +221,6 @@ def _bins(probabilities: np.ndarray, bins: int) -> list[np.ndarray]:
     ranked = np.argsort(probabilities, kind="stable")
     cuts = np.searchsorted(probabilities[ranked], probabilities[ranked[np.arange(1, bins) * len(ranked) // bins]])
     return [part for part in np.split(ranked, np.unique(cuts)) if len(part)] if len(ranked) else []
-
-
-def _logit(probabilities: np.ndarray) -> np.ndarray:
-    p = np.clip(np.asarray(probabilities, np.float64), EDGE, 1 - EDGE)
-    return np.log(p) - np.log1p(-p)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

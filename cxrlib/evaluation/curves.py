@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from cxrlib import labels as order
 from cxrlib import theme
-from cxrlib.evaluation import intervals, metrics, plots
+from cxrlib.evaluation import bands, metrics, plots
 
 RATES = np.concatenate([np.linspace(0, 0.1, 41), np.linspace(0.11, 1, 90)])
 RECALLS = np.linspace(0.01, 1, 100)
@@ -29,7 +29,7 @@ def roc_points(
         if metrics.reason(known):
             parts.append(_undefined(finding, known, ("rate", "sensitivity")))
             continue
-        band = intervals.roc_band(known, scores, patients, replicates=replicates, seed=seed, at=RATES)
+        band = bands.roc_band(known, scores, patients, replicates=replicates, seed=seed, at=RATES)
         curve = metrics.roc_curve(known, scores)
         drawn = np.interp(RATES, curve.x, curve.y)
         parts.append(_points(finding, known, {"rate": RATES, "sensitivity": drawn, "low": band.low, "high": band.high}))
@@ -49,7 +49,7 @@ def pr_points(
         if metrics.reason(known):
             parts.append(_undefined(finding, known, ("recall", "precision")))
             continue
-        band = intervals.pr_band(known, scores, patients, replicates=replicates, seed=seed, at=RECALLS)
+        band = bands.pr_band(known, scores, patients, replicates=replicates, seed=seed, at=RECALLS)
         curve = metrics.pr_curve(known, scores)
         drawn = curve.y[np.searchsorted(curve.x, RECALLS - 1e-12)]
         parts.append(

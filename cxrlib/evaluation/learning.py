@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cxrlib import theme
-from cxrlib.evaluation import plots
+from cxrlib.evaluation import metrics, plots
 from cxrlib.labels import FINDINGS
 
 NONE = "no epochs in this stage:\nthe weights are handed on as they came"
@@ -56,7 +56,8 @@ def aucs(epochs: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
     """
     panels = np.ravel(axes)
     best = epochs["val_auc"].idxmax() if epochs["val_auc"].notna().any() else None
-    columns = {theme.name(finding): f"auc_{finding}" for finding in FINDINGS} | {plots.MEAN: "val_auc"}
+    told = sum(epochs[f"auc_{finding}"].notna().any() for finding in FINDINGS) or len(FINDINGS)
+    columns = {theme.name(finding): f"auc_{finding}" for finding in FINDINGS} | {metrics.mean_of(told): "val_auc"}
     lowest = epochs[list(columns.values())].min(axis=None)
     for (name, column), ax in zip(columns.items(), panels, strict=True):
         ax.set_title(name, fontsize=8.5)

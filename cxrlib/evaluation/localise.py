@@ -6,7 +6,7 @@ blind pointer would reach, and a table without it would rank findings by the siz
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn import functional
 from cxrlib import labels
 from cxrlib.data import batches, records, store
 from cxrlib.errors import UserError
-from cxrlib.evaluation import intervals
+from cxrlib.evaluation import delong, intervals
 
 METHODS = ("gradcam", "hirescam", "occlusion")
 OVERLAPS = (0.1, 0.25, 0.5, 0.75)
@@ -191,8 +191,8 @@ def table(wanted: pd.DataFrame, scored: pd.DataFrame, *, replicates: int = 1000,
 
     Columns finding, boxes (films with one), patients, then each with _low and _high: hit, chance, iou (mean), iobb,
     iou_10, iou_25 … (share with at least so much), iobb_10 …, lift (hits per hit of blind pointing: 1 is no better than
-    chance). No interval where fewer than ``LEAST`` patients are. Findings without a box are not listed; without any box
-    the table has no rows.
+    chance); p (two-sided, hits against the boxes' shares of their films, by t over patients). No interval, and no p,
+    where fewer than ``LEAST`` patients are. Findings without a box are not listed; without any box the table is empty.
     """
     values = scored.assign(**{
         f"{name}_{round(100 * least)}": scored[name] >= least for name in ("iou", "iobb") for least in OVERLAPS
@@ -210,9 +210,27 @@ def table(wanted: pd.DataFrame, scored: pd.DataFrame, *, replicates: int = 1000,
             found[-1, 1:] = found[0, 1:] / part[:, 1].mean()
         if len(np.unique(patients)) < LEAST:
             found[:, 1:] = np.nan
-        rows.append([finding, int(these.sum()), len(np.unique(patients)), *found.ravel()])
+        rows.append([finding, int(these.sum()), len(np.unique(patients)), *found.ravel(), _p(part, patients)])
     ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["finding", "boxes", "patients", *ends])
+    return pd.DataFrame(rows, columns=["finding", "boxes", "patients", *ends, "p"])
+
+
+def adjusted(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """``table`` of several methods with p_holm, adjusted for all findings of all methods; ``ALL`` has none."""
+    every = pd.concat(tables, names=["way"])
+    single = every["finding"] != ALL
+    every["p_holm"] = np.nan
+    every.loc[single, "p_holm"] = intervals.holm(every.loc[single, "p"].to_numpy(np.float64))
+    return {way: every[every.index.get_level_values("way") == way].droplevel("way") for way in tables}
+
+
+def _p(scored: np.ndarray, patients: np.ndarray) -> float:
+    """Two-sided p of hits (first column) against chance (second), by patient; NaN for fewer patients than ``LEAST``."""
+    rows = np.unique(patients, return_inverse=True)[1].ravel()
+    if rows.max() + 1 < LEAST:
+        return np.nan
+    beyond = delong.share(scored[:, 0] - scored[:, 1], np.ones(len(scored)), rows, int(rows.max()) + 1)
+    return beyond.test()[2]
 
 
 def _batches(model: nn.Module, pixels: store.Store, films: pd.DataFrame, wanted: pd.DataFrame, batch_size: int):

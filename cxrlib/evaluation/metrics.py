@@ -14,6 +14,9 @@ from cxrlib.labels import FINDINGS
 HEADLINE = slice(0, len(FINDINGS))
 """The columns of the headline mean: the 14 findings, "No Finding" left out."""
 
+MEAN = "mean of 14"
+"""What a table calls the headline mean in its column ``finding``; where fewer are averaged, ``mean_of`` says so."""
+
 
 class Curve(NamedTuple):
     """The vertices of a curve, (M,) each. ROC: x = 1 − specificity, y = sensitivity. PR: x = recall, y = precision."""
@@ -31,6 +34,16 @@ class AtThreshold(NamedTuple):
     ppv: float
     npv: float
     f1: float
+
+
+def mean_of(findings: int) -> str:
+    """What a table calls the mean of so many of the 14 findings: "mean of 12 of 14"; of all, or of none, ``MEAN``."""
+    return MEAN if findings in (0, len(FINDINGS)) else f"mean of {findings} of {len(FINDINGS)}"
+
+
+def is_mean(name: str) -> bool:
+    """Whether a table's row of this name is such a mean."""
+    return name.startswith("mean of ")
 
 
 def reason(labels: np.ndarray) -> str:

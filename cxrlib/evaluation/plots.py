@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cxrlib import paths, theme
+from cxrlib.evaluation import metrics
 from cxrlib.labels import FINDINGS
 
 theme.use()
-MEAN = "mean of 14"
+SURE = 0.05  # of an adjusted p
 
 
 def save(fig: Figure, stem: str | Path, numbers: pd.DataFrame) -> Path:
@@ -58,16 +59,17 @@ def films(images: Sequence, captions: Sequence[str], axes: np.ndarray) -> np.nda
 
 
 def forest(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes) -> Axes:
-    """AUC per finding as a dot with its interval, several stages or runs side by side, the mean of 14 at the foot.
+    """AUC per finding as a dot with its interval, several stages or runs side by side, the mean at the foot.
 
     tables: one table as ``summary.auc`` makes it, or a name for each; the first decides the order, highest on top.
     """
     tables = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
     first = next(iter(tables.values())).set_index("finding")
-    order = [*first.loc[list(FINDINGS)].sort_values("auc", ascending=False, na_position="last").index, MEAN]
-    heights = np.arange(len(order))[::-1] + np.where(np.array(order) == MEAN, -0.4, 0)
+    order = [*first.loc[list(FINDINGS)].sort_values("auc", ascending=False, na_position="last").index, first.index[-1]]
+    heights = _heights(order)
     for i, (name, table) in enumerate(tables.items()):
-        rows, y = table.set_index("finding").loc[order], heights + _offset(i, len(tables))
+        named = table["finding"].where(~table["finding"].map(metrics.is_mean), order[-1])  # of other findings, perhaps
+        rows, y = table.set_index(named).loc[order], heights + _offset(i, len(tables))
         colour = theme.RUN_COLOURS[i % len(theme.RUN_COLOURS)]
         _whiskers(ax, rows["auc"], rows["auc_low"], rows["auc_high"], y, colour, theme.MARKERS[i], name)
     ax.axvline(0.5, color=theme.MUTED, lw=0.8, ls=":")
@@ -87,11 +89,11 @@ def forest(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes) -> Axes:
 def gain(table: pd.DataFrame, ax: Axes) -> Axes:
     """What changed in AUC from one reading to another, per finding with its interval; frame as ``summary.gain``."""
     rows = table.set_index("finding")
-    heights = np.arange(len(rows))[::-1] + np.where(rows.index == MEAN, -0.4, 0)
-    sure = ((rows["low"] > 0) | (rows["high"] < 0)).to_numpy()
+    heights = _heights(rows.index)
+    sure = (rows["p_holm"] <= SURE).to_numpy()
     for these, colour, marker, name in (
-        (~sure, theme.MUTED, "o", "interval holds 0"),
-        (sure, theme.SPLIT_COLOURS["test"], "D", "interval leaves 0 out"),
+        (~sure, theme.MUTED, "o", "may be chance"),
+        (sure, theme.SPLIT_COLOURS["test"], "D", "differs, adjusted for all findings"),
     ):
         part = rows[these]
         if len(part):
@@ -183,10 +185,17 @@ def _offset(i: int, n: int) -> float:
     return 0.0 if n == 1 else 0.28 - 0.56 * i / (n - 1)
 
 
+def _heights(names: Sequence[str]) -> np.ndarray:
+    """Heights of rows, the first on top, a mean a little apart."""
+    return np.arange(len(names))[::-1] + np.where([metrics.is_mean(name) for name in names], -0.4, 0)
+
+
 def _name_rows(ax: Axes, names: list[str], heights: np.ndarray, positives: pd.Series) -> None:
-    counted = [name if name == MEAN else f"{theme.name(name)}  (n = {int(positives[name]):,})" for name in names]
+    counted = [
+        name if metrics.is_mean(name) else f"{theme.name(name)}  (n = {int(positives[name]):,})" for name in names
+    ]
     _rows(ax, counted, heights)
-    if names[-1] == MEAN:
+    if metrics.is_mean(names[-1]):
         ax.get_yticklabels()[-1].set_fontweight("bold")
         ax.axhline((heights[-1] + heights[-2]) / 2, color=theme.FAINT, lw=0.8)
 

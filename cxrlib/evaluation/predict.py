@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cxrlib import labels, paths
+from cxrlib.data import records
 from cxrlib.errors import UserError
 from cxrlib.training import hardware, inference, network
 
@@ -91,7 +92,7 @@ def table(films: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """Predictions as a frame: image, patient, 15 columns prob_<label>, 15 columns label_<label>; one row per film."""
     frame = pd.DataFrame({"image": films["image"].to_numpy(), "patient": films["patient"].to_numpy()})
     chances = pd.DataFrame(probabilities, columns=PROBABILITIES)
-    truths = pd.DataFrame(films[list(labels.LABELS)].to_numpy(np.uint8), columns=TRUTHS)
+    truths = pd.DataFrame(records.label_matrix(films), columns=TRUTHS)
     return pd.concat([frame, chances, truths], axis=1)
 
 

@@ -11,6 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
+from cxrlib import philox
+
+_RESAMPLE = 4  # purpose of random numbers; ``draws`` and ``splits`` have those below
+
 
 class Steps(NamedTuple):
     """Running weights of R resamples at the G distinct scores of a finding's positives, from the lowest score up.
@@ -35,10 +39,10 @@ def draw(patients: np.ndarray, replicates: int, seed: int) -> tuple[np.ndarray, 
     rows (N,), each film's row in counts. The first resamples of a longer draw are those of a shorter one.
     """
     distinct, rows = np.unique(patients, return_inverse=True)
-    rng, n = np.random.default_rng(seed), len(distinct)
+    n = len(distinct)
     counts = np.empty((n, replicates), np.int32)
     for r in range(replicates):
-        counts[:, r] = np.bincount(rng.integers(0, n, n), minlength=n)
+        counts[:, r] = np.bincount(philox.below(philox.raw(n, seed, r, _RESAMPLE), n), minlength=n)
     return counts, rows.ravel()
 
 

@@ -7,10 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from cxrlib import theme
-from cxrlib.evaluation import calibration, plots
+from cxrlib.evaluation import calibration, metrics, plots
 from cxrlib.labels import FINDINGS
 
-MEAN = plots.MEAN
 RULES = {"youden": "Youden", "f1": "best F1", "sensitivity_90": "90 % sensitivity"}
 """Titles of the rules of ``thresholds``."""
 
@@ -66,7 +65,7 @@ def reliability_grid(points: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
 
 def groups(table: pd.DataFrame, ax: Axes) -> Axes:
     """Mean AUC of 14 in each group with its interval and number of films; frame as ``subgroups.auc``."""
-    rows = table[table["finding"] == MEAN].reset_index(drop=True)
+    rows = table[table["finding"].map(metrics.is_mean)].reset_index(drop=True)
     steps = rows["kind"].ne(rows["kind"].shift()).cumsum() - 1  # a gap above each kind
     heights = -(rows.index + 0.6 * steps).to_numpy(float)
     ax.axvline(rows.loc[0, "auc"], color=theme.FAINT, lw=1.2)
@@ -111,7 +110,7 @@ def thresholds(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
 
 def gaps(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
     """Mean gaps between groups, an axes per number measured; frame as ``subgroups.gaps``."""
-    means = table[table["finding"] == MEAN]
+    means = table[table["finding"].map(metrics.is_mean)]
     for i, (ax, (number, rows)) in enumerate(zip(np.ravel(axes), means.groupby("number", sort=False), strict=True)):
         steps = (rows["kind"] != rows["kind"].shift()).cumsum() - 1  # a gap above each kind
         heights = -(np.arange(len(rows)) + 0.6 * steps.to_numpy())
@@ -128,9 +127,10 @@ def gaps_by_finding(table: pd.DataFrame, axes: np.ndarray, number: str = "auc") 
     """What each group has over another in each finding, an axes per pair; frame as ``subgroups.gaps``."""
     pairs = list(table[table["number"] == number].groupby(["group", "against"], sort=False))
     for i, (ax, ((group, against), rows)) in enumerate(zip(np.ravel(axes), pairs, strict=True)):
-        heights = np.arange(len(rows))[::-1] + np.where(rows["finding"] == MEAN, -0.4, 0)
+        mean = rows["finding"].map(metrics.is_mean)
+        heights = np.arange(len(rows))[::-1] + np.where(mean, -0.4, 0)
         _gap_marks(ax, rows, heights)
-        _rows(ax, rows["finding"], heights, labelled=i == 0)
+        _rows(ax, rows["finding"].where(~mean, "mean"), heights, labelled=i == 0)  # of which findings differs by axes
         what = "AUC" if number == "auc" else number
         ax.set(xlabel=f"difference in {what}")
         ax.set_title(f"{group} − {against}", fontsize=8.5)
@@ -165,7 +165,8 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
     for tick, mine in zip(ax.get_yticklabels(), ours, strict=True):
         tick.set_fontweight("bold" if mine else "normal")
     for at, row in rows.iterrows():
-        ax.annotate(f"{row['mean']:.3f}", (np.nanmax([row["mean"], row["mean_high"]]), at), (6, 0), size=7.5,
+        mark = ", chosen on the test part" if row["chosen_on"] == "test" else ""
+        ax.annotate(f"{row['mean']:.3f}{mark}", (np.nanmax([row["mean"], row["mean_high"]]), at), (6, 0), size=7.5,
                     textcoords="offset points", va="center")  # fmt: skip
     ax.set(xlabel="mean ROC AUC of 14, official test part (25,596 films)")
     ax.tick_params(axis="y", length=0)
@@ -176,8 +177,8 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
 
 
 def _gap_marks(ax: Axes, rows: pd.DataFrame, heights: np.ndarray) -> None:
-    """Differences with their intervals: a diamond where the interval leaves 0 out."""
-    sure = ((rows["low"] > 0) | (rows["high"] < 0)).to_numpy()
+    """Differences with their intervals: a diamond where 0 is left out after adjusting for all gaps looked at."""
+    sure = (rows["p_holm"] <= plots.SURE).to_numpy()
     for these, colour, marker in ((~sure, theme.MUTED, "o"), (sure, theme.SPLIT_COLOURS["test"], "D")):
         part = rows[these]
         ax.hlines(heights[these], part["low"], part["high"], color=colour, lw=1.5)

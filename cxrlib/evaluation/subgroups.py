@@ -1,7 +1,8 @@
 """On whom the network fails: AUC and rates by sex, age, view position, and where they meet.
 
-All groups are measured on the same resamples of all patients, so that the gap between two groups has an interval even
-where patients are in both (many have AP and PA films). What a group cannot give is NaN with its reason.
+A group's intervals are from resamples of all patients; a gap between two groups has DeLong's interval by patient, which
+allows for patients who are in both (many have AP and PA films), and a p adjusted for all gaps looked at. What a group
+cannot give is NaN with its reason.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pandas as pd
 
 from cxrlib.data import records
 from cxrlib.errors import UserError
-from cxrlib.evaluation import intervals, metrics, resample
+from cxrlib.evaluation import delong, intervals, metrics, resample
 from cxrlib.labels import FINDINGS
 
 AGES = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, np.inf)}
@@ -31,10 +32,8 @@ GAPS = (
 """Kind, group, and the group it is held against; where two meet, the other one is held fixed."""
 
 NUMBERS = ("auc", "sensitivity")
-LEAST = 5
-"""Films of either class that a group must hold for a finding to be measured in it."""
-
-MEAN = "mean of 14"
+LEAST = intervals.LEAST_TESTED
+"""Patients with and without a finding that a group must hold for the finding to be measured in it."""
 
 
 class Group(NamedTuple):
@@ -47,16 +46,17 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What every group gives, on the films as they are and on R resamples of the patients that all groups share.
+    """What every group gives on the films, and what AUC on R resamples of the patients that all groups share.
 
-    numbers: "auc" and, where calls were given, "sensitivity", each with (14,) and (R, 14) per group's name, NaN
-    where the group holds too few films.
+    numbers: "auc" and, where calls were given, "sensitivity", each with 14 estimates per group's name, None where the
+    group holds too few patients. replicates: AUC (R, 14) per group's name, NaN there.
     """
 
     films: pd.DataFrame
     known: np.ndarray
     groups: dict[str, Group]
-    numbers: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+    numbers: dict[str, dict[str, list[delong.Estimate | None]]]
+    replicates: dict[str, np.ndarray]
 
 
 def groups(films: pd.DataFrame) -> list[Group]:
@@ -95,31 +95,42 @@ def measure(
             raise UserError(f"{name} {given.shape} are not of these films, which need {known.shape}")
     draws = resample.draw(films["patient"].to_numpy(), replicates, seed)
     found = {group.name: group for group in groups(films)}
-    numbers = {"auc": {name: _group_auc(group, known, probabilities, draws) for name, group in found.items()}}
-    if calls is not None:
-        numbers["sensitivity"] = {name: _group_sensitivity(g, known, calls, draws) for name, g in found.items()}
-    return Measured(films, known, found, numbers)
+    given = {"auc": probabilities} | ({} if calls is None else {"sensitivity": calls})
+    numbers = {
+        number: {name: _estimates(number, group, known, read, draws) for name, group in found.items()}
+        for number, read in given.items()
+    }
+    again = {
+        name: _replicates(group, numbers["auc"][name], known, probabilities, draws) for name, group in found.items()
+    }
+    return Measured(films, known, found, numbers, again)
 
 
 def auc(measured: Measured) -> pd.DataFrame:
     """AUC of each finding and their mean in each group, with 95 % intervals by patient.
 
-    Columns kind, group, finding, films, patients, positives, auc, low, high, findings (how many a mean is of), reason.
-    A group's mean is over the findings that are defined *in it*, so compare groups by ``gaps``, which takes findings
-    defined in both.
+    Columns kind, group, films, patients, finding, positives, auc, low, high, findings (how many a mean is of), reason.
+    No interval of a finding below ``intervals.LEAST`` patients, nor of a mean below twice as many. A group's mean is
+    over the findings that are defined *in it*, so compare groups by ``gaps``, which takes findings defined in both.
     """
-    tables = [_rows(group, measured, *measured.numbers["auc"][name]) for name, group in measured.groups.items()]
+    tables = [_rows(group, measured) for group in measured.groups.values()]
     return pd.concat(tables, ignore_index=True)
 
 
 def gaps(measured: Measured) -> pd.DataFrame:
     """What one group has over another, per finding and on average, in every number measured; the pairs are ``GAPS``.
 
-    Columns number, kind, group, against, finding, difference, low, high (95 % by patient), positives and
-    positives_against (films with the finding), films and films_against, findings (how many a mean is of), reason.
+    Columns number, kind, group, against, finding, difference, low, high (95 % by patient), p, p_holm, positives and
+    positives_against (films with the finding), films and films_against, patients and patients_against, findings (how
+    many a mean is of), reason. p_holm is adjusted for all mean gaps of the table, and for all single ones, pair by pair
+    and number by number.
     """
-    tables = [_gap(number, *pair, measured) for pair in GAPS for number in measured.numbers]
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(
+        [_gap(number, *pair, measured) for pair in GAPS for number in measured.numbers], ignore_index=True
+    )
+    for _, family in table.groupby(table["finding"].map(metrics.is_mean)):
+        table.loc[family.index, "p_holm"] = intervals.holm(family["p"].to_numpy())
+    return table
 
 
 def view_shortcut(
@@ -140,9 +151,9 @@ def view_shortcut(
     counts, rows = resample.draw(films["patient"].to_numpy(), replicates, seed)
     once = np.ones((len(counts), 1), counts.dtype)
     values, found = np.full((2, len(FINDINGS)), np.nan), np.full((replicates, len(FINDINGS)), np.nan)
-    reasons = []
+    reasons, one_view = [], "" if all(map(np.any, views)) else "films of one view only"
     for k in range(len(FINDINGS)):
-        reasons.append(why(known[either, k]) or ("" if all(map(np.any, views)) else "films of one view only"))
+        reasons.append(why(known[either, k], rows[either]) or one_view)
         if not reasons[-1]:
             read = known[:, k], probabilities[:, k], rows
             values[:, k] = [part[0] for part in _all_and_within(*read, once, either, views)]
@@ -160,65 +171,104 @@ def view_shortcut(
     table["low"], table["high"] = intervals.percentiles(found)
     table["reason"] = reasons
     mean = [metrics.nanmean(table[name].to_numpy()) for name in ("auc", "within", "difference")]
-    ends = [float(end[0]) for end in intervals.percentiles(metrics.nanmean(found, axis=1)[:, None])]
+    told = np.flatnonzero(~np.isnan(values[0]))
+    fewest = intervals.patients_of(known[either][:, told], rows[either], len(counts))[0].min(0)
+    ends, name = _mean_ends(found[:, told], len(counts), fewest), metrics.mean_of(len(told))
     counts = [int(known[here].sum()) for here in views]
-    last = pd.DataFrame([dict(zip(table.columns, (MEAN, *counts, *mean, *ends, ""), strict=True))])
+    last = pd.DataFrame([dict(zip(table.columns, (name, *counts, *mean, *ends, ""), strict=True))])
     return pd.concat([table, last], ignore_index=True)
 
 
-def _group_auc(group: Group, known: np.ndarray, scores: np.ndarray, draws) -> tuple[np.ndarray, np.ndarray]:
-    """AUC of the 14 in a group (14,), and on each resample (R, 14); NaN where the group holds too few."""
-    values, found = _nothing(draws)
-    for k in _measurable(group, known):
-        labels, marks = known[group.here, k], scores[group.here, k]
-        values[k] = metrics.roc_auc(labels, marks)
-        found[:, k] = resample.auc(resample.steps(labels, marks, draws[0], draws[1][group.here]))
-    return values, found
+def _estimates(number: str, group: Group, known: np.ndarray, read: np.ndarray, draws) -> list[delong.Estimate | None]:
+    """AUC, or sensitivity, of the 14 in a group; None where it holds too few, or where there is no threshold."""
+    counts, rows = draws
+    rows, truth, read = rows[group.here], known[group.here], read[group.here]
+    found: list[delong.Estimate | None] = []
+    for k in range(len(FINDINGS)):
+        if why(truth[:, k], rows) or np.isnan(read[:, k]).any():
+            found.append(None)
+        elif number == "auc":
+            found.append(delong.auc(truth[:, k], read[:, k], rows, len(counts)))
+        else:
+            found.append(delong.share(read[:, k] * truth[:, k], truth[:, k], rows, len(counts)))
+    return found
 
 
-def _group_sensitivity(group: Group, known: np.ndarray, calls: np.ndarray, draws) -> tuple[np.ndarray, np.ndarray]:
-    """Sensitivity of the 14 in a group; shapes as ``_group_auc``."""
-    values, found = _nothing(draws)
-    these = [k for k in _measurable(group, known) if not np.isnan(calls[0, k])]
-    truth = known[group.here][:, these].astype(float)
-    hit = calls[group.here][:, these] * truth
-    if these:
-        values[these] = hit.sum(0) / truth.sum(0)
-        found[:, these] = resample.ratio(hit, truth, draws[0], draws[1][group.here])
-    return values, found
+def _replicates(group: Group, estimates: list, known: np.ndarray, scores: np.ndarray, draws) -> np.ndarray:
+    """AUC of the 14 in a group on each resample, (R, 14)."""
+    found = np.full((draws[0].shape[1], len(FINDINGS)), np.nan)
+    for k in (k for k, estimate in enumerate(estimates) if estimate):
+        at = resample.steps(known[group.here, k], scores[group.here, k], draws[0], draws[1][group.here])
+        found[:, k] = resample.auc(at)
+    return found
 
 
 def _gap(number: str, kind: str, one: str, other: str, measured: Measured) -> pd.DataFrame:
     ours, theirs = (measured.numbers[number][name] for name in (one, other))
-    here, there = (measured.groups[name].here for name in (one, other))
-    difference, found = ours[0] - theirs[0], ours[1] - theirs[1]
-    both, ends = ~np.isnan(difference), intervals.percentiles(found)
-    counts = [measured.known[which][:, : len(FINDINGS)].sum(0, dtype=np.int64) for which in (here, there)]
-    table = pd.DataFrame({"finding": FINDINGS, "difference": difference, "low": ends[0], "high": ends[1]})
-    table["positives"], table["positives_against"], table["findings"] = *counts, 1
-    table["reason"] = np.where(both, "", f"fewer than {LEAST} films of a class in a group, or no threshold")
-    ends = intervals.percentiles(metrics.nanmean(found[:, both], axis=1)[:, None])
-    last = (MEAN, metrics.nanmean(difference), ends[0][0], ends[1][0], *(count[both].sum() for count in counts))
-    last += (int(both.sum()), "" if both.any() else "no finding is defined in both")
-    table = pd.concat([table, pd.DataFrame([dict(zip(table.columns, last, strict=True))])], ignore_index=True)
-    table.insert(6, "films", int(here.sum()))
-    table.insert(7, "films_against", int(there.sum()))
+    sides = [measured.groups[name].here for name in (one, other)]
+    found = {k: delong.less(ours[k], theirs[k]) for k in range(len(FINDINGS)) if ours[k] and theirs[k]}
+    counts = [measured.known[here][:, : len(FINDINGS)].sum(0, dtype=np.int64) for here in sides]
+    patients = [measured.films.loc[here, "patient"].nunique() for here in sides]
+    few = f"fewer than {LEAST} patients with or without it in a group, or no threshold"
+    rows = [
+        (finding, *_tested(found.get(k), single=True), counts[0][k], counts[1][k], 1, "" if k in found else few)
+        for k, finding in enumerate(FINDINGS)
+    ]
+    both, enough = list(found), min(patients) >= intervals.LEAST
+    mean = _tested(delong.mean(list(found.values())) if found else None)
+    mean = mean if enough else (mean[0], np.nan, np.nan, np.nan)
+    reason = "no finding is defined in both" if not both else "" if enough else f"{min(patients)} patients in a group"
+    rows.append((metrics.mean_of(len(both)), *mean, *(count[both].sum() for count in counts), len(both), reason))
+    columns = ["finding", "difference", "low", "high", "p", "positives", "positives_against", "findings", "reason"]
+    table = pd.DataFrame(rows, columns=columns)
+    for at, (name, here, who) in enumerate(zip(("", "_against"), sides, patients, strict=True)):
+        table.insert(7 + 2 * at, f"films{name}", int(here.sum()))
+        table.insert(8 + 2 * at, f"patients{name}", who)
+    table.insert(5, "p_holm", np.nan)
     return pd.DataFrame({"number": number, "kind": kind, "group": one, "against": other}, index=table.index).join(table)
 
 
-def _rows(group: Group, measured: Measured, values: np.ndarray, found: np.ndarray) -> pd.DataFrame:
-    known = measured.known[group.here][:, : len(FINDINGS)]
-    low, high = intervals.percentiles(found)
+def _tested(gap: delong.Estimate | None, *, single: bool = False) -> tuple[float, float, float, float]:
+    """Difference, low, high and p; NaN where there is none.
+
+    Of single findings so many are looked at that only p far out in the tail count, where errors from few patients are
+    largest: they have the freedom of the smallest of the four groups of patients compared.
+    """
+    if gap is None:
+        return (np.nan,) * 4
+    return gap.value, *gap.test(float(gap.counts.min() - 1) if single else None)
+
+
+def _rows(group: Group, measured: Measured) -> pd.DataFrame:
+    known, who = measured.known[group.here][:, : len(FINDINGS)], measured.films.loc[group.here, "patient"].to_numpy()
+    estimates, found = measured.numbers["auc"][group.name], measured.replicates[group.name]
+    values = np.array([estimate.value if estimate else np.nan for estimate in estimates])
+    patients, fewest = (
+        len(np.unique(who)),
+        np.array([estimate.counts.min() if estimate else 0 for estimate in estimates]),
+    )
+    low, high = intervals.percentiles(np.where(fewest < intervals.LEAST, np.nan, found), fewest)
     table = pd.DataFrame({"finding": FINDINGS, "positives": known.sum(0, dtype=np.int64), "auc": values})
     table["low"], table["high"], table["findings"] = low, high, 1
-    table["reason"] = [why(known[:, k]) for k in range(len(FINDINGS))]
-    ends = intervals.percentiles(metrics.nanmean(found, axis=1)[:, None])
-    defined = int((~np.isnan(values)).sum())
-    reason = "" if defined else "no finding is defined here" if len(known) else "no films"
-    last = (MEAN, int(known.sum()), metrics.nanmean(values), float(ends[0][0]), float(ends[1][0]), defined, reason)
+    table["reason"] = [why(known[:, k], who) for k in range(len(FINDINGS))]
+    told = np.flatnonzero(~np.isnan(values))
+    ends = _mean_ends(found[:, told], patients, fewest[told])
+    reason = "" if len(told) else "no finding is defined here" if len(known) else "no films"
+    last = (metrics.mean_of(len(told)), int(known.sum()), metrics.nanmean(values), *ends, len(told), reason)
     table = pd.concat([table, pd.DataFrame([dict(zip(table.columns, last, strict=True))])], ignore_index=True)
-    counts = {"films": int(group.here.sum()), "patients": measured.films.loc[group.here, "patient"].nunique()}
+    counts = {"films": int(group.here.sum()), "patients": patients}
     return pd.DataFrame({"kind": group.kind, "group": group.name, **counts}, index=table.index).join(table)
+
+
+def _mean_ends(replicates: np.ndarray, patients: int, fewest: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean over the columns (R, K), in every resample over all of them; NaN for too few patients.
+
+    fewest (K,): on how many patients each column rests.
+    """
+    if not replicates.shape[1] or patients < 2 * intervals.LEAST:
+        return np.nan, np.nan
+    low, high = intervals.percentiles(replicates.mean(1)[:, None], fewest.mean())
+    return float(low[0]), float(high[0])
 
 
 def _all_and_within(labels, scores, rows, counts, either, views) -> Iterator[np.ndarray]:
@@ -231,16 +281,8 @@ def _all_and_within(labels, scores, rows, counts, either, views) -> Iterator[np.
     yield np.divide(won, pairs.sum(0), out=np.full(len(won), np.nan), where=pairs.sum(0) > 0)
 
 
-def _nothing(draws) -> tuple[np.ndarray, np.ndarray]:
-    return np.full(len(FINDINGS), np.nan), np.full((draws[0].shape[1], len(FINDINGS)), np.nan)
-
-
-def _measurable(group: Group, known: np.ndarray) -> list[int]:
-    return [k for k in range(len(FINDINGS)) if not why(known[group.here, k])]
-
-
-def why(labels: np.ndarray) -> str:
-    """Why a finding is not measured on these films; "" where it is."""
-    positives = int(np.count_nonzero(labels))
-    fewest = min(positives, len(labels) - positives)
-    return metrics.reason(labels) or ("" if fewest >= LEAST else f"only {fewest} films of a class, {LEAST} are needed")
+def why(labels: np.ndarray, patients: np.ndarray) -> str:
+    """Why a finding is not measured on these films, labels and patients (N,); "" where it is."""
+    fewest = min(len(np.unique(patients[labels == side])) for side in (0, 1))
+    few = f"only {fewest} patients of a class, {LEAST} are needed"
+    return metrics.reason(labels) or ("" if fewest >= LEAST else few)

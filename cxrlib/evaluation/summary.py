@@ -9,19 +9,20 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from cxrlib.data import records
-from cxrlib.evaluation import intervals, metrics
+from cxrlib.evaluation import delong, intervals, metrics
 from cxrlib.labels import FINDINGS, LABELS
 from cxrlib.training import checkpoint
 
-MEAN = "mean of 14"
+SURE = 0.05  # of a p value, adjusted where several are looked at
 
 
 def auc(films: pd.DataFrame, probabilities: np.ndarray, *, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """AUC and average precision of each label with 95 % intervals by patient bootstrap; the last row is the mean of 14.
+    """AUC and average precision of each label with 95 % intervals by patient bootstrap; the last row is the mean.
 
-    films: N rows as ``records.read`` gives them; probabilities (N, 15). Columns finding, positives, auc, auc_low,
-    auc_high, ap, ap_low, ap_high, reason. A finding with one class only has NaN and says why in ``reason``; the
-    mean leaves it out. "No Finding" is listed and never part of the mean.
+    films: N rows as ``records.read`` gives them; probabilities (N, 15). Columns finding, positives, patients (with the
+    finding; in the last row all), auc, auc_low, auc_high, ap, ap_low, ap_high, reason, no_interval (why there is none),
+    p_chance and p_others as ``against`` gives them. A finding with one class only has NaN and says why in ``reason``;
+    the mean leaves it out, and is named by how many it is of. "No Finding" is listed and never part of the mean.
     """
     known = records.label_matrix(films)
     boot = intervals.bootstrap(known, probabilities, films["patient"].to_numpy(), replicates=replicates, seed=seed)
@@ -29,15 +30,37 @@ def auc(films: pd.DataFrame, probabilities: np.ndarray, *, replicates: int = 100
         {
             "finding": LABELS,
             "positives": known.sum(0),
+            "patients": boot.patients[0],
             "auc": boot.auc,
             **dict(zip(("auc_low", "auc_high"), boot.auc_interval, strict=True)),
             "ap": boot.ap,
             **dict(zip(("ap_low", "ap_high"), boot.ap_interval, strict=True)),
             "reason": [metrics.reason(known[:, k]) for k in range(len(LABELS))],
+            "no_interval": boot.why(),
         }
-    )
-    mean = dict(zip(rows.columns, (MEAN, known[:, :14].sum(), *boot.mean_auc, *boot.mean_ap, ""), strict=True))
-    return pd.concat([rows, pd.DataFrame([mean])], ignore_index=True)
+    ).join(against(films, probabilities))
+    mean = (metrics.mean_of(len(boot.told)), known[:, metrics.HEADLINE].sum(), boot.everyone, *boot.mean_auc)
+    mean += (*boot.mean_ap, "", boot.why_mean(), np.nan, np.nan)
+    return pd.concat([rows, pd.DataFrame([dict(zip(rows.columns, mean, strict=True))])], ignore_index=True)
+
+
+def against(films: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """Whether each finding is read better than by guessing, and better or less well than the others on average.
+
+    A row per label, films and probabilities as for ``auc``. Columns p_chance (two-sided, AUC against 0.5) and p_others
+    (against the mean of the other findings told), by DeLong's variance by patient on the scale of log odds, each
+    adjusted (Holm) for the findings told: those with ``intervals.LEAST`` patients with and without; NaN elsewhere.
+    """
+    known = records.label_matrix(films)
+    patients, rows = np.unique(films["patient"].to_numpy(), return_inverse=True)
+    sides, _ = intervals.patients_of(known[:, metrics.HEADLINE], rows, len(patients))
+    told = [k for k in range(len(FINDINGS)) if sides[:, k].min() >= intervals.LEAST]
+    read = {k: delong.imperfect(known[:, k], probabilities[:, k]) for k in told}
+    found = [delong.auc(known[:, k], read[k], rows, len(patients)) for k in told]
+    table = pd.DataFrame(np.nan, index=range(len(LABELS)), columns=["p_chance", "p_others"])
+    table.loc[told, "p_chance"] = [delong.logit(one).test()[2] for one in found]
+    table.loc[told, "p_others"] = delong.against_others(found)
+    return table.apply(lambda column: intervals.holm(column.to_numpy()))
 
 
 def overall(
@@ -49,11 +72,12 @@ def overall(
     """
     known, patients = records.label_matrix(films), films["patient"].to_numpy()
     micro = intervals.micro_auc(known, probabilities, patients, replicates=replicates, seed=seed)
-    mean = table.set_index("finding").loc[MEAN]
+    mean = table[table["finding"].map(metrics.is_mean)].iloc[-1]
+    of = mean["finding"].removeprefix("mean ")
     rows = [
-        ("mean AUC of 14", *mean[["auc", "auc_low", "auc_high"]], "each finding counts alike: the headline"),
+        (f"mean AUC {of}", *mean[["auc", "auc_low", "auc_high"]], "each finding counts alike: the headline"),
         ("micro AUC of 15", *micro, "all film-label pairs at once: knowing prevalences alone scores above 0.5"),
-        ("mean AP of 14", *mean[["ap", "ap_low", "ap_high"]], "read it beside the mean prevalence"),
+        (f"mean AP {of}", *mean[["ap", "ap_low", "ap_high"]], "read it beside the mean prevalence"),
     ]
     return pd.DataFrame(rows, columns=["number", "value", "low", "high", "says"])
 
@@ -61,31 +85,36 @@ def overall(
 def gain(
     films: pd.DataFrame, before: np.ndarray, after: np.ndarray, *, replicates: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """What changed from one reading of the films to another: AUC before and after, difference, 95 % interval.
+    """What changed from one reading of the films to another: AUC before and after, difference, interval, p, p_holm.
 
-    before, after (N, 15) probabilities of the same films. The interval is from a bootstrap by patient in which both
-    readings are resampled together. Last row: the mean of 14, with p against "no difference".
+    before, after (N, 15) probabilities of the same films. Single findings by DeLong's paired test by patient, p_holm
+    adjusted for all of them; the last row, the mean, by a bootstrap by patient in which both are resampled together.
     """
-    known, patients = records.label_matrix(films), films["patient"].to_numpy()
-    was, now = (
-        intervals.bootstrap(known, reading, patients, replicates=replicates, seed=seed, precision=False)
-        for reading in (before, after)
-    )
-    low, high = intervals.percentiles((now.auc_replicates - was.auc_replicates)[:, : len(FINDINGS)])
-    rows = pd.DataFrame(
-        {
-            "finding": FINDINGS,
-            "positives": known[:, : len(FINDINGS)].sum(0),
-            "before": was.auc[: len(FINDINGS)],
-            "after": now.auc[: len(FINDINGS)],
-            "difference": (now.auc - was.auc)[: len(FINDINGS)],
-            "low": low,
-            "high": high,
-        }
-    )
+    was, now = _boots(films, (before, after), replicates, seed)
+    names = {"auc_against": "before", "auc": "after"}
+    rows = pd.DataFrame(_differences(films, after, before)).rename(columns=names)
+    rows = rows[["finding", "positives", "before", "after", "difference", "low", "high", "p"]]
+    rows["p_holm"] = intervals.holm(rows["p"].to_numpy(np.float64))
     mean = intervals.difference(now, was)
-    last = (MEAN, rows["positives"].sum(), was.mean_auc.value, now.mean_auc.value, mean.value, mean.low, mean.high)
+    ends = (rows["positives"].sum(), was.mean_auc.value, now.mean_auc.value)
+    last = (metrics.mean_of(len(was.told)), *ends, *mean, mean.p)
     return pd.concat([rows, pd.DataFrame([dict(zip(rows.columns, last, strict=True))])], ignore_index=True)
+
+
+def outcome(changed: pd.DataFrame) -> str:
+    """What a stage came to on validation, in a sentence: its mean against what it was given; frame as ``gain``."""
+    mean = changed.iloc[-1]
+    if pd.isna(mean["difference"]):
+        return "No finding has an AUC before and after the stage."
+    interval = "too few patients for an interval"
+    if not pd.isna(mean["low"]):
+        interval = f"95 % {mean['low']:+.3f} to {mean['high']:+.3f}, p = {mean['p']:.3f}"
+    said = f"{mean['finding']} {mean['before']:.3f} → {mean['after']:.3f}: {mean['difference']:+.3f} ({interval}). "
+    shown = bool(mean["p"] <= SURE)
+    if mean["difference"] >= 0:
+        return said + ("The stage helped." if shown else "The stage has not been shown to help.")
+    harmed = "The stage harmed the reading" if shown else "The stage lowered the mean, which may be chance"
+    return f"{said}{harmed}; its best epoch is handed on all the same, being chosen among the stage's own epochs."
 
 
 def stages(
@@ -96,10 +125,11 @@ def stages(
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row per stage: its recipe, mean AUC of 14 on validation and test, and the test difference to the one before.
+    """One row per stage: its recipe, mean AUC on validation and test, and the difference to the one before on both.
 
     line: the stages' best checkpoints in order; val and test: the films and, per checkpoint, probabilities (N, 15).
-    The p values of the differences are Holm-adjusted for the number of stages compared.
+    Columns of a difference on test: difference, difference_low, difference_high, p, p_holm; on validation the same
+    after ``val_``. The p values of each part are Holm-adjusted for the number of stages compared.
     """
     boots = {name: _boots(*part, replicates, seed) for name, part in (("val", val), ("test", test))}
     rows = []
@@ -116,15 +146,14 @@ def stages(
         }
         for name, (value, low, high) in ((name, found[k].mean_auc) for name, found in boots.items()):
             row |= {f"{name}_auc": value, f"{name}_low": low, f"{name}_high": high}
-        step = (
-            intervals.difference(boots["test"][k], boots["test"][k - 1]) if k else intervals.Difference(*[np.nan] * 4)
-        )
-        rows.append(
-            row | {"difference": step.value, "difference_low": step.low, "difference_high": step.high, "p": step.p}
-        )
+        for name, prefix in (("test", ""), ("val", "val_")):
+            step = intervals.difference(boots[name][k], boots[name][k - 1]) if k else [np.nan] * 4
+            columns = ("difference", "difference_low", "difference_high", "p")
+            row |= {f"{prefix}{column}": value for column, value in zip(columns, step, strict=True)}
+        rows.append(row)
     table = pd.DataFrame(rows)
-    table["p_holm"] = np.nan
-    table.loc[table.index[1:], "p_holm"] = intervals.holm(table["p"].to_numpy()[1:])
+    for prefix in ("", "val_"):
+        table[f"{prefix}p_holm"] = intervals.holm(table[f"{prefix}p"].to_numpy(np.float64))
     return table
 
 
@@ -200,8 +229,14 @@ def _differences(films: pd.DataFrame, ours: np.ndarray, theirs: np.ndarray) -> I
             "auc": metrics.roc_auc(known[:, k], ours[:, k]),
             "auc_against": metrics.roc_auc(known[:, k], theirs[:, k]),
             **dict(zip(("difference", "low", "high", "p"), found, strict=True)),
-            "reason": metrics.reason(known[:, k]),
+            "reason": metrics.reason(known[:, k]) or _untested(found),
         }
+
+
+def _untested(found: intervals.Difference) -> str:
+    """Why a difference has no p, in words; "" where it has one."""
+    few = f"fewer than {intervals.LEAST_TESTED} patients with or without it, or a perfect AUC"
+    return "" if found.p == found.p else few
 
 
 def _boots(

@@ -45,7 +45,7 @@ class Board:
 
             self.events = SummaryWriter(str(self.folder))
         aucs = {f"AUC/{finding}": row[f"auc_{finding}"] for finding in FINDINGS}
-        values = {title: row[name] for name, title in SCALARS.items()} | {"AUC/mean of 14": row["val_auc"]} | aucs
+        values = {title: row[name] for name, title in SCALARS.items()} | {"AUC/mean": row["val_auc"]} | aucs
         for title, value in values.items():
             if value == value:
                 self.events.add_scalar(title, value, row["epochs_so_far"])

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cxrlib import labels, provenance
+from cxrlib import provenance
+from cxrlib.data import records
 from cxrlib.training import (
     checkpoint,
     compiler,
@@ -230,7 +231,7 @@ class _Training:
         mine = [(torch.cat(rows), torch.cat(logits).sigmoid().cpu())] if rows else []
         films = [share for shares in self.team.gather(mine) for share in shares]
         order, probabilities = (torch.cat(values) for values in zip(*films, strict=True))
-        known = self.val.films[list(labels.LABELS)].to_numpy(np.uint8)
+        known = records.label_matrix(self.val.films)
         aucs = self.score(known[order.numpy()], probabilities.numpy())
         return seen.of_all(self.team), aucs
 

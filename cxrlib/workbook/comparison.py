@@ -9,9 +9,9 @@ import pandas as pd
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
+from cxrlib.evaluation import metrics
 from cxrlib.labels import FINDINGS
 from cxrlib.workbook import marks, page, pairing, report, sections, tables, words
-from cxrlib.workbook.tables import MEAN
 
 MOST = len(marks.SHAPES)
 """Runs on one page: each has a shape and a colour of its own."""
@@ -70,7 +70,8 @@ def gather(homes: Sequence[paths.Run]) -> dict[str, Any]:
 def _run(i: int, home: paths.Run, auc: tables.Found, reading: tables.Found) -> dict[str, Any]:
     """One run's name, mean AUC, and what a reader must know of it; ``notes`` says what could not be read."""
     found, data = tables.record(home), tables.table(home.tables / "data.csv")
-    mean = {} if auc.value is None else _by_finding(auc.value).get(MEAN, {})
+    rows = {} if auc.value is None else _by_finding(auc.value)
+    mean = next((row for name, row in rows.items() if metrics.is_mean(name)), {})
     asked = {**report.part(found.value, "parameters"), **report.part(found.value, "settings")}
     notes = [why for why in (found.why, auc.why, data.why, reading.why) if why]
     run = {
@@ -118,7 +119,7 @@ def _unpaired(one: dict[str, Any], other: dict[str, Any], first: Any, second: An
 def _told(table: pd.DataFrame) -> dict[str, Any]:
     """A pair's rows with drawings and verdicts, the findings by size of the difference."""
     rows = marks.differences(table)
-    single = [row for row in rows if row["finding"] != MEAN]
+    single = [row for row in rows if not metrics.is_mean(row["finding"])]
     single.sort(key=lambda row: -row["difference"] if row["difference"] == row["difference"] else float("inf"))
     sides = {side: [row["finding"] for row in single if row["says"] == side] for side in ("better", "worse")}
     return {"rows": single, "mean": rows[-1], "reach": marks.reach(table), **sides}

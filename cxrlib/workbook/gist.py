@@ -23,18 +23,28 @@ def sentences(findings: list[dict[str, Any]], places: dict[str, Any], groups: di
 
 
 def reading(findings: list[dict[str, Any]]) -> str:
-    """The three findings read best and the three read least well, and those no better than guessing for all we know."""
-    told = [row for row in findings if row["finding"] in FINDINGS and not pd.isna(row["auc"])]
-    if len(told) < 6:
+    """The findings shown to be read better, or less well, than the others on average; those not shown above guessing.
+
+    Every p is adjusted. A finding on too few patients has none and is only named.
+    """
+    known = [row for row in findings if row["finding"] in FINDINGS and not pd.isna(row["auc"])]
+    told = [row for row in known if not pd.isna(row.get("p_chance", float("nan")))]
+    if not told:
         return ""
-    shown = [f"{theme.name(row['finding'])} ({row['auc']:.2f})" for row in told]
-    guesses = [row["finding"] for row in told if row["auc_low"] <= 0.5]
-    text = f"It reads best {', '.join(shown[:3])}; least well {', '.join(shown[:-4:-1])}."
-    return text + (f" Not shown to be better than guessing: {words.listed(guesses)}." if guesses else "")
+    mean = sum(row["auc"] for row in told) / len(told)
+    apart = [row for row in told if row["p_others"] <= words.SURE]
+    high, low = [row for row in apart if row["auc"] > mean], [row for row in apart[::-1] if row["auc"] <= mean]
+    sides = (("better", high), ("less well", low))
+    said = "; ".join(f"{how} than the others on average {_named(rows)}" for how, rows in sides if rows)
+    text = f"It reads {said}." if said else "No finding is shown to be read better or less well than the others."
+    guesses = [row["finding"] for row in told if not (row["p_chance"] <= words.SURE and row["auc"] > 0.5)]
+    text += f" Not shown to be better than guessing: {words.listed(guesses)}." if guesses else ""
+    few = [row["finding"] for row in known if row not in told]
+    return text + (f" On too few patients to tell: {words.listed(few)}." if few else "")
 
 
 def looking(places: dict[str, Any]) -> str:
-    """How often each way of asking points at the place, against blind pointing, and for which findings that is sure.
+    """How often each way of asking points at the place, against blind pointing, and for which findings that is shown.
 
     A way that was asked on fewer than half of the boxes is left out.
     """
@@ -45,22 +55,28 @@ def looking(places: dict[str, Any]) -> str:
         return ""
     hits = words.joined([f"{words.number(100 * way['all']['hit'], 0)} of 100 cases ({way['name']})" for way in ways])
     blind = words.number(100 * ways[0]["all"]["chance"], 0)
-    sure = [f"{words.listed(way['beyond_chance'])} ({way['name']})" for way in ways if way["beyond_chance"]]
+    shown = [f"{words.listed(way['beyond_chance'])} ({way['name']})" for way in ways if way["beyond_chance"]]
     text = f"The brightest spot of its map lies in the marked box in {hits}; blind pointing reaches {blind}."
-    if sure:
-        return f"{text} It surely points better than blind at {'; '.join(sure)}."
+    if shown:
+        return f"{text} It is shown to point better than blind at {'; '.join(shown)}."
     return f"{text} For no finding is it shown to point better than blind."
 
 
 def failing(groups: dict[str, Any]) -> str:
-    """The sure gaps in mean AUC between groups; where none was measured, between which means the groups lie."""
+    """The gaps in mean AUC shown between groups; where none was measured, between which means the groups lie."""
     gaps = [row for row in groups["gaps"]["rows"] if row["number"] == "auc"]
-    clear = [_gap(row) for row in gaps if row["says"] in ("higher", "lower")]
-    rest = [f"{row['one']} and {row['other']}" for row in gaps if row["says"] == "no sure difference"]
-    text = " ".join(clear)
+    shown = [_gap(row) for row in gaps if row["says"] in ("higher", "lower")]
+    rest = [f"{row['one']} and {row['other']}" for row in gaps if row["says"] == words.CHANCE]
+    text = " ".join(shown)
     if rest:
-        text += f" No sure {'other ' if clear else ''}difference in mean AUC between {'; '.join(rest)}."
+        text += f" No {'other ' if shown else ''}difference in mean AUC is shown between {'; '.join(rest)}."
     return ((text or _extent(groups["rows"])) + _view(groups["shortcut"]["mean"])).strip()
+
+
+def _named(rows: list[dict[str, Any]]) -> str:
+    """The first three with their AUC, and how many more there are."""
+    names = [f"{theme.name(row['finding'])} ({row['auc']:.2f})" for row in rows[:3]]
+    return words.joined([*names, *([f"{len(rows) - 3} more"] if len(rows) > 3 else [])])
 
 
 def _gap(row: dict[str, Any]) -> str:
@@ -73,7 +89,8 @@ def _gap(row: dict[str, Any]) -> str:
 
 
 def _extent(rows: list[dict[str, Any]]) -> str:
-    told = sorted((row for row in rows if row["kind"] != "all" and not pd.isna(row["auc"])), key=lambda row: row["auc"])
+    told = [row for row in rows if row["kind"] != "all" and not pd.isna(row["auc"]) and not pd.isna(row["low"])]
+    told.sort(key=lambda row: row["auc"])
     if len(told) < 2:
         return ""
     worst, best = told[0], told[-1]

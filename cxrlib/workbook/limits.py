@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from cxrlib import paths
+from cxrlib.evaluation import metrics
 from cxrlib.evaluation import published as results
 from cxrlib.labels import FINDINGS
-from cxrlib.workbook import marks, pictures, tables
-from cxrlib.workbook.tables import MEAN
+from cxrlib.workbook import marks, pictures, tables, words
 
 METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM", "occlusion": "Occlusion", "": "Heat maps"}
 ALL = "all findings"
@@ -62,7 +62,7 @@ def published(home: paths.Run, album: pictures.Album, auc: list[dict[str, Any]])
         return {"rows": [], "why": found.why, "figure": album.read(home.figures / "published")}
     if found.value.empty:
         return {"rows": [], "why": _why_not(home), "figure": None}
-    wanted = ("mean_low", "mean_high", "spread")
+    wanted = ("mean_low", "mean_high", "spread", "chosen_on")
     table = found.value.reindex(columns=list(dict.fromkeys([*found.value.columns, *wanted])))
     table = table.sort_values("mean", ascending=False, kind="stable")
     least = min(0.7, table[["mean", "mean_low"]].min(axis=None)) - 0.01
@@ -78,7 +78,7 @@ def published(home: paths.Run, album: pictures.Album, auc: list[dict[str, Any]])
 
 
 def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
-    means = table[table["finding"] == MEAN]
+    means = table[table["finding"].map(metrics.is_mean)]
     least = min(0.5, means[["auc", "low"]].min(axis=None))
     rows = []
     for row in means.to_dict("records"):
@@ -90,12 +90,22 @@ def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
-    """The mean gaps between groups, those where another trait is held fixed, and single findings with a clear gap."""
+    """The run's gaps, and the figure of single findings."""
     found = tables.table(home.tables / "gaps.csv")
-    if found.value is None:
-        return {"rows": [], "met": [], "findings": [], "looked_at": 0, "sentence": "", "figure": None, "why": found.why}
-    table = found.value.dropna(subset=["difference"])
-    means, single = (table[(table["finding"] == MEAN) == flag] for flag in (True, False))
+    figure = None if found.value is None else album.read(home.figures / "gaps_by_finding")
+    why = found.why or "No two groups have enough films of one finding to be compared."
+    return gaps(found.value) | {"figure": figure, "why": why}
+
+
+def gaps(table: pd.DataFrame | None) -> dict[str, Any]:
+    """The mean gaps between groups, those where another trait is held fixed, and the gaps of single findings shown.
+
+    table: as ``evaluation.subgroups.gaps``, or None.
+    """
+    if table is None:
+        return {"rows": [], "met": [], "findings": [], "looked_at": 0, "means": 0, "sentence": ""}
+    table = table.dropna(subset=["difference"])
+    means, single = (table[table["finding"].map(metrics.is_mean).to_numpy(bool) == flag] for flag in (True, False))
     rows = [
         row
         for _, own in means.groupby("number", sort=False)  # each number on a scale of its own
@@ -104,17 +114,16 @@ def _gaps(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
     for row in rows:
         row["one"], row["other"] = (_whom(row.get("kind", ""), row[side]) for side in ("group", "against"))
         row["what"], row["findings"] = WHAT.get(row["number"], row["number"]), row.get("findings", len(FINDINGS))
-    clear = single[(single["low"] > 0) | (single["high"] < 0)]
-    clear = clear.assign(what=[WHAT.get(name, name).removeprefix("mean ") for name in clear["number"]])
+    shown = single[single["p_holm"] <= words.SURE]
+    shown = shown.assign(what=[WHAT.get(name, name).removeprefix("mean ") for name in shown["number"]])
     basic = [row for row in rows if row.get("kind", "") in ("", *BASIC)]
     return {
         "rows": basic,
         "met": [row for row in rows if row not in basic],
-        "findings": clear.to_dict("records"),
-        "looked_at": len(single),
+        "findings": shown.to_dict("records"),
+        "looked_at": int(single["p_holm"].notna().sum()),
+        "means": int(means["p_holm"].notna().sum()),
         "sentence": _spoken(basic),
-        "figure": album.read(home.figures / "gaps_by_finding"),
-        "why": "No two groups have enough films of one finding to be compared.",
     }
 
 
@@ -124,10 +133,10 @@ def _whom(kind: str, group: str) -> str:
 
 
 def _spoken(rows: list[dict[str, Any]]) -> str:
-    """The gaps that leave 0 out, in words."""
-    clear = [f"{row['what']} is {row['says']} in {row['one']} than in {row['other']}" for row in rows
+    """The gaps that are shown, in words."""
+    shown = [f"{row['what']} is {row['says']} in {row['one']} than in {row['other']}" for row in rows
              if row["says"] in ("higher", "lower")]  # fmt: skip
-    text = "; ".join(clear) or "no difference between these groups leaves 0 out of its interval"
+    text = "; ".join(shown) or "no difference between these groups is shown"
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -140,7 +149,7 @@ def _shortcut(home: paths.Run) -> dict[str, Any]:
     if found.value is None:
         return {"mean": None, "rows": [], "why": found.why}
     rows = marks.differences(found.value.dropna(subset=["difference"]))
-    mean = next((row for row in rows if row["finding"] == MEAN), None)
+    mean = next((row for row in rows if metrics.is_mean(row["finding"])), None)
     why = "" if mean else "The view's part cannot be measured: too few films of one of the views."
     return {"mean": mean, "rows": [row for row in rows if row is not mean], "why": why}
 
@@ -164,7 +173,7 @@ def _method(name: str, table: pd.DataFrame, control: pd.DataFrame | None) -> dic
         "rows": sorted(single, key=lambda row: -row["lift"] if row["lift"] == row["lift"] else float("inf"))
         + [row for row in rows if row["finding"] == ALL],
         "all": next((row for row in rows if row["finding"] == ALL), None),
-        "beyond_chance": [row["finding"] for row in single if row["lift_low"] > 1],
+        "beyond_chance": [row["finding"] for row in single if row["lift"] > 1 and row.get("p_holm", 1) <= words.SURE],
         "most": most,
     }
 

@@ -87,7 +87,7 @@ def _auc(progress: Progress, ax: Axes) -> None:
         plots.blank(ax, "validation AUC comes\nafter the first epoch")
         return
     done = pd.DataFrame(progress.history)
-    ax.plot(done["epoch"], done["val_auc"], color=theme.INK, marker="o", ms=4, label=plots.MEAN, clip_on=False)
+    ax.plot(done["epoch"], done["val_auc"], color=theme.INK, marker="o", ms=4, label="mean AUC", clip_on=False)
     ax.axhline(0.5, color=theme.MUTED, lw=0.8, ls=":", label="chance")
     ax.set(xlabel="epochs", ylabel="validation AUC", xlim=(0, max(progress.recipe.epochs, 1)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -15,7 +15,6 @@ from cxrlib import paths
 from cxrlib.evaluation import intervals, metrics
 from cxrlib.labels import FINDINGS, column
 from cxrlib.workbook import tables
-from cxrlib.workbook.tables import MEAN
 
 REPLICATES, SEED = 1000, 0
 
@@ -57,7 +56,7 @@ def why_not(one: Reading, other: Reading) -> str:
 
 
 def differences(pairs: Sequence[tuple[Reading, Reading]]) -> list[pd.DataFrame]:
-    """For each pair the AUC of the second less that of the first, finding by finding; last row the mean of 14.
+    """For each pair the AUC of the second less that of the first, finding by finding; last row the mean.
 
     Columns finding, positives, first, second, difference, low, high (95 %), p and p_holm. The p values of single
     findings are adjusted for all findings of all pairs, those of the means for the number of pairs. Undefined is NaN.
@@ -66,7 +65,8 @@ def differences(pairs: Sequence[tuple[Reading, Reading]]) -> list[pd.DataFrame]:
     if found:
         every = pd.concat(found, keys=range(len(found)))
         every["p_holm"] = np.nan
-        for these in (every["finding"] == MEAN, every["finding"] != MEAN):
+        mean = every["finding"].map(metrics.is_mean).astype(bool)
+        for these in (mean, ~mean):
             every.loc[these, "p_holm"] = intervals.holm(every.loc[these, "p"].to_numpy())
         found = [every.loc[i].reset_index(drop=True) for i in range(len(found))]
     return found
@@ -90,6 +90,13 @@ def _pair(first: Reading, second: Reading) -> pd.DataFrame:
         change = intervals.delong_difference(known[:, k], *scores, patients)
         rows.append((finding, int(known[:, k].sum()), boots[0].auc[k], boots[1].auc[k], *change))
     mean = intervals.difference(boots[1], boots[0])
-    rows.append((MEAN, int(known[:, metrics.HEADLINE].sum()), *(boot.mean_auc.value for boot in boots), *mean))
+    rows.append(
+        (
+            metrics.mean_of(len(boots[0].told)),
+            int(known[:, metrics.HEADLINE].sum()),
+            *(boot.mean_auc.value for boot in boots),
+            *mean,
+        )
+    )
     names = ("finding", "positives", "first", "second", "difference", "low", "high", "p")
     return pd.DataFrame(rows, columns=list(names))

@@ -11,9 +11,9 @@ import pandas as pd
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
+from cxrlib.evaluation import metrics
 from cxrlib.labels import FINDINGS
 from cxrlib.workbook import gist, limits, page, pictures, progress, sections, tables, words
-from cxrlib.workbook.tables import MEAN
 
 ROOMS = ("report", "gist", "sections", "limits", "tables", "words", "pictures", "marks", "page", "progress")
 TEMPLATES = ("report.html.j2", "quality.html.j2", "limits.html.j2", "page.html.j2", "macros.html.j2")
@@ -55,7 +55,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
     why["overall"] = overall.why
     asked = {**part(record, "parameters"), **part(record, "settings")}
     rows = sections.findings(auc.value, _films(data.value, "test"))
-    single = [row for row in rows if row["finding"] != MEAN]
+    single = [row for row in rows if not metrics.is_mean(row["finding"])]
     shown = {
         "roc": sections.roc(home, album, single),
         "stages": sections.stages(stages.value),
@@ -78,7 +78,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "doubts": part(record, "data").get("doubts", []),
         "left_out": part(part(record, "data"), "left_out").get("films", 0),
         "phantom": bool(record) and not asked.get("data"),
-        "mean": next((row for row in rows if row["finding"] == MEAN), None),
+        "mean": next((row for row in rows if metrics.is_mean(row["finding"])), None),
         "findings": single,
         "overall": _rows(overall.value),
         "undefined": [row["finding"] for row in single if row["finding"] in FINDINGS and pd.isna(row["auc"])],

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from cxrlib import paths
+from cxrlib.evaluation import metrics
 from cxrlib.labels import FINDINGS, NO_FINDING
 from cxrlib.workbook import marks, pictures, tables, words
-from cxrlib.workbook.tables import MEAN
 
 RULES = {
     "youden": ("Balanced", "The most sensitivity and specificity together (Youden)."),
@@ -35,9 +35,10 @@ def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]
         row["mark"] = marks.interval(*sides, least=least, most=1.0, neutral=0.5)
         row["prevalence"] = row["positives"] / films if films else None
         row["films"], row["least"] = films, least
-        row["reason"] = row.get("reason", "")
+        row["reason"], row["no_interval"] = row.get("reason", ""), row.get("no_interval", "")
+        row["patients"] = row.get("patients")
         rows.append(row)
-    return sorted(rows, key=lambda row: (row["finding"] == MEAN, row["finding"] == NO_FINDING))
+    return sorted(rows, key=lambda row: (metrics.is_mean(row["finding"]), row["finding"] == NO_FINDING))
 
 
 def roc(home: paths.Run, album: pictures.Album, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def stages(table: pd.DataFrame | None) -> list[dict[str, Any]]:
     if table is None:
         return []
     wanted = ("test_low", "test_high", "difference", "difference_low", "difference_high", "p_holm")
+    wanted += tuple(f"val_{name}" for name in wanted[2:])
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *wanted])))
     reach = max(0.02, table[["difference_low", "difference_high", "difference"]].abs().max(axis=None))
     rows = []
@@ -61,6 +63,7 @@ def stages(table: pd.DataFrame | None) -> list[dict[str, Any]]:
         sides = row["difference"], row["difference_low"], row["difference_high"]
         row["mark"] = marks.interval(*sides, least=-reach, most=reach, neutral=0, unit="difference in AUC")
         row["helped"] = words.verdict(*sides, row["p_holm"]) if i else "first stage"
+        row["on_val"] = words.verdict(*(row[f"val_{name}"] for name in wanted[2:6])) if i else "first stage"
         row["trained"], row["loss"] = trained(row["groups"]), row.get("loss", "")
         row["stage"] = int(row["stage"])
         rows.append(row)
@@ -68,15 +71,15 @@ def stages(table: pd.DataFrame | None) -> list[dict[str, Any]]:
 
 
 def steps(home: paths.Run) -> dict[str, Any]:
-    """Finding by finding what the stages changed: the steps that are sure, and the last stage against the first."""
+    """Finding by finding what the stages changed: the steps that are shown, and the last stage against the first."""
     found = tables.table(home.tables / "stage_findings.csv")
     if found.value is None:
-        return {"sure": [], "looked_at": 0, "whole": [], "why": found.why}
+        return {"shown": [], "looked_at": 0, "whole": [], "why": found.why}
     table = found.value
     single, whole = (table[table["comparison"] == kind] for kind in ("step", "whole"))
     whole = marks.differences(whole.sort_values("difference", ascending=False, kind="stable"))
-    sure = [row for row in marks.differences(single) if row["says"] in ("better", "worse")]
-    return {"sure": sure, "looked_at": int(single["difference"].notna().sum()), "whole": whole, "why": ""}
+    shown = [row for row in marks.differences(single) if row["says"] in ("better", "worse")]
+    return {"shown": shown, "looked_at": int(single["p_holm"].notna().sum()), "whole": whole, "why": ""}
 
 
 def trained(groups: str) -> str:

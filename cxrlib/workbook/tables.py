@@ -9,8 +9,6 @@ import pandas as pd
 from cxrlib import paths
 from cxrlib.errors import UserError
 
-MEAN = "mean of 14"
-
 NEEDED = {
     "auc_test": ("finding", "positives", "auc", "auc_low", "auc_high", "ap", "ap_low", "ap_high"),
     "stages": ("stage", "checkpoint", "groups", "lr", "epochs", "val_auc", "val_low", "val_high", "test_auc"),
@@ -22,7 +20,7 @@ NEEDED = {
     "calibration": ("finding", "probability", "prevalence", "brier", "brier_prevalence", "ece"),
     "thresholds": ("finding", "rule", "threshold", "sensitivity", "specificity", "ppv", "npv"),
     "subgroups": ("kind", "group", "finding", "films", "patients", "auc", "low", "high"),
-    "gaps": ("number", "group", "against", "finding", "difference", "low", "high"),
+    "gaps": ("number", "group", "against", "finding", "difference", "low", "high", "p_holm"),
     "view_shortcut": ("finding", "auc", "within", "difference", "low", "high"),
     "localisation": ("finding", "boxes", "hit", "hit_low", "hit_high", "chance", "lift", "lift_low", "lift_high"),
     "localisation_control": ("finding", "hit", "lift"),
@@ -36,7 +34,7 @@ NEEDED = {
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
     *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
-    *("origin", "first", "unknown"),
+    *("origin", "first", "unknown", "no_interval", "chosen_on"),
 )
 """Columns that hold text. All others hold numbers, and what is no number there counts as undefined."""
 
@@ -46,7 +44,7 @@ NUMBERED = ("stage",)
 NAMED = {"stage_findings": ("stage",)}
 """Columns that hold text in one table alone: there a stage goes by its checkpoint's name."""
 
-MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown")
+MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown", "no_interval", "chosen_on")
 """Columns of text that may be empty; the others name their row."""
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from cxrlib import theme
 
 SURE = 0.05  # of an adjusted p value
+CHANCE = "no difference shown"
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -63,9 +64,12 @@ def verdict(
     *,
     sides: tuple[str, str] = ("better", "worse"),
 ) -> str:
-    """What a difference says: better, worse (or other words) or not sure. An adjusted p has the last word."""
+    """What a difference says: better, worse (or other words), or that it may be chance, which an adjusted p decides.
+
+    Without a p the interval does, for a difference that is looked at alone.
+    """
     if pd.isna(difference):
         return "undefined"
     if (pd.isna(low) and pd.isna(p)) or p > SURE or (pd.isna(p) and low <= 0 <= high):
-        return "no sure difference"
+        return CHANCE
     return sides[0] if difference > 0 else sides[1]

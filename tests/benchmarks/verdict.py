@@ -99,8 +99,9 @@ def _by_patient(ours: list[Run], theirs: list[Run], part: str) -> dict:
 
 def _over_seeds(boots: list[intervals.Bootstrap]) -> intervals.Bootstrap:
     """Of several runs on the same films the mean run: its AUCs in each resample are the means of theirs there."""
-    return intervals.Bootstrap(*(np.mean([getattr(boot, name) for boot in boots], axis=0)
-                                 for name in ("auc", "ap", "auc_replicates", "ap_replicates")))  # fmt: skip
+    names = ("auc", "ap", "auc_replicates", "ap_replicates")
+    means = [np.mean([getattr(boot, name) for boot in boots], axis=0) for name in names]
+    return intervals.Bootstrap(*means, boots[0].patients, boots[0].everyone)
 
 
 def _bootstrap(run: Run, part: str) -> intervals.Bootstrap:

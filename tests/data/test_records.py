@@ -274,3 +274,15 @@ def test_real_films(nih_1k, nih_fullres):
     assert len(records.read(nih_1k)) == 1049
     assert len(records.read(nih_fullres)) == 96
     assert len(records.read_boxes(nih_fullres)) == 12
+
+
+@pytest.mark.parametrize("value", [np.nan, 2, -1, 0.5, None])
+def test_an_unknown_label_is_no_absent_one(value):
+    films = pd.DataFrame(0.0, index=range(4), columns=list(labels.LABELS)).assign(image=[f"{i}.png" for i in range(4)])
+    assert records.label_matrix(films).dtype == np.uint8
+    films = films.astype({"Mass": object})
+    films.loc[2, "Mass"] = value
+    with pytest.raises(UserError, match=r"2\.png: Mass is .*, neither 0 nor 1 \(1 films"):
+        records.label_matrix(films)
+    with pytest.raises(UserError, match="row 2: Mass"):
+        records.label_matrix(films.drop(columns="image"))

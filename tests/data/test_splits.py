@@ -1,5 +1,6 @@
 """No patient in two parts, the official lists obeyed, the same split for a seed, findings equally frequent."""
 
+import hashlib
 import time
 
 import numpy as np
@@ -50,6 +51,30 @@ def test_reproducible_and_different_for_another_seed(tmp_path):
     assert set(one.val["image"]) != set(other.val["image"])
     assert "no official lists" in one.source
     assert "seed 4" in one.source
+
+
+def test_the_draw_is_frozen_and_asks_no_method_of_a_generator(tmp_path, monkeypatch):
+    """The raw stream of Philox stays the same over NumPy's versions; so must the split, to the film."""
+
+    def forbidden(*_):
+        raise AssertionError("the methods of Generator may change between versions of NumPy")
+
+    films = films_of(np.arange(600) // 3)
+    monkeypatch.setattr(np.random, "default_rng", forbidden)
+    monkeypatch.setattr(np.random, "Generator", forbidden)
+    parts = splits.make(films, tmp_path, seed=4)
+    drawn = hashlib.sha256(splits.write(parts, tmp_path / "split.csv").read_bytes()).hexdigest()
+    assert drawn.startswith("d0c9f04f0d2a9be5")
+
+
+def test_who_is_on_which_side_is_written_down(tmp_path):
+    films = films_of(np.arange(300) // 3)
+    parts = splits.make(films, tmp_path)
+    table = pd.read_csv(splits.write(parts, tmp_path / "run" / "split.csv"))
+    assert list(table.columns) == ["image", "patient", "part"]
+    for name in ("train", "val", "test"):
+        pd.testing.assert_frame_equal(table.loc[table["part"] == name, ["image", "patient"]].reset_index(drop=True),
+                                      getattr(parts, name)[["image", "patient"]], check_dtype=False)  # fmt: skip
 
 
 def test_shares_without_lists(tmp_path):

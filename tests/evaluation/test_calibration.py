@@ -4,6 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
 from cxrlib.errors import UserError
@@ -84,6 +87,35 @@ def test_ranking_stays(kind):
     after = calibration.fit(known, said, kind)(said)
     np.testing.assert_allclose(metrics.auc_per_label(known, after), metrics.auc_per_label(known, said), atol=1e-12)
     assert ((after >= 0) & (after <= 1)).all()
+
+
+LINES = {"slopes": st.floats(0.05, 50), "intercepts": st.floats(-10, 10)}
+SINGLES = st.floats(0, 1, width=32, allow_subnormal=True)
+DIGITS = st.integers(0, 10**9).map(lambda number: number / 10**9)
+
+
+@given(said=st.lists(st.one_of(SINGLES, DIGITS), min_size=2, max_size=40), gamma=st.sampled_from([0.0, 1.0, 2.0, 3.5]),
+       slope=LINES["slopes"], intercept=LINES["intercepts"])  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_no_rank_changes_and_no_tie_is_made(said, gamma, slope, intercept):
+    """Whatever the network answers in float32, or a file holds in nine digits: its AUC is that of the calibrated."""
+    line = calibration.Calibration("platt", gamma, (slope,) * 15, (intercept,) * 15, ("",) * 15)
+    said = np.array(said)
+    for after in (line(said[:, None])[:, 0], line.logits(said[:, None])[:, 0], calibration.unfocal(said, gamma)):
+        np.testing.assert_array_equal(rankdata(after), rankdata(said))
+        assert np.isfinite(after).all()
+    assert ((line(said[:, None]) >= 0) & (line(said[:, None]) <= 1)).all()
+
+
+def test_saturated_answers_keep_their_auc():
+    rng = np.random.default_rng(0)
+    known = rng.random((400, 15)) < 0.3
+    logits = np.float32(-25 + 8 * rng.normal(size=(400, 15)) + 6 * known)
+    said = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert np.quantile(said, 0.75) < 1e-7, "most lie below where they were once cut off"
+    fitted = calibration.fit(known, said, gamma=2.0)
+    after = metrics.auc_per_label(known, fitted(said))
+    np.testing.assert_allclose(after, metrics.auc_per_label(known, said), atol=1e-12)
 
 
 def test_what_cannot_be_fitted_stays_and_says_why():

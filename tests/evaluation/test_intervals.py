@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
 from cxrlib.errors import UserError
-from cxrlib.evaluation import intervals, metrics, resample
+from cxrlib.evaluation import bands, delong, intervals, metrics, resample
 
 
 def reading(films=120, findings=3, patients=40, levels=1000, seed=0):
@@ -103,8 +103,60 @@ def test_too_few_patients_with_the_finding_give_no_interval():
     assert np.isnan(found.auc_interval[0][:2]).all()
     assert not np.isnan(found.auc_interval[0][2:]).any()
     assert found.mean_auc.value == pytest.approx(np.nanmean(found.auc[:14]))
+    assert np.isnan([found.mean_auc.low, found.mean_ap.high]).all(), "one finding in it is on one patient"
+    assert "1 patients with or without Cardiomegaly" in found.why_mean()
+    labels[:, 1] = 0
+    found = intervals.bootstrap(labels, scores, who, replicates=100)
+    assert found.why_mean() == ""
     assert found.mean_auc.low < found.mean_auc.value < found.mean_auc.high
     assert found.mean_ap.low < found.mean_ap.value < found.mean_ap.high
+
+
+def test_the_mean_is_of_the_same_findings_in_every_resample():
+    """Three patients have Hernia, where it is read the wrong way round: without it every mean is higher."""
+    labels, scores, who = reading(300, 14, 60, 10**9)
+    labels[:, 13] = np.isin(who, np.unique(who)[:3])
+    scores[:, 13] = 1 - labels[:, 13]
+    found = intervals.bootstrap(labels, scores, who, replicates=400)
+    lacking = np.isnan(found.auc_replicates[:, 13])
+    assert 0.01 < lacking.mean() < 0.2
+    np.testing.assert_array_equal(np.isnan(found.mean_replicates()), np.isnan(found.auc_replicates).any(1))
+    assert np.nanmean(found.auc_replicates[lacking], axis=1).min() > found.mean_auc.high, "as if it were another mean"
+
+
+def test_p_of_a_bootstrap_is_never_less_than_its_resamples_can_tell():
+    labels, scores, who = reading(400, 14, 200, 10**9)
+    best, worst = (intervals.bootstrap(labels, sign * labels.astype(float), who, replicates=99) for sign in (1, -1))
+    found = intervals.difference(best, worst)
+    assert found.value == 1
+    assert 2 / 100 <= found.p < 0.03
+    with pytest.raises(UserError, match="different films"):
+        intervals.difference(best, intervals.bootstrap(labels[:, ::-1], scores, who, replicates=99))
+
+
+@given(seed=st.integers(0, 300))
+@settings(max_examples=15, deadline=None)
+def test_a_share_by_patient_is_the_textbooks_ratio_estimator(seed):
+    """Cochran, Sampling Techniques, 6.4: the variance of a ratio of cluster totals, of a population without end."""
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(np.arange(25), rng.integers(1, 6, 25))
+    whole = np.ones(len(rows))
+    hits = (rng.random(len(rows)) < 0.4).astype(float)
+    found = delong.share(hits, whole, rows, 25)
+    totals, sizes = np.bincount(rows, hits), np.bincount(rows)
+    rest = totals - totals.sum() / sizes.sum() * sizes
+    assert found.value == pytest.approx(hits.mean())
+    assert found.error**2 == pytest.approx(25 / 24 * (rest**2).sum() / sizes.sum() ** 2)
+
+
+def test_few_patients_widen_percentiles_and_many_do_not():
+    found = np.random.default_rng(0).normal(size=(4000, 2))
+    plain, few, many = (np.subtract(*intervals.percentiles(found, n)[::-1]).mean() for n in (None, 10, 3000))
+    assert few / plain == pytest.approx(2.262 * np.sqrt(10 / 9) / 1.96, rel=0.05), "Student's t of nine"
+    assert many == pytest.approx(plain, rel=1e-3)
+    mixed = intervals.percentiles(found, np.array([10, 3000]))
+    assert mixed[0][0] == intervals.percentiles(found, 10)[0][0]
+    assert mixed[1][1] == intervals.percentiles(found, 3000)[1][1]
 
 
 def test_difference_of_two_models_is_paired():
@@ -124,13 +176,13 @@ def test_difference_of_two_models_is_paired():
 def test_bands_hold_the_curve():
     labels, scores, who = reading(500, 1, 300, 10**9)
     labels, scores = labels[:, 0], scores[:, 0]
-    band = intervals.roc_band(labels, scores, who, replicates=200)
+    band = bands.roc_band(labels, scores, who, replicates=200)
     curve = metrics.roc_curve(labels, scores)
     drawn = np.interp(band.x, curve.x, curve.y)
     assert (band.low <= drawn + 0.02).all()
     assert (band.high >= drawn - 0.02).all()
     assert (band.low[20:80] < band.high[20:80]).all()
-    band = intervals.pr_band(labels, scores, who, replicates=200)
+    band = bands.pr_band(labels, scores, who, replicates=200)
     assert ((band.low >= 0) & (band.low <= band.high) & (band.high <= 1)).all()
 
 
@@ -179,7 +231,10 @@ def test_delong_by_patient_ignores_copies_of_films():
     labels, scores, _ = reading(200, 1, 200, 10**9)
     labels, scores = labels[:, 0], scores[:, 0]
     twice = np.tile(labels, 2), np.tile(scores, 2)
-    alone, by_patient = intervals.delong(labels, scores), intervals.delong(*twice, np.tile(np.arange(200), 2))
+    alone, by_patient = (
+        intervals.delong(labels, scores, np.arange(200)),
+        intervals.delong(*twice, np.tile(np.arange(200), 2)),
+    )
     by_film = intervals.delong(*twice)
     assert by_patient.high - by_patient.low == pytest.approx(alone.high - alone.low, rel=1e-9)
     assert by_film.high - by_film.low < 0.75 * (alone.high - alone.low)

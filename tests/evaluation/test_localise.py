@@ -210,7 +210,7 @@ def test_a_taught_network_points_far_better_than_chance_and_a_forgetful_one_does
         for seed in range(8)
     ]
     # Single random networks may like the texture or the places by chance, so the middle one of eight counts.
-    assert np.median([one["hit"].mean() for one in anew]) < 1.5 * chance
+    assert np.median([one["hit"].mean() for one in anew]) < learnt["hit"].mean() / 2
 
 
 def test_at_the_last_layer_hirescam_is_gradcam(taught):

@@ -32,7 +32,7 @@ def auc_table(known, scores):
     auc = metrics.auc_per_label(known, scores)[:14]
     rows = {"finding": list(FINDINGS), "positives": known[:, :14].sum(0), "auc": auc, "auc_low": auc - 0.05,
             "auc_high": auc + 0.05, "reason": [metrics.reason(known[:, k]) for k in range(14)]}  # fmt: skip
-    mean = {"finding": plots.MEAN, "positives": 9, "auc": 0.7, "auc_low": 0.6, "auc_high": 0.8, "reason": ""}
+    mean = {"finding": metrics.MEAN, "positives": 9, "auc": 0.7, "auc_low": 0.6, "auc_high": 0.8, "reason": ""}
     return pd.concat([pd.DataFrame(rows), pd.DataFrame([mean])], ignore_index=True)
 
 
@@ -93,7 +93,7 @@ def test_forest_orders_by_auc_and_names_the_undefined(reading):
     _, ax = plt.subplots()
     assert plots.forest({"stage 1": table, "stage 2": table.assign(auc=table["auc"] + 0.01)}, ax) is ax
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert names[-1] == plots.MEAN
+    assert names[-1] == metrics.MEAN
     assert names[-2].startswith("Hernia  (n = 0)")
     assert names[0].startswith(FINDINGS[table.iloc[:14]["auc"].idxmax()].replace("_", " "))
     assert "no film with the finding" in texts(ax)
@@ -101,15 +101,15 @@ def test_forest_orders_by_auc_and_names_the_undefined(reading):
 
 
 def test_gain_tells_sure_from_unsure():
-    table = pd.DataFrame({"finding": ["Mass", "Edema", "Hernia", plots.MEAN], "positives": [3, 4, 0, 7],
+    table = pd.DataFrame({"finding": ["Mass", "Edema", "Hernia", metrics.MEAN], "positives": [3, 4, 0, 7],
                           "difference": [0.1, 0.01, np.nan, 0.05], "low": [0.05, -0.02, np.nan, -0.01],
-                          "high": [0.15, 0.04, np.nan, 0.1]})  # fmt: skip
+                          "high": [0.15, 0.04, np.nan, 0.1], "p_holm": [0.03, 0.9, np.nan, 0.2]})  # fmt: skip
     _, ax = plt.subplots()
     plots.gain(table, ax)
     drawn = {line.get_label(): list(line.get_xdata()) for line in ax.lines if not line.get_label().startswith("_")}
-    assert drawn["interval leaves 0 out"] == [0.1]
-    assert 0.01 in drawn["interval holds 0"]
-    assert 0.1 not in drawn["interval holds 0"]
+    assert drawn["differs, adjusted for all findings"] == [0.1]
+    assert 0.01 in drawn["may be chance"]
+    assert 0.1 not in drawn["may be chance"]
     assert "undefined" in texts(ax)
 
 

@@ -190,3 +190,11 @@ def test_no_file_and_no_csv_are_named(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match=r"empty\.csv"):
         predict.read(tmp_path / "empty.csv")
+
+
+def test_an_unknown_label_is_not_written_as_an_absent_one(tmp_path):
+    films = frame().astype({"Mass": float})
+    films.loc[3, "Mass"] = np.nan
+    with pytest.raises(UserError, match=r"00000003_000\.png: Mass is nan"):
+        predict.write(tmp_path / "test.csv", films, np.full((7, 15), 0.5))
+    assert not (tmp_path / "test.csv").exists()

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import recall_score
 
 from cxrlib.errors import UserError
-from cxrlib.evaluation import metrics, subgroups
+from cxrlib.evaluation import intervals, metrics, subgroups
 from cxrlib.labels import FINDINGS, LABELS
 
 
@@ -119,12 +119,12 @@ def test_what_a_group_cannot_give_is_undefined_with_a_reason():
     assert table.loc[("AP", "Mass"), "reason"] == "no films"
     assert table.loc[("AP", "mean of 14"), "reason"] == "no films"
     assert table.loc[("women", "Edema"), "reason"] == "no film with the finding"
-    assert table.loc[("women", "mean of 14"), "findings"] == 12
+    assert table.loc[("women", "mean of 12 of 14"), "findings"] == 12
     found = subgroups.gaps(subgroups.measure(frame, read, replicates=20)).set_index(["kind", "finding"])
     assert np.isnan(found.loc[("view", "mean of 14"), "difference"])
     assert found.loc[("view", "mean of 14"), "reason"]
     assert np.isnan(found.loc[("sex", "Edema"), "difference"])
-    assert found.loc[("sex", "mean of 14"), "findings"] == 12
+    assert found.loc[("sex", "mean of 12 of 14"), "findings"] == 12
     view = subgroups.view_shortcut(frame, read, replicates=10).set_index("finding")
     assert view.loc["Mass", "reason"] == "films of one view only"
     assert view.loc["Mass", ["AP", "PA"]].tolist() == [0, frame["Mass"].sum()]
@@ -137,10 +137,9 @@ def test_sensitivity_in_a_group_is_scikit_learns_and_undefined_without_a_thresho
     calls[:, 4] = np.nan
     measured = subgroups.measure(frame, read, calls, replicates=20)
     here = ((frame["sex"] == "M") & (frame["view"] == "PA")).to_numpy()
-    values, replicates = measured.numbers["sensitivity"]["men, PA"]
-    assert values[2] == pytest.approx(recall_score(frame.loc[here, "Effusion"], read[here, 2] >= 0.6))
-    assert np.isnan(values[4])
-    assert np.isnan(replicates[:, 4]).all()
+    estimates = measured.numbers["sensitivity"]["men, PA"]
+    assert estimates[2].value == pytest.approx(recall_score(frame.loc[here, "Effusion"], read[here, 2] >= 0.6))
+    assert estimates[4] is None
     assert np.isnan(subgroups.gaps(measured).set_index(["number", "finding"]).loc[("sensitivity", "Mass"), "low"]).all()
 
 
@@ -150,3 +149,47 @@ def test_readings_of_other_films_are_refused():
         subgroups.measure(frame, reader(frame)[:-1], replicates=5)
     with pytest.raises(UserError, match=r"calls \(60, 14\)"):
         subgroups.measure(frame, reader(frame), np.zeros((60, 14)), replicates=5)
+
+
+def test_a_gap_is_of_independent_groups_what_the_textbook_says_and_holm_counts_all_gaps():
+    frame, rng = films(900), np.random.default_rng(3)
+    frame["patient"] = np.arange(900)  # a film each, so that DeLong by film is the textbook's
+    frame["sex"] = rng.choice(["M", "F"], 900)
+    read = reader(frame, 1.0)
+    table = subgroups.gaps(subgroups.measure(frame, read, replicates=2)).set_index(["kind", "group", "finding"])
+    row = table.loc[("sex", "women", "Mass")]
+    ends = []
+    for code in ("F", "M"):
+        here = (frame["sex"] == code).to_numpy()
+        ends.append(intervals.delong(frame.loc[here, "Mass"].to_numpy(), read[here, 4]))
+    error = np.hypot(*((one.high - one.low) / 2 / 1.959964 for one in ends))
+    assert row["difference"] == pytest.approx(ends[0].value - ends[1].value)
+    assert (row["high"] - row["low"]) / 2 / error == pytest.approx(2, abs=0.1), "t of many patients"
+    means = table[[metrics.is_mean(name) for _, _, name in table.index]]
+    assert len(means) == len(subgroups.GAPS)
+    np.testing.assert_allclose(means["p_holm"], intervals.holm(means["p"].to_numpy()))
+    assert (table["p_holm"] >= table["p"]).all()
+
+
+def test_patients_who_are_in_both_groups_are_counted_once():
+    """Each AP film has its double among the PA films of the same patient: the gap is 0 and so is its error."""
+    frame = films(600)
+    frame["view"] = "AP"
+    read = reader(frame)
+    both = pd.concat([frame, frame.assign(view="PA")], ignore_index=True)
+    table = subgroups.gaps(subgroups.measure(both, np.tile(read, (2, 1)), replicates=2))
+    view = table[(table["kind"] == "view")]
+    assert (view["difference"] == 0).all()
+    assert view["p_holm"].isna().all()
+
+
+def test_few_patients_have_no_gap():
+    frame = films(600)
+    frame["patient"] = np.arange(600) % 200
+    frame["sex"] = np.where(frame["patient"] < 6, "F", "M")
+    frame.loc[frame["sex"] == "F", "Mass"] = (frame["patient"] < 4).astype(int)  # on many films of four women
+    found = subgroups.gaps(subgroups.measure(frame, reader(frame), replicates=2)).set_index(["kind", "finding"])
+    assert np.isnan(found.loc[("sex", "Mass"), "difference"])
+    assert "5 patients" in found.loc[("sex", "Mass"), "reason"]
+    mean = found.loc["sex"].iloc[-1]
+    assert np.isnan(mean["p"]), "six women are too few"

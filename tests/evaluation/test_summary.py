@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxrlib.evaluation import intervals, summary
+from cxrlib.evaluation import intervals, metrics, summary
 from cxrlib.labels import FINDINGS, LABELS
 
 
@@ -24,7 +24,7 @@ def test_auc_table_agrees_with_scikit_learn_and_ends_with_the_mean_of_14(reading
     table = summary.auc(films, probabilities, replicates=50)
     expected = [roc_auc_score(films[name], probabilities[:, k]) for k, name in enumerate(LABELS)]
     np.testing.assert_allclose(table["auc"][:15], expected)
-    assert table["finding"].iloc[-1] == summary.MEAN
+    assert table["finding"].iloc[-1] == metrics.MEAN
     assert table["auc"].iloc[-1] == pytest.approx(np.mean(expected[:14]))  # "No Finding" is not part of it
     assert (table["auc_low"] <= table["auc"]).all()
     assert (table["auc"] <= table["auc_high"]).all()
@@ -36,7 +36,11 @@ def test_a_finding_without_positives_is_undefined_with_its_reason_and_outside_th
     table = summary.auc(films, probabilities, replicates=50).set_index("finding")
     assert np.isnan(table.loc["Hernia", "auc"])
     assert table.loc["Hernia", "reason"]
-    assert table.loc[summary.MEAN, "auc"] == pytest.approx(table.loc[list(FINDINGS[:-1]), "auc"].mean())
+    assert table.index[-1] == "mean of 13 of 14"
+    assert table["auc"].iloc[-1] == pytest.approx(table.loc[list(FINDINGS[:-1]), "auc"].mean())
+    assert (
+        summary.overall(table.reset_index(), films, probabilities, replicates=10)["number"][0] == "mean AUC of 13 of 14"
+    )
 
 
 def test_gain_of_a_reader_over_itself_is_exactly_nothing(reading):
@@ -107,3 +111,49 @@ def test_the_micro_average_stands_beside_the_means(reading):
     assert rows.loc["micro AUC of 15", "value"] == pytest.approx(micro)
     assert rows.loc["mean AUC of 14", "value"] == table["auc"].iloc[-1]
     assert ((rows["low"] < rows["value"]) & (rows["value"] < rows["high"])).all()
+
+
+def test_an_interval_says_on_how_many_patients_it_stands_and_too_few_have_none(reading):
+    films, probabilities = reading
+    films["Hernia"] = np.uint8(0)
+    films.loc[films["patient"] == films["patient"][0], "Hernia"] = 1  # several films of one patient
+    table = summary.auc(films, probabilities, replicates=50).set_index("finding")
+    assert table.loc["Hernia", "patients"] == 1
+    assert not np.isnan(table.loc["Hernia", "auc"])
+    assert np.isnan(table.loc["Hernia", ["auc_low", "ap_high", "p_chance"]].astype(float)).all()
+    assert "1 patients of a class, 10 are needed" in table.loc["Hernia", "no_interval"]
+    mean = table.loc[metrics.MEAN]
+    assert mean["patients"] == films["patient"].nunique()
+    assert np.isnan(mean["auc_low"])
+    assert "1 patients with or without Hernia" in mean["no_interval"]
+
+
+def test_a_finding_read_far_better_or_less_well_than_the_others_is_found_and_a_perfect_one_too(reading):
+    films, probabilities = reading
+    films = films.assign(patient=np.arange(200) // 2)
+    read = probabilities.copy()
+    read[:, 4] = films["Mass"] + 0.1 * np.random.default_rng(0).random(200)
+    read[:, 5] = np.random.default_rng(1).random(200)
+    table = summary.against(films, np.clip(read, 0, 1.1) / 1.1)
+    assert table.loc[4, "p_others"] < 0.05, "Mass, all right"
+    assert table.loc[4, "p_chance"] < 0.001
+    assert table.loc[5, "p_others"] < 0.05, "Nodule, guessed"
+    assert table.loc[5, "p_chance"] > 0.05
+    assert (table.loc[6:13, "p_others"] > 0.05).all()
+    assert table.loc[14].isna().all(), "No Finding is none of the 14"
+
+
+def test_what_a_stage_came_to_is_said_plainly(reading):
+    films, good = reading
+    poor = 0.5 * good + 0.5 * np.random.default_rng(5).random(good.shape)
+    harmed, helped = (
+        summary.outcome(summary.gain(films, *pair, replicates=200)) for pair in ((good, poor), (poor, good))
+    )
+    assert "The stage harmed the reading; its best epoch is handed on all the same" in harmed
+    assert helped.endswith("The stage helped.")
+    near = good + np.random.default_rng(6).normal(0, 1e-3, good.shape)
+    same = summary.outcome(summary.gain(films, good, near, replicates=200))
+    assert "may be chance" in same or "not been shown" in same
+    few = films["patient"] < 12
+    rows = films[few].reset_index(drop=True)
+    assert "too few patients" in summary.outcome(summary.gain(rows, good[few], poor[few], replicates=20))

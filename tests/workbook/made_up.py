@@ -6,9 +6,9 @@ from PIL import Image
 
 from cxrlib import paths
 from cxrlib.evaluation import predict, summary
+from cxrlib.evaluation.metrics import MEAN
 from cxrlib.labels import FINDINGS, LABELS
 
-MEAN = "mean of 14"
 ALL = "all findings"
 
 
@@ -86,6 +86,8 @@ def _tables() -> dict[str, pd.DataFrame]:
     stages = stages.assign(groups=["fc", "layer4 fc"], lr=1e-3, epochs=3, loss="focal", val_auc=0.8, val_low=0.7)
     stages = stages.assign(val_high=0.9, test_auc=0.75, test_low=0.7, test_high=0.8, difference=[None, 0.03])
     stages = stages.assign(difference_low=[None, 0.01], difference_high=[None, 0.05], p_holm=[None, 0.02])
+    stages = stages.assign(val_difference=[None, -0.02], val_difference_low=[None, -0.05], val_p_holm=[None, 0.2])
+    stages = stages.assign(val_difference_high=[None, 0.01])
     curve = {"positives": 20, "negatives": 100}
     roc = [pd.DataFrame({"finding": name, "rate": [0, 1], "sensitivity": [0, 1], **curve}) for name in FINDINGS]
     pr = [pd.DataFrame({"finding": name, "recall": [0.1, 1], "precision": [1, 0.2], **curve}) for name in FINDINGS]
@@ -143,6 +145,7 @@ def _groups() -> dict[str, pd.DataFrame]:
         "difference": [-0.05, 0.01, -0.1, -0.2, -0.3],
         "low": [-0.08, -0.02, -0.2, -0.3, -0.4],
         "high": [-0.02, 0.04, 0.1, -0.1, -0.2],
+        "p_holm": [0.01, 0.9, 0.3, 0.04, 0.03],
     })  # fmt: skip
     view = pd.DataFrame({"finding": [*FINDINGS, MEAN], "auc": 0.8, "within": 0.78, "difference": 0.02})
     return {
@@ -156,7 +159,7 @@ def _places() -> dict[str, pd.DataFrame]:
     rows = pd.DataFrame({"finding": ["Mass", "Nodule", ALL], "boxes": [30, 40, 70], "hit": [0.5, 0.1, 0.27]})
     rows = rows.assign(
         hit_low=0.05, hit_high=0.6, chance=0.1, lift=[5, 1, 2.7], lift_low=[3, 0.5, 1.5], lift_high=[7, 2, 4]
-    )
+    ).assign(p_holm=[0.01, 0.9, None])
     ways = [rows.assign(method=method, iou=0.2) for method in ("gradcam", "occlusion")]
     control = rows[["finding"]].assign(method="gradcam", hit=0.11, lift=1.1)
     return {"tables/localisation.csv": pd.concat(ways), "tables/localisation_control.csv": control}

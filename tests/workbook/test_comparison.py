@@ -68,7 +68,7 @@ def test_a_worse_reader_is_called_worse_and_an_equal_one_is_not(two):
     pairs = between("base", "bce", "again")
     assert pairs[0]["mean"]["says"] == "worse"
     assert pairs[1]["mean"]["difference"] == 0
-    assert pairs[1]["mean"]["says"] == "no sure difference"
+    assert pairs[1]["mean"]["says"] == "no difference shown"
     assert not pairs[1]["better"] + pairs[1]["worse"]
 
 

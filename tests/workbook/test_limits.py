@@ -31,14 +31,23 @@ def test_groups_where_two_traits_meet_are_set_apart(home):
     assert [row["group"] for row in found["gaps"]["met"]] == ["women, AP"]
 
 
-def test_only_gaps_that_leave_0_out_are_spoken_of(home):
+def test_only_gaps_that_are_shown_after_adjusting_are_spoken_of(home):
     found = limits.subgroups(home, pictures.Album())
     assert found["gaps"]["sentence"] == "Mean AUC is lower in women than in men."
     text = gist.failing(found)
     assert "Mean AUC is lower in women than in men, by 0.05 (0.02 to 0.08)." in text
-    assert "No sure other difference in mean AUC between AP and PA." in text
+    assert "No other difference in mean AUC is shown between AP and PA." in text
     assert "Up to 0.020 of its mean AUC may come from telling AP from PA films." in text
     assert "women, AP" not in text
+    file = home.tables / "gaps.csv"
+    pd.read_csv(file).assign(p_holm=0.06).to_csv(file, index=False)
+    found = limits.subgroups(home, pictures.Album())
+    assert "lower" not in gist.failing(found), "whatever the interval says"
+    assert found["gaps"]["findings"] == []
+    pd.read_csv(file).drop(columns="p_holm").to_csv(file, index=False)
+    found = limits.subgroups(home, pictures.Album())
+    assert "lacks p_holm" in found["gaps"]["why"]
+    assert "lower" not in gist.failing(found)
 
 
 def test_gaps_that_are_undefined_are_no_gaps(home):
@@ -95,10 +104,28 @@ def test_a_finding_with_few_rows_leaves_the_gist_out():
 
 def test_findings_that_may_be_guesses_are_named_in_the_gist(home):
     auc = tables.table(home.tables / "auc_test.csv").value
-    auc.loc[auc["finding"] == "Mass", "auc_low"] = 0.49
+    auc.loc[:13, ["p_chance", "p_others"]] = 0.04, 0.9
+    auc.loc[auc["finding"] == "Mass", "p_chance"] = 0.06
     named = gist.reading(sections.findings(auc, 120)).split("Not shown to be better than guessing: ")[1]
     assert "Mass" in named
     assert "Atelectasis" not in named
+
+
+def test_no_finding_is_read_best_on_a_film_or_two(home):
+    """The AUC is the highest, 1.00, and stands on one patient: no p, no praise."""
+    auc = tables.table(home.tables / "auc_test.csv").value
+    auc.loc[:13, ["p_chance", "p_others"]] = 0.01, 0.9
+    auc.loc[auc["finding"] == "Nodule", ["auc", "p_chance", "p_others"]] = 1.0, np.nan, np.nan
+    auc.loc[auc["finding"] == "Edema", "p_others"] = 0.01
+    text = gist.reading(sections.findings(auc, 120))
+    assert "On too few patients to tell: Nodule." in text
+    assert "Nodule (" not in text
+    assert "than the others on average Edema (" in text
+
+
+def test_a_table_without_adjusted_p_is_not_spoken_of(home):
+    auc = tables.table(home.tables / "auc_test.csv").value.drop(columns=["p_chance", "p_others"])
+    assert gist.reading(sections.findings(auc, 120)) == ""
 
 
 def test_a_way_asked_on_few_boxes_is_left_out_of_the_gist(home):
@@ -108,7 +135,7 @@ def test_a_way_asked_on_few_boxes_is_left_out_of_the_gist(home):
     table.to_csv(file, index=False)
     text = gist.looking(limits.localisation(home, pictures.Album()))
     assert "in 27 of 100 cases (Grad-CAM); blind pointing reaches 10." in text
-    assert "surely points better than blind at Mass (Grad-CAM)." in text
+    assert "It is shown to point better than blind at Mass (Grad-CAM)." in text
     assert gist.looking({"methods": []}) == ""
 
 

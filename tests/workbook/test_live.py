@@ -7,7 +7,7 @@ import pytest
 
 from cxrlib.training import stages
 from cxrlib.training.progress import Progress
-from cxrlib.workbook import kernel, live
+from cxrlib.workbook import kernel_client, live
 
 HISTORY = [{"epoch": 1, "val_loss": 0.4, "val_auc": 0.61}, {"epoch": 2, "val_loss": 0.3, "val_auc": 0.66}]
 
@@ -77,4 +77,4 @@ def test_quiet_when_told_so_and_outside_notebooks(progress, shown, monkeypatch):
 
 
 def test_a_run_is_quiet():
-    assert kernel.environment()[live.QUIET] == "1"
+    assert kernel_client.environment()[live.QUIET] == "1"

@@ -89,5 +89,5 @@ def test_differences_are_drawn_on_one_scale_that_is_even_around_0():
     assert marks.reach(table) == 0.2
     centres = [float(re.search(r'cx="([\d.]+)"', row["mark"]).group(1)) for row in rows]
     assert centres == pytest.approx([150, 75])
-    assert [row["says"] for row in rows] == ["higher", "no sure difference"]
+    assert [row["says"] for row in rows] == ["higher", "no difference shown"]
     assert marks.reach(table.head(0)) == marks.reach(table * np.nan) == 0.02

@@ -38,7 +38,8 @@ def test_the_first_screen_answers_which_data_which_run_how_well(finished):
         "random weights",
         "scratch · seed 0",
         "cpu, 2 threads",
-        "It reads best",
+        "of 40 patients",
+        "than the others",
         "in the marked box in 27 of 100 cases (Grad-CAM) and 27 of 100 cases (Occlusion); blind pointing reaches 10",
         "lower in women than in men",
     ):
@@ -57,7 +58,9 @@ def test_every_section_shows_what_the_run_left(finished):
     assert "+0.030 (+0.010 to +0.050) better p = 0.020" in seen.words
     assert "layer4 to fc focal loss, rate 0.001, 3 epochs" in seen.words
     assert "2 stage2_0.0001_6 stage1_0.001_3 6 0f0f0f0f0f0f0f0f" in seen.words
-    assert "Of 2 differences of single findings from one stage to the next, 1 is sure" in seen.words
+    assert "Of 2 differences of single findings from one stage to the next, 1 is shown" in seen.words
+    assert "Stage 2 lowered the mean on validation, which may be chance. Its validation AUC is −0.020" in seen.words
+    assert "(−0.050 to +0.010, p = 0.20 adjusted for the stages)" in seen.words
     assert "micro AUC of 15: 0.810 (0.600–0.900)" in seen.words
     assert "No test patient was trained on" in seen.words
     assert "What is missing" not in seen.words
@@ -201,6 +204,33 @@ def test_a_run_without_any_defined_finding_has_no_headline(finished):
     aucs[["auc", "auc_low", "auc_high", "ap"]] = None
     aucs.to_csv(file, index=False)
     assert "No finding has an AUC on these films" in shown(finished).words
+
+
+def test_a_stage_that_harmed_is_called_harmful(finished):
+    file = finished.tables / "stages.csv"
+    pd.read_csv(file).assign(val_p_holm=[None, 0.01]).to_csv(file, index=False)
+    words = shown(finished).words
+    assert "Stage 2 harmed. Its validation AUC is −0.020" in words
+    assert "handed on all the same" in words
+
+
+def test_a_mean_of_few_patients_has_no_interval_and_says_why(finished):
+    file = finished.tables / "auc_test.csv"
+    aucs = pd.read_csv(file)
+    aucs.loc[15, "finding"] = "mean of 12 of 14"
+    aucs.loc[15, ["auc_low", "auc_high"]] = None
+    aucs["no_interval"] = ""
+    aucs.loc[15, "no_interval"] = "14 patients, 20 are needed"
+    aucs.to_csv(file, index=False)
+    words = shown(finished).words
+    assert re.search("No interval ?: 14 patients, 20 are needed. Measured on 120 test films of 40 patients", words)
+    assert "mean of 12 of 14" in words
+    assert not re.search(r"\bnan\b", words.lower())
+
+
+def test_nothing_is_called_sure(finished):
+    words = shown(finished).words.lower()
+    assert not re.search(r"\bsure(ly)?\b|beyond doubt", words)
 
 
 def test_phantom_films_are_never_taken_for_patients(finished):

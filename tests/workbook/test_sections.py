@@ -35,9 +35,9 @@ def test_what_a_stage_trained_in_words(groups, said):
     [
         ((0.03, 0.01, 0.05), np.nan, "better"),
         ((-0.03, -0.05, -0.01), 0.01, "worse"),
-        ((0.03, 0.01, 0.05), 0.2, "no sure difference"),
-        ((0.03, -0.01, 0.05), np.nan, "no sure difference"),
-        ((0.03, np.nan, np.nan), np.nan, "no sure difference"),
+        ((0.03, 0.01, 0.05), 0.2, "no difference shown"),
+        ((0.03, -0.01, 0.05), np.nan, "no difference shown"),
+        ((0.03, np.nan, np.nan), np.nan, "no difference shown"),
         ((np.nan, np.nan, np.nan), np.nan, "undefined"),
     ],
 )
@@ -84,9 +84,9 @@ def test_thresholds_are_averaged_over_the_findings_that_are_defined(home):
     assert rules[0]["mean"]["sensitivity"] == pytest.approx(0.8)
 
 
-def test_only_steps_that_are_sure_are_listed(home):
+def test_only_steps_that_are_shown_are_listed(home):
     found = sections.steps(home)
-    assert [row["finding"] for row in found["sure"]] == ["Mass"]
+    assert [row["finding"] for row in found["shown"]] == ["Mass"]
     assert found["looked_at"] == 2
     assert [row["finding"] for row in found["whole"]] == ["Mass"]
 
