@@ -4,6 +4,7 @@ Each notebook is executed into ``outputs/<run>/notebooks/``. One that is unchang
 there is not executed again: the same call twice does nothing the second time, and a call after a failure goes on there.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -62,12 +63,15 @@ def run(
         _say(films.get("doubts", []), console)
         with provenance.only_one(home.root), _board(home, chosen, console) as board:
             kept = record.opened(before, asked, parameters, films)
-            code, ran = record.code_version(), 0
+            code, ran, foretold = record.code_version(), 0, False
             for book in chosen:
                 made_by = record.fingerprint(book, books, shares[book.stem], kept, code)
                 if not again and record.unchanged(home, kept, book, made_by):
                     board.finish(book.stem, "unchanged")
                     continue
+                if settings.part(book).startswith("stage") and not foretold:
+                    foretold = True
+                    _foretell(books[books.index(book) :], shares, films["parts"], parameters, kernels, console)
                 _execute(book, home, shares[book.stem], kept, made_by, board, kernels)
                 ran += 1
             if ran:  # the films are decoded now
@@ -117,6 +121,7 @@ def data(
         "films": len(films),
         "patients": int(films["patient"].nunique()),
         "source": parts.source,
+        "parts": {name: len(getattr(parts, name)) for name in ("train", "val", "test")},
         "fingerprint": records.fingerprint(films),
         "film_size": records.film_size(films),
         "doubts": patients.doubts(films, parts, _decoded(films, size)),
@@ -130,6 +135,26 @@ def _decoded(films: Any, size: int) -> Any:
 
     folder = store.default_folder(films, size)
     return store.load(folder) if (folder / builder.MANIFEST).is_file() else None
+
+
+def _foretell(
+    books: list[Path],
+    shares: Mapping[str, Mapping],
+    films: Mapping[str, int],
+    parameters: Mapping[str, Scalar],
+    kernels: kernel_client.Kernels,
+    console: Console,
+) -> None:
+    """Say on which device, how fast and for how long these notebooks will train; nothing where that cannot be told."""
+    names, stages = ("schedule", "lr", "epochs", "loss", "also"), []
+    for book in (book for book in books if settings.part(book).startswith("stage")):
+        own = {**settings.parameters(book), **shares[book.stem]}
+        stages.append({"number": int(settings.part(book).removeprefix("stage")), **{name: own[name] for name in names}})
+    asked = {"stages": stages, "films": dict(films), "notebooks": len(books)}
+    asked |= {name: parameters[name] for name in ("size", "batch_size")}
+    said, code = kernels.output(f"from cxrlib.training import forecast; forecast.tell({json.dumps(json.dumps(asked))})")
+    if not code:
+        console.print(said.strip(), soft_wrap=True, highlight=False, markup=False)
 
 
 def _say(doubts: Iterable[str], console: Console) -> None:
