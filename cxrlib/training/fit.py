@@ -97,7 +97,7 @@ def fit(
     model.precision = recipe.precision
     line = lineage.of(parent, weights, train, val)
     carried = folders.moments_hash(parent) if recipe.carry else ""
-    who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, carried=carried)
+    who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, score=score, carried=carried)
     start = tensors.sha256(model.state_dict())
     if best := team.from_first(lambda: folders.finished(folder, who, start)):
         checkpoint.load_into(model, best)
