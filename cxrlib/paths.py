@@ -11,6 +11,9 @@ from typing import Any
 
 from cxrlib.errors import UserError
 
+AGAIN = "again"
+"""File in a stage's folder by which somebody asks for the stage to be trained again, though nothing has changed."""
+
 PACKAGE = Path(__file__).resolve().parent
 
 

@@ -153,16 +153,17 @@ def attach(path: Path, name: str, values: Any) -> Path:
 
     The weights, their hash and what the training wrote stay as they are, so no stage is trained again for it; where the
     same values are there already, nothing is written. Training the stage anew drops them.
-    Raises UserError where the checkpoint is absent, or ``values`` are nothing that JSON can hold.
+    Raises UserError where the checkpoint is absent, where a training holds its folder, or where ``values`` are nothing
+    that JSON can hold.
     """
-    meta = read_meta(path)
     try:
         values = json.loads(json.dumps(values, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} cannot travel with {path.stem}: {error}; give plain, finite values") from None
-    carried = {**meta.get(ATTACHED, {}), name: values}
-    if carried != meta.get(ATTACHED):
-        paths.write_json(tensors.json_of(path), {**meta, ATTACHED: carried})
+    if read_meta(path).get(ATTACHED, {}).get(name, ...) != values:
+        with provenance.only_one(path.parent):
+            meta = read_meta(path)  # as it is now that nobody else writes it
+            paths.write_json(tensors.json_of(path), {**meta, ATTACHED: {**meta.get(ATTACHED, {}), name: values}})
     return tensors.json_of(path)
 
 

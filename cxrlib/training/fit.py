@@ -310,7 +310,7 @@ class _Training:
 
     def resume(self) -> str:
         """Go on from the newest state of this very stage, if there is one; say from where, "" for the beginning."""
-        path = self.team.from_first(lambda: getattr(self.files.newest(), "path", None))
+        path = self.team.from_first(self.files.take_up)
         if path is None:
             return ""
         found = state.read(path)

@@ -178,7 +178,7 @@ def _asked(run: dict[str, Any]) -> dict[str, str]:
     record = run["record"]
     asked = {name: "–" if value == "" else str(value) for name, value in run["asked"].items() if name != "run"}
     films, made = report.part(record, "data"), {"git revision": record.get("git"), "device": record.get("device")}
-    made |= {"films": films.get("films"), "films' fingerprint": films.get("fingerprint"), "split": films.get("source")}
+    made |= {"films": films.get("films"), "films' fingerprint": films.get("fingerprint"), "split": run["split"]}
     return asked | {name: str(value) for name, value in {**made, **report.part(record, "versions")}.items() if value}
 
 

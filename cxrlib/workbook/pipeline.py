@@ -38,7 +38,8 @@ def run(
 
     ``given`` are settings as ``settings.share`` takes them. A run remembers its settings: those given now are laid over
     those of its last call; ``once`` holds for this call alone; ``base`` lies under a new run's where films are given.
-    ``stages``, ``exploration`` and ``evaluation`` choose among the notebooks; ``again`` executes unchanged ones too.
+    ``stages``, ``exploration`` and ``evaluation`` choose among the notebooks; ``again`` executes unchanged ones too,
+    and trains their stages anew.
 
     Raises UserError for settings that no notebook has, for films that cannot be read, for a run that is in use or was
     made on other films, and for a notebook that fails, naming the cell.
@@ -60,12 +61,14 @@ def run(
     _say(films.get("doubts", []), console)
     with provenance.only_one(home.root), _board(home, chosen, console) as board:
         kept = record.opened(before, asked, parameters, films)
-        code, ran = record.code_version(), 0
+        ran = 0
         for book in chosen:
-            made_by = record.fingerprint(book, books, shares[book.stem], kept, code)
+            made_by = record.fingerprint(book, books, shares, kept)
             if not again and record.unchanged(home, kept, book, made_by):
                 board.finish(book.stem, "unchanged")
                 continue
+            if again and settings.part(book).startswith("stage"):
+                paths.write_text(home.root / settings.part(book) / paths.AGAIN, "")
             _execute(book, home, shares[book.stem], kept, made_by, board)
             ran += 1
         if ran:  # the films are decoded now
@@ -88,7 +91,7 @@ def data(
     seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
-    """Read the films' records and say what they are: folder, numbers of films and patients, split, fingerprint, doubts.
+    """Read the films' records and say what they are: folder, numbers of films and patients, fingerprints, doubts.
 
     "" means the phantom set, which is drawn now if it is not there yet. A folder that no earlier call of the run has
     ``known`` is checked first, without decoding its films. With ``allow_missing`` absent films are left out, and named.
@@ -96,6 +99,7 @@ def data(
     """
     from cxrlib.data import (  # pandas takes a while; a wrong setting should be told at once
         check,
+        contents,
         patients,
         records,
         splits,
@@ -114,8 +118,8 @@ def data(
         "folder": folder,
         "films": len(films),
         "patients": int(films["patient"].nunique()),
-        "source": parts.source,
         "fingerprint": records.fingerprint(films),
+        "contents": contents.fingerprints(found, films),
         "film_size": records.film_size(films),
         "doubts": patients.doubts(films, parts, _decoded(films, size)),
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
@@ -195,6 +199,7 @@ def _execute(
         board.finish(name, entry["state"])
         still = {file for file in outputs if (home.root / file).exists()}
         entry["outputs"] = sorted(still | record.written(home.root, began))
+        entry["left"] = record.left(home, entry["outputs"])
         kept["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
         kept["updated"] = provenance.now()
         paths.write_json(home.run_json, kept)

@@ -36,7 +36,7 @@ NEEDED = {
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
     *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
-    *("origin", "first", "unknown"),
+    *("origin", "first", "unknown", "split"),
 )
 """Columns that hold text. All others hold numbers, and what is no number there counts as undefined."""
 
@@ -46,7 +46,7 @@ NUMBERED = ("stage",)
 NAMED = {"stage_findings": ("stage",)}
 """Columns that hold text in one table alone: there a stage goes by its checkpoint's name."""
 
-MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown")
+MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown", "split")
 """Columns of text that may be empty; the others name their row."""
 
 
