@@ -102,6 +102,21 @@ def find_table(folder: Path) -> Path:
     raise UserError(f"{folder} holds no {TABLES[0]}; it comes with the NIH download and belongs beside images/")
 
 
+def rivals(folder: Path) -> str:
+    """In words that a data folder holds several tables of labels that differ, and which one counts; "" where not."""
+    found = [path for name in TABLES for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+    others = [path.name for path in found[1:] if _content(path) != _content(found[0])]
+    if not others:
+        return ""
+    return f"{found[0].name} counts, and {' and '.join(others)} beside it says otherwise; remove what is not meant"
+
+
+def _content(csv: Path) -> str:
+    with suppress(UserError):
+        return fingerprint(read_csv(csv).sort_values("image"))
+    return ""
+
+
 def find_boxes(folder: Path) -> Path | None:
     """The file of boxes of a data folder, None where there is none."""
     found = (folder / name for name in (BOXES, f"{BOXES}.gz", OTHER_BOXES))

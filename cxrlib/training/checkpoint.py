@@ -81,6 +81,7 @@ def save(
         "origin": line.origin,
         "gaps": list(line.gaps),
         "metrics": metrics,
+        "size": max((getattr(getattr(part, "store", None), "size", 0) for part in line.parts), default=0),
         "data": data,
         "fingerprint": fingerprint,
         "code": code,
@@ -146,6 +147,25 @@ def by_hash(sha256: str) -> Path | None:
             if path.is_file() and tensors.read_meta(path)["sha256"] == sha256:
                 return path
     return None
+
+
+def size(path: Path, asked: int = 0) -> int:
+    """Side in pixels of the films that a checkpoint is read at: ``asked``, or for 0 the one that it was trained at.
+
+    Raises UserError where neither is known, as of a checkpoint that an older version made.
+    """
+    found = asked or read_meta(path).get("size", 0)
+    if not found:
+        raise UserError(f"checkpoint {path.stem} does not say at which size it was trained; give it by size=")
+    return found
+
+
+def another_size(path: Path, read_at: int) -> str:
+    """In words that a checkpoint is not read at the size it was trained at, "" where it is or where nobody knows."""
+    trained = read_meta(path).get("size", 0)
+    if trained in (0, read_at):
+        return ""
+    return f"{path.stem} was trained on films of {trained} pixels and is read at {read_at}"
 
 
 def attach(path: Path, name: str, values: Any) -> Path:

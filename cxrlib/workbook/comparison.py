@@ -82,6 +82,7 @@ def _run(i: int, home: paths.Run, auc: tables.Found, reading: tables.Found) -> d
         "mean": marks.Value(home.name, *(mean.get(name, float("nan")) for name in ("auc", "auc_low", "auc_high"))),
         "films": len(reading.value.images) if reading.value else None,
         "contaminated": report.contaminated(data.value),
+        "split": report.split(data.value),
         "phantom": bool(found.value) and not asked.get("data"),
         "notes": notes,
     }

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.workbook import progress, record, report, settings
+from cxrlib.workbook import ahead, progress, record, report, settings
 from cxrlib.workbook.settings import Scalar
 
 
@@ -51,6 +51,7 @@ def run(
     books = settings.chain(folder)
     shares = settings.share(books, {**asked, **settings.located(once or {})})
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
+    ahead.judge(home, chosen, shares, before)
     parameters = settings.common(books, asked)
     wanted = {"seed": int, "size": int, "allow_missing": bool}
     told = {**asked, **parameters}
@@ -58,6 +59,8 @@ def run(
     films = data(str(asked.get("data", "")), console, known=bool(before), **how)
     record.check_same_films(before, films)
     console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False)
+    for words in ahead.told(home, chosen, shares):
+        console.print(f"{words[0].upper()}{words[1:]}.", soft_wrap=True, highlight=False, markup=False)
     _say(films.get("doubts", []), console)
     with provenance.only_one(home.root), _board(home, chosen, console) as board:
         kept = record.opened(before, asked, parameters, films)
@@ -121,7 +124,7 @@ def data(
         "fingerprint": records.fingerprint(films),
         "contents": contents.fingerprints(found, films),
         "film_size": records.film_size(films),
-        "doubts": patients.doubts(films, parts, _decoded(films, size)),
+        "doubts": [*filter(None, [records.rivals(found)]), *patients.doubts(films, parts, _decoded(films, size))],
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
 

@@ -114,6 +114,11 @@ def split(data: pd.DataFrame | None) -> str:
     return "" if data is None or "split" not in data or data.empty else data["split"].iloc[0]
 
 
+def _read_at(data: pd.DataFrame | None) -> int:
+    """Side in pixels of the films that the numbers are of, 0 where the evaluation did not write it down."""
+    return 0 if data is None or "size" not in data or data["size"].isna().any() or data.empty else int(data["size"][0])
+
+
 def _past(home: paths.Run, notes: list[str]) -> dict[str, Any]:
     """What the checkpoints said when they were asked whom they had seen: tested patients, and what nobody knows.
 
@@ -156,6 +161,7 @@ def _facts(record: dict[str, Any], asked: dict[str, Any], data: pd.DataFrame | N
     count = f"{films['films']:,} films of {films['patients']:,} patients" if {"films", "patients"} <= set(films) else ""
     where = (asked.get("data") or "the phantom set") if record else ""
     seconds = sum(entry.get("seconds", 0) for entry in part(record, "notebooks").values())
+    asked = asked | ({"size": read_at} if (read_at := _read_at(data)) else {})
     network = [f"{asked[name]}{unit}" for name, unit in (("size", " px"), ("batch_size", " a batch")) if name in asked]
     start = {"none": "random weights"}.get(asked.get("weights"), f"weights {asked.get('weights')}") if asked else ""
     sizes = [f"{words.count(row.films)} {row.part}" for row in ([] if data is None else data.itertuples())]

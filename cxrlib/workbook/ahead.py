@@ -1,0 +1,51 @@
+"""What can be known of a run's settings before the first film is read: whether its weights and checkpoints will do."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cxrlib import paths
+from cxrlib.workbook import settings
+from cxrlib.workbook.settings import Scalar
+
+USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
+"""Starting weights that need no look, for which PyTorch would have to be loaded."""
+
+
+def judge(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]], before: Mapping) -> None:
+    """Look at the weights and checkpoints that these notebooks are told to take, but for notebooks done with them.
+
+    before: the run's record. Raises UserError for weights that are absent, unreadable, not finite or no ResNet-50's,
+    and for a checkpoint that is absent, damaged or without a size to test it at.
+    """
+    for book in books:
+        done, share = before.get("notebooks", {}).get(book.stem, {}), shares[book.stem]
+        if done.get("state") == "done" and done.get("parameters") == dict(share):
+            continue
+        if share.get("ckpt"):
+            _checkpoint(home, book, share)
+        elif settings.part(book) == "stage1" and share.get("weights", "none") not in USUAL:
+            from cxrlib.training import network  # PyTorch takes seconds to load
+
+            network.judge(str(share["weights"]))
+
+
+def told(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
+    """Sentences for a run's first lines: which checkpoint a test is of, and that it is read at another size."""
+    words = []
+    for book in books:
+        if not settings.part(book).startswith("stage") and shares[book.stem].get("ckpt"):
+            path, size = _checkpoint(home, book, shares[book.stem])
+            from cxrlib.training import checkpoint
+
+            words.append(f"{path.stem} is tested on films of {size} pixels")
+            words += filter(None, [checkpoint.another_size(path, size)])
+    return list(dict.fromkeys(words))
+
+
+def _checkpoint(home: paths.Run, book: Path, share: Mapping[str, Scalar]) -> tuple[Path, int]:
+    """The checkpoint that a notebook is told to take, and the size that it is tested at; 0 where it is trained on."""
+    from cxrlib.training import checkpoint
+
+    path = checkpoint.resolve(str(share["ckpt"]), home)
+    checkpoint.read_meta(path)
+    return path, 0 if settings.part(book).startswith("stage") else checkpoint.size(path, int(share.get("size", 0)))
