@@ -3,10 +3,13 @@
 Asked of the fingerprints themselves, on the real notebooks and a run that is made up: nothing is executed or trained.
 """
 
+import ast
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import cv2
@@ -14,8 +17,8 @@ import pandas as pd
 import pytest
 
 from cxrlib import paths, provenance
-from cxrlib.data import batches, contents, phantom, records, splits, store
-from cxrlib.training import checkpoint, lineage, losses
+from cxrlib.data import batches, builder, contents, images, phantom, records, splits, store
+from cxrlib.training import checkpoint, folder, lineage, losses
 from cxrlib.training import record as stage_record
 from cxrlib.workbook import pipeline, record, settings
 from tests.training import tiny
@@ -53,7 +56,7 @@ class Chain:
 
     def after(self, stem, *, itself=True):
         """A notebook and those that its results go on to."""
-        later = [book.stem for book in self.books if book.stem > stem and not stem.startswith("00")]
+        later = [book.stem for book in self.books if book.stem > stem and "stage" in stem]
         return {*([stem] if itself else []), *later}
 
 
@@ -105,9 +108,7 @@ def test_a_changed_film_table_or_list_has_all_done_again_and_boxes_what_reads_th
 def test_every_parameter_counts_for_its_notebook_and_those_after_it(chain):
     before = chain.prints()
     for book in chain.books:
-        for name, value in chain.shares[book.stem].items() | settings.parameters(book).items():
-            if name == "ckpt":  # the checkpoints before it then count no more: see below
-                continue
+        for name, value in {**settings.parameters(book), **chain.shares[book.stem]}.items():
             kept = dict(chain.shares[book.stem])
             chain.shares[book.stem][name] = f"{value}x" if isinstance(value, str) else value + 1
             assert differing(before, chain.prints()) == chain.after(book.stem), (book.stem, name)
@@ -238,17 +239,12 @@ def test_a_notebook_knows_what_it_imports(package, chain, stem):
 
 def test_the_closure_is_what_python_imports():
     """What is loaded, asked of Python itself, is in the closure; the rest of it is imported later, in functions."""
-    import subprocess
-    import sys
-
     asked = "import sys, cxrlib.training.fit; print(*(n for n in sys.modules if n.startswith('cxrlib.')))"
     loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
     assert {*loaded} <= {*provenance.closure("cxrlib.training.fit")}
 
 
 def test_imports_in_functions_and_relative_ones_are_seen_and_those_for_types_are_not():
-    import ast
-
     source = """
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
@@ -330,13 +326,11 @@ def test_every_setting_of_a_stage_decides_what_it_is(tiny_phantom, changes):
 
 
 def test_films_decoded_by_other_code_are_decoded_anew(films, monkeypatch):
-    from cxrlib.data import builder
-
     table = records.read(films)
     store.build(table, SIZE, progress=False)
     monkeypatch.setattr(builder, "decoder", lambda: "another")
-    decode, seen = store.builder.chunks.images.decode, []
-    monkeypatch.setattr(store.builder.chunks.images, "decode", lambda *given: seen.append(1) or decode(*given))
+    decode, seen = images.decode, []
+    monkeypatch.setattr(images, "decode", lambda *given: seen.append(1) or decode(*given))
     store.build(table, SIZE, progress=False)
     assert len(seen) == len(table)
     store.build(table, SIZE, progress=False)
@@ -352,8 +346,6 @@ def test_a_stage_asked_for_again_is_trained_from_the_start_once(tmp_path):
 
 
 def test_looking_for_the_newest_state_changes_nothing(tmp_path):
-    from cxrlib.training import folder
-
     paths.write_json(tmp_path / "best.json", {"best": "x"})
     paths.write_text(tmp_path / ".half.tmp", "")
     stage = folder.StageFolder(tmp_path, None, SimpleNamespace(), {}, "", "")

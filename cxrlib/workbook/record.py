@@ -73,9 +73,9 @@ def code_version(book: Path) -> str:
 def fingerprint(book: Path, books: list[Path], shares: Mapping[str, Mapping[str, Scalar]], record: Mapping) -> str:
     """What made, or would make, a notebook's results, from the first notebook of the chain on, as all of it is now.
 
-    shares: each notebook's parameters, by its stem. Exploration hands nothing on, so it is nobody's `before`.
+    shares: each notebook's parameters, by its stem. Only stages hand something on, so no other is anybody's `before`.
     """
-    earlier = [other for other in books if other.stem < book.stem and not other.stem.startswith("00")]
+    earlier = [other for other in books if other.stem < book.stem and settings.part(other).startswith("stage")]
     before = fingerprint(earlier[-1], books, shares, record) if earlier else ""
     share, sources = shares[book.stem], [[cell["cell_type"], settings.source(cell)] for cell in settings.cells(book)]
     films = [record["data"]["fingerprint"], _contents(record, "".join(source for _, source in sources))]

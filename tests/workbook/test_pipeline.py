@@ -234,3 +234,24 @@ def test_on_a_terminal_there_is_one_line_per_notebook():
 @pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (760, "12:40"), (11100, "3:05:00"), (0, "0:00")])
 def test_clock(seconds, text):
     assert progress.clock(seconds) == text
+
+
+def test_wrong_weights_and_checkpoints_are_told_before_the_films_are_read(chain, log, monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "data", lambda *_, **__: pytest.fail("films were read"))
+    (tmp_path / "w.pth").write_text("<html>not found</html>")
+    for wrong, message in (("IMAGENET", "neither a file"), (str(tmp_path / "w.pth"), "never loaded")):
+        with pytest.raises(UserError, match=message):
+            pipeline.run("demo", {"weights": wrong}, console=log)
+    for part in ("stage2", "evaluation"):
+        with pytest.raises(UserError, match="there is no checkpoint 'stage1_1_1'"):
+            pipeline.run("demo", {f"{part}.ckpt": "stage1_1_1"}, console=log)
+    assert not HERE.run_json.exists()
+
+
+def test_again_asks_the_chosen_stages_to_train_anew(chain, log):
+    chosen = {"exploration": False, "evaluation": False, "console": log}
+    pipeline.run("demo", stages=[1], **chosen)
+    assert not (HERE.stage(1) / paths.AGAIN).exists()
+    pipeline.run("demo", stages=[1], again=True, **chosen)  # these notebooks train nothing that would take it away
+    assert (HERE.stage(1) / paths.AGAIN).exists()
+    assert not HERE.stage(2).exists()
