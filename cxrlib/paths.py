@@ -58,9 +58,7 @@ class Run:
         if not self.name or self.name in {".", ".."} or any(c in self.name for c in '/\\:*?"<>|\0'):
             raise UserError(f"run {self.name!r} cannot be a folder name; use letters, digits, - and _")
         if re.fullmatch(TAKEN, self.name, re.IGNORECASE):
-            raise UserError(
-                f"run {self.name!r} has the name of something else in {outputs()}; give it another by --run"
-            )
+            raise UserError(f"run {self.name!r} is the name of something else in {outputs()}; choose another by --run")
 
     @property
     def root(self) -> Path:
