@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cxrlib import paths
-from cxrlib.workbook import settings
+from cxrlib.workbook import record, settings
 from cxrlib.workbook.settings import Scalar
 
 USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
@@ -31,15 +31,33 @@ def judge(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[s
 
 def told(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
     """Sentences for a run's first lines: which checkpoint a test is of, and that it is read at another size."""
+    books = list(books)
+    if any(settings.part(book).startswith("stage") for book in books):
+        return []  # what is tested is trained first
     words = []
     for book in books:
-        if not settings.part(book).startswith("stage") and shares[book.stem].get("ckpt"):
-            path, size = _checkpoint(home, book, shares[book.stem])
-            from cxrlib.training import checkpoint
-
+        share = shares[book.stem]
+        if share.get("ckpt"):
+            path, size = _checkpoint(home, book, share)
             words.append(f"{path.stem} is tested on films of {size} pixels")
-            words += filter(None, [checkpoint.another_size(path, size)])
-    return list(dict.fromkeys(words))
+            words.append(_another_size(path.with_suffix(".json"), size))
+        elif "ckpt" in settings.parameters(book) and (last := _last(home)):
+            words.append(_another_size(last, int(share.get("size", 0))))
+    return list(dict.fromkeys(filter(None, words)))
+
+
+def _last(home: paths.Run) -> Path | None:
+    """The JSON of the best checkpoint of the last stage that is finished, None where none is."""
+    done = [home.stage(stage) for stage in record.STAGES if (home.stage(stage) / "best.json").is_file()]
+    best = paths.read_json(done[-1] / "best.json").get("best", "") if done else ""
+    return done[-1] / f"{best}.json" if best and (done[-1] / f"{best}.json").is_file() else None
+
+
+def _another_size(described: Path, read_at: int) -> str:
+    trained = paths.read_json(described).get("size", 0)
+    if 0 in (trained, read_at) or trained == read_at:
+        return ""
+    return f"{described.stem} was trained on films of {trained} pixels and is read at {read_at}"
 
 
 def _checkpoint(home: paths.Run, book: Path, share: Mapping[str, Scalar]) -> tuple[Path, int]:

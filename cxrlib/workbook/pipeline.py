@@ -60,7 +60,7 @@ def run(
     record.check_same_films(before, films)
     console.print(f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False)
     for words in ahead.told(home, chosen, shares):
-        console.print(f"{words[0].upper()}{words[1:]}.", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{words}.", soft_wrap=True, highlight=False, markup=False)
     _say(films.get("doubts", []), console)
     with provenance.only_one(home.root), _board(home, chosen, console) as board:
         kept = record.opened(before, asked, parameters, films)
