@@ -64,7 +64,7 @@ def train(
     team = teams.of()
     parent = lineage.parent(folder, stage, ckpt)
     if parent:
-        checkpoint.read_meta(parent)
+        checkpoint.load(parent)
     else:
         network.judge(weights)
     source = team.from_first(lambda: paths.resolve(data) if data else phantom.default())

@@ -22,9 +22,11 @@ def judge(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[s
         if done.get("state") == "done" and done.get("parameters") == dict(share):
             continue
         if share.get("ckpt"):
-            _checkpoint(home, book, share)
+            from cxrlib.training import checkpoint  # PyTorch takes seconds to load
+
+            checkpoint.load(_checkpoint(home, book, share)[0])
         elif settings.part(book) == "stage1" and share.get("weights", "none") not in USUAL:
-            from cxrlib.training import network  # PyTorch takes seconds to load
+            from cxrlib.training import network
 
             network.judge(str(share["weights"]))
 
@@ -65,5 +67,4 @@ def _checkpoint(home: paths.Run, book: Path, share: Mapping[str, Scalar]) -> tup
     from cxrlib.training import checkpoint
 
     path = checkpoint.resolve(str(share["ckpt"]), home)
-    checkpoint.read_meta(path)
     return path, 0 if settings.part(book).startswith("stage") else checkpoint.size(path, int(share.get("size", 0)))
