@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cxrlib.errors import UserError
+
+AGAIN = "again"
+"""File in a stage's folder by which somebody asks for the stage to be trained again, though nothing has changed."""
+
+TAKEN = r"stores|bench|(phantom|rehearsal-films|compare)-.*"
+"""What else lies in the outputs folder: films decoded, measurements, sets that are drawn, pages that compare runs."""
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -50,6 +57,8 @@ class Run:
     def __post_init__(self) -> None:
         if not self.name or self.name in {".", ".."} or any(c in self.name for c in '/\\:*?"<>|\0'):
             raise UserError(f"run {self.name!r} cannot be a folder name; use letters, digits, - and _")
+        if re.fullmatch(TAKEN, self.name, re.IGNORECASE):
+            raise UserError(f"run {self.name!r} is the name of something else in {outputs()}; choose another by --run")
 
     @property
     def root(self) -> Path:

@@ -1,18 +1,20 @@
 """What made a result: versions, code, data, machine, in forms that can be compared."""
 
+import ast
 import hashlib
 import json
 import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -41,9 +43,100 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def code_version(*rooms: ModuleType) -> str:
-    """Fingerprint of the source of the given modules: it changes when a line of them does."""
-    return digest([hashlib.sha256(Path(room.__file__).read_bytes()).hexdigest() for room in rooms])
+def code_version(*rooms: ModuleType | str, without: Collection[str] = ()) -> str:
+    """Fingerprint of what the given modules of ``cxrlib`` mean, with all of it that they import, directly or not.
+
+    Comments, docstrings and formatting are no part of it; anything else is, in any module on the way. Modules named in
+    ``without`` are passed over, with what only they import.
+    """
+    names = [room if isinstance(room, str) else room.__name__ for room in rooms]
+    return digest([[name, _read_module(_file(name)).meaning] for name in closure(*names, without=without)])
+
+
+def closure(*names: str, without: Collection[str] = ()) -> list[str]:
+    """Names of the modules of ``cxrlib`` that the given ones import, directly or not, themselves included, sorted.
+
+    As they stand in the source, in functions too; what is imported for types only, or only by a program's start
+    (``__name__ == "__main__"``), does not count. Importing a module runs the packages it lies in; ``cxrlib`` itself,
+    which holds nothing but its version, is left out.
+    """
+    found, ahead = set(), list(names)
+    while ahead:
+        name = ahead.pop()
+        if name in found or name in without or _file(name) is None:
+            continue
+        found.add(name)
+        ahead += [name.rpartition(".")[0], *_read_module(_file(name)).imports]
+    return sorted(found - {paths.PACKAGE.name})
+
+
+def imports(tree: ast.AST, package: str = "") -> set[str]:
+    """What a syntax tree imports, by full name: ``from cxrlib import paths`` gives ``cxrlib`` and ``cxrlib.paths``.
+
+    ``package`` is the one that relative imports are seen from.
+    """
+    found = set()
+    for node in _that_run(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+class _Module(NamedTuple):
+    meaning: str
+    imports: frozenset[str]
+
+
+def _read_module(file: Path) -> _Module:
+    status = file.stat()
+    return _parsed(file, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _parsed(file: Path, size: int, mtime_ns: int) -> _Module:
+    """A module's meaning and imports, once for each state of its file."""
+    tree = ast.parse(file.read_bytes())
+    inside = file.relative_to(paths.PACKAGE.parent)
+    return _Module(digest(_meaning(tree)), frozenset(imports(tree, ".".join(inside.parent.parts))))
+
+
+def _file(name: str) -> Path | None:
+    """The source of a module of ``cxrlib``; None for another's, and for a name that is no module."""
+    head, *rest = name.split(".")
+    if head != paths.PACKAGE.name:
+        return None
+    stem = paths.PACKAGE.joinpath(*rest)
+    return next((file for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py") if file.is_file()), None)
+
+
+def _meaning(value: Any) -> Any:
+    """A syntax tree as plain data, without docstrings and without what is empty, which differs between Pythons."""
+    if isinstance(value, ast.AST):
+        fields = {name: _meaning(item) for name, item in ast.iter_fields(value) if item not in (None, [])}
+        return [type(value).__name__, fields]
+    if isinstance(value, list):
+        return [_meaning(item) for item in value if not _says_only(item)]
+    return value if isinstance(value, str | bool | int | None) else [type(value).__name__, repr(value)]
+
+
+def _says_only(node: Any) -> bool:
+    """Whether a statement is a string alone: a docstring, or a word about the constant above it."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _that_run(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree, without blocks for type checkers and for a program's start."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
+        children = node.orelse
+    else:
+        children = ast.iter_child_nodes(node)
+    yield node
+    for child in children:
+        yield from _that_run(child)
 
 
 def versions() -> dict[str, str]:

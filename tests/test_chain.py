@@ -41,7 +41,7 @@ def check(films, monkeypatch):
     Two stages, since ``test_nbval`` executes all notebooks, and what one stage hands to the next is always the same.
     """
     chosen = {"stages": [1, 2], "exploration": False, "console": Console(file=io.StringIO())}
-    monkeypatch.setattr(record, "code_version", lambda: "")  # the code may be edited while the tests run
+    monkeypatch.setattr(record, "code_version", lambda book: "")  # the code may be edited while the tests run
     home = paths.Run("small")
     report = pipeline.run("small", {"data": str(films), **SMALL}, **chosen)
     table = pd.read_csv(home.tables / "auc_test.csv")

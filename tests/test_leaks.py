@@ -171,7 +171,8 @@ def test_a_film_of_a_trained_patient_that_was_not_trained_on_itself_is_refused(n
 def test_every_stage_of_the_line_is_asked_not_only_the_last(nih):
     first = save(nih.part(1, 2, 9), stage=1)
     last = save(nih.part(1, 2), stage=2)  # no child of the first
-    assert lineage.line(paths.Run("one")) == [first, last]
+    with pytest.raises(UserError, match=r"stage 2 \(.*not trained from stage 1 as it is now .*--run one --stage 2"):
+        lineage.line(paths.Run("one"))
     assert ask(last, nih.part(9))["patients"].tolist() == [0]
     with pytest.raises(UserError, match=f"checkpoint {first.stem} or an ancestor saw 1 of the 1"):
         ask([first, last], nih.part(9))
@@ -395,8 +396,8 @@ def run_cells(book, given, wanted):
 def test_the_evaluation_asks_every_stage_and_a_leak_that_is_allowed_marks_the_report(nih, allow):
     parts = splits.make(nih.films, nih.where)
     pixels = store.build(nih.films, SIZE, progress=False)
-    save(SimpleNamespace(films=parts.test, store=pixels), stage=1)
-    save(SimpleNamespace(films=parts.train, store=pixels), stage=2)
+    first = save(SimpleNamespace(films=parts.test, store=pixels), stage=1)
+    save(SimpleNamespace(films=parts.train, store=pixels), stage=2, parent=first)
     home = paths.Run("one")
     given = {"folder": home, "ckpt": "", "data": str(nih.where), "size": SIZE, "allow_missing": False, "seed": 0}
     given |= {"allow_leak": allow, "run": "one"}
@@ -407,7 +408,7 @@ def test_the_evaluation_asks_every_stage_and_a_leak_that_is_allowed_marks_the_re
         return
     run_cells("06_evaluation", given, wanted)
     count = parts.test["patient"].nunique()
-    assert pd.read_csv(home.tables / "lineage.csv")["patients"].tolist() == [count, 0]
+    assert pd.read_csv(home.tables / "lineage.csv")["patients"].tolist() == [count, count]
     page = report.build("one").read_text()
     assert f"seen {count} of the test patients" in page[: page.index("<main>")]
 

@@ -99,6 +99,7 @@ def test_a_parameter_has_one_name_one_default_and_one_type_everywhere():
     for book in BOOKS:
         for name, value in settings.parameters(book).items():
             defaults.setdefault(name, set()).add((type(value), value))
+    assert defaults.pop("size") == {(int, 64), (int, 0)}, "a test takes the size of its checkpoint"
     assert {name: values for name, values in defaults.items() if len(values) > 1} == {}
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cxrlib import errors, labels, provenance
+from cxrlib import labels, provenance, theme
 from cxrlib.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_file_sha256(tmp_path):
 
 def test_code_version_tells_rooms_apart():
     assert provenance.code_version(labels) == provenance.code_version(labels)
-    assert provenance.code_version(labels) != provenance.code_version(labels, errors)
+    assert provenance.code_version(labels) != provenance.code_version(theme)
 
 
 def test_versions_name_what_computes():

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ CHUNK = 128
 _COLUMNS = ("name", "bytes", "mtime_ns", "source_crc", "width", "height", "pixel_crc")
 _SERIAL_BYTES = 32_000_000
 """Below this much to decode, starting processes takes longer than it saves."""
+
+
+@cache
+def decoder() -> str:
+    """Version of the code that makes pixels of a film's file; what another one made is not used again."""
+    return provenance.code_version(chunks, without=("cxrlib.errors", "cxrlib.labels", "cxrlib.paths"))
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def build(
 ) -> None:
     """Decode and publish; the caller holds the store's lock, and cleans up. Raises as ``store.build`` does."""
     plan = _plan(wanted, kept, _reusable(folder, size))
-    partial = folder / f"partial-{provenance.digest([FORMAT, size, [list(row[:3]) for row in plan]])}"
+    partial = folder / f"partial-{decoder()}-{provenance.digest([FORMAT, size, [list(row[:3]) for row in plan]])}"
     try:
         _claim(folder, partial, size, len(plan))
         _decode(partial, size, plan, workers, progress)
@@ -119,15 +126,15 @@ def _plan(wanted: Sources, kept: set[str], reusable: dict[str, chunks.Row]) -> l
 
 
 def _reusable(folder: Path, size: int) -> dict[str, chunks.Row]:
-    """Rows that are decoded already: of the finished store, and of the noted chunks of partial builds."""
+    """Rows that this code has decoded already: of the finished store, and of the noted chunks of partial builds."""
     found: dict[str, chunks.Row] = {}
-    for partial in sorted(folder.glob("partial-*")):
+    for partial in sorted(folder.glob(f"partial-{decoder()}-*")):
         if chunks.side(partial / chunks.PIXELS) == size:
             for note in sorted(partial.glob("chunk-*.json")):
                 found.update(_rows(partial / chunks.PIXELS, _note(note), int(note.stem.split("-")[1]) * CHUNK))
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
-        if chunks.side(folder / manifest["pixels"]) == size:
+        if manifest.get("code") == decoder() and chunks.side(folder / manifest["pixels"]) == size:
             found.update(_rows(folder / manifest["pixels"], manifest["films"], 0))
     return found
 
@@ -197,7 +204,7 @@ def _publish(folder: Path, partial: Path, size: int, films: int, allow_missing: 
         else:
             (partial / chunks.PIXELS).replace(pixels)
     fingerprint = pixels.stem.removeprefix("pixels-")
-    manifest = {"format": FORMAT, "size": size, "pixels": pixels.name, "fingerprint": fingerprint}
+    manifest = {"format": FORMAT, "size": size, "pixels": pixels.name, "fingerprint": fingerprint, "code": decoder()}
     text = json.dumps(manifest | {"missing": missing, "films": columns}, separators=(",", ":"))
     paths.write_text(folder / MANIFEST, text + "\n")
     for old in folder.glob("pixels-*.npy"):

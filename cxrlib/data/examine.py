@@ -59,6 +59,8 @@ def _table(report: Report) -> pd.DataFrame | None:
     except UserError as error:
         report.add("table", "error", "table that cannot be used", [error], "a run needs the CSV of the NIH download")
         return None
+    report.add("table", "warning", "tables that differ", list(filter(None, [records.rivals(report.folder)])),
+               "one of them counts, whatever the other says")  # fmt: skip
     report.facts |= {"table": csv.name, "films_in_table": len(films), "patients": films["patient"].nunique()}
     unknown = films["image"][films["age"].isna()].tolist()
     report.add("table", "warning", f"films without an age up to {tables.OLDEST}", unknown, "taken as unknown")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from cxrlib import labels, paths
+from cxrlib import labels, paths, provenance
 from cxrlib.data import anatomy, film, pool, signs
 from cxrlib.errors import UserError
 
@@ -130,8 +130,9 @@ def shares(images: int) -> list[int]:
 
 
 def default() -> Path:
-    """The demo's set under the outputs folder; made when it is not there yet."""
-    folder = paths.outputs() / "phantom-{images}-{size}-{seed}".format(**DEFAULT)
+    """The demo's set under the outputs folder; made when it is not there yet, and anew by code that draws otherwise."""
+    drawn_by = provenance.code_version(__name__, without=("cxrlib.errors", "cxrlib.paths", "cxrlib.data.pool"))
+    folder = paths.outputs() / "phantom-{images}-{size}-{seed}-{by}".format(**DEFAULT, by=drawn_by[:8])
     return folder if _complete(folder) else _write_once(folder)
 
 

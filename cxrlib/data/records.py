@@ -102,6 +102,27 @@ def find_table(folder: Path) -> Path:
     raise UserError(f"{folder} holds no {TABLES[0]}; it comes with the NIH download and belongs beside images/")
 
 
+def rivals(folder: Path) -> str:
+    """In words that a data folder holds several tables of labels that differ, and which one counts; "" where not."""
+    found = [path for name in TABLES for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+    others = [path.name for path in found[1:] if _content(path) != _content(found[0])]
+    if not others:
+        return ""
+    return f"{found[0].name} counts, and {' and '.join(others)} beside it says otherwise; remove what is not meant"
+
+
+def _content(csv: Path) -> str:
+    with suppress(UserError):
+        return fingerprint(read_csv(csv).sort_values("image"))
+    return ""
+
+
+def find_boxes(folder: Path) -> Path | None:
+    """The file of boxes of a data folder, None where there is none."""
+    found = (folder / name for name in (BOXES, f"{BOXES}.gz", OTHER_BOXES))
+    return next((path for path in found if path.is_file()), None)
+
+
 def dataset(folder: Path) -> str:
     """The dataset that a data folder says it is, "" where it says nothing. Raises UserError for no such word."""
     file = folder / DATASET
@@ -172,18 +193,17 @@ def read_boxes(folder: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -
 
     An empty table where the folder has no box file. Raises UserError naming the line of a wrong row.
     """
-    found = [path for name in (BOXES, f"{BOXES}.gz", OTHER_BOXES) if (path := Path(folder) / name).is_file()]
-    names = ["image", "finding", "x", "y", "w", "h"]
-    if not found:
+    file, names = find_boxes(Path(folder)), ["image", "finding", "x", "y", "w", "h"]
+    if file is None:
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
-    raw = tables.cells(found[0], rows=False)  # a list without boxes is a list
+    raw = tables.cells(file, rows=False)  # a list without boxes is a list
     if raw.shape[1] < len(names):
-        raise UserError(f"{found[0]}: needs Image Index, Finding Label and four columns of the box in its header")
+        raise UserError(f"{file}: needs Image Index, Finding Label and four columns of the box in its header")
     boxes = raw.iloc[:, : len(names)].set_axis(names, axis=1)
-    boxes["image"] = tables.image_names(boxes["image"], found[0], unique=False, on_wrong=on_wrong)
-    boxes["finding"] = tables.box_findings(boxes["finding"], found[0], on_wrong)
+    boxes["image"] = tables.image_names(boxes["image"], file, unique=False, on_wrong=on_wrong)
+    boxes["finding"] = tables.box_findings(boxes["finding"], file, on_wrong)
     for name in names[2:]:
-        boxes[name] = tables.coordinates(boxes[name], found[0], name, on_wrong)
+        boxes[name] = tables.coordinates(boxes[name], file, name, on_wrong)
     return boxes.reset_index(drop=True)
 
 

@@ -96,12 +96,14 @@ def read_list(path: Path) -> pd.Index:
 
 def read_lists(folder: Path) -> dict[str, pd.Index]:
     """Film names of the official lists that lie in a data folder, by the list's usual name. Raises as ``read_list``."""
-    lists = {}
-    for name, other in OTHER_NAMES.items():
-        found = [path for path in (folder / name, folder / other) if path.is_file()]
-        if found:
-            lists[name] = read_list(found[0])
-    return lists
+    return {name: read_list(path) for name, path in find_lists(folder).items()}
+
+
+def find_lists(folder: Path) -> dict[str, Path]:
+    """The official lists that lie in a data folder, by the list's usual name."""
+    found = {name: [folder / name, folder / other] for name, other in OTHER_NAMES.items()}
+    there = {name: [path for path in files if path.is_file()] for name, files in found.items()}
+    return {name: files[0] for name, files in there.items() if files}
 
 
 def contradictions(films: pd.DataFrame, lists: dict[str, pd.Index]) -> Iterator[tuple[str, list]]:

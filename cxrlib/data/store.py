@@ -9,6 +9,7 @@ and times and decodes anew only what has changed or come in; how it is built is 
 import hashlib
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,7 @@ class Store:
     fingerprint: str
     missing: dict[str, str]
     film_sizes: dict[str, int] = field(default_factory=dict)
+    sums: np.ndarray | None = None  # (N,) uint32, CRC-32 of each film's pixels; None where there is no manifest
 
     @cached_property
     def _index(self) -> pd.Index:
@@ -76,6 +78,15 @@ class Store:
             why = self.missing.get(name, "it was not among the films the store was built for")
             raise UserError(f"{self.folder} has no film {name}: {why}; build the store for these films first")
         return found
+
+    def pixels_of(self, films: pd.DataFrame) -> str:
+        """16 hex digits for the stored pixels of exactly these films, in this order.
+
+        What else the store holds, and in how many goes it was built, does not count.
+        """
+        rows = self.rows(films)
+        sums = [zlib.crc32(self.pixels[row]) for row in rows] if self.sums is None else self.sums[rows]
+        return hashlib.sha256(np.array([self.size, *sums], "<u4").tobytes()).hexdigest()[:16]
 
     def present(self, films: pd.DataFrame) -> pd.DataFrame:
         """The films that the store holds; the others are added to ``attrs["missing"]``."""
@@ -134,7 +145,8 @@ def load(folder: str | Path) -> Store:
     if mapped.shape != (len(names), size, size) or mapped.dtype != np.uint8:
         raise UserError(f"{pixels} does not fit its manifest; delete {folder} to have the store made again")
     missing = {name: entry["reason"] for name, entry in manifest["missing"].items()}
-    return Store(folder, size, names, mapped, manifest["fingerprint"], missing, _film_sizes(manifest["films"]))
+    films, sums = manifest["films"], np.array(manifest["films"]["pixel_crc"], np.uint32)
+    return Store(folder, size, names, mapped, manifest["fingerprint"], missing, _film_sizes(films), sums)
 
 
 def default_folder(films: pd.DataFrame, size: int) -> Path:
@@ -164,6 +176,8 @@ def _complete(folder: Path, size: int, films: pd.DataFrame, sources: builder.Sou
     manifest = builder.read_manifest(folder)
     if manifest["size"] != size:
         raise UserError(f"{folder} is a store of {manifest['size']} pixels, not {size}; give another folder")
+    if manifest.get("code") != builder.decoder():
+        return False
     held = builder.held(manifest)
     failed = [name for name in sources.names if name in manifest["missing"]]
     for name, stamp in zip(sources.names, sources.stamps, strict=True):

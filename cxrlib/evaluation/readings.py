@@ -15,7 +15,7 @@ from cxrlib.data import batches as batch_rooms
 from cxrlib.data import records
 from cxrlib.errors import UserError
 from cxrlib.evaluation import predict
-from cxrlib.training import frozen, hardware, inference, network
+from cxrlib.training import hardware
 
 
 def once(
@@ -37,11 +37,11 @@ def once(
     made_by = {
         "weights": weights,
         "films": records.fingerprint(batches.films),
-        "pixels": batches.store.fingerprint,
+        "pixels": batches.store.pixels_of(batches.films),
         "size": batches.store.size,
         "tta": tta,
         "precision": hardware.name(predict.dtype_of(model)),
-        "code": provenance.code_version(network, frozen, inference, batch_rooms, predict),
+        "code": provenance.code_version(predict, batch_rooms),
     }
     if (kept := _kept(csv, batches, made_by)) is not None:
         return kept

@@ -81,6 +81,7 @@ def save(
         "origin": line.origin,
         "gaps": list(line.gaps),
         "metrics": metrics,
+        "size": max((getattr(getattr(part, "store", None), "size", 0) for part in line.parts), default=0),
         "data": data,
         "fingerprint": fingerprint,
         "code": code,
@@ -148,21 +149,41 @@ def by_hash(sha256: str) -> Path | None:
     return None
 
 
+def size(path: Path, asked: int = 0) -> int:
+    """Side in pixels of the films that a checkpoint is read at: ``asked``, or for 0 the one that it was trained at.
+
+    Raises UserError where neither is known, as of a checkpoint that an older version made.
+    """
+    found = asked or read_meta(path).get("size", 0)
+    if not found:
+        raise UserError(f"checkpoint {path.stem} does not say at which size it was trained; give it by size=")
+    return found
+
+
+def another_size(path: Path, read_at: int) -> str:
+    """In words that a checkpoint is not read at the size it was trained at, "" where it is or where nobody knows."""
+    trained = read_meta(path).get("size", 0)
+    if trained in (0, read_at):
+        return ""
+    return f"{path.stem} was trained on films of {trained} pixels and is read at {read_at}"
+
+
 def attach(path: Path, name: str, values: Any) -> Path:
     """Let ``values``, such as a calibration, travel in the checkpoint's JSON under ``name``; returns the JSON's path.
 
     The weights, their hash and what the training wrote stay as they are, so no stage is trained again for it; where the
     same values are there already, nothing is written. Training the stage anew drops them.
-    Raises UserError where the checkpoint is absent, or ``values`` are nothing that JSON can hold.
+    Raises UserError where the checkpoint is absent, where a training holds its folder, or where ``values`` are nothing
+    that JSON can hold.
     """
-    meta = read_meta(path)
     try:
         values = json.loads(json.dumps(values, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} cannot travel with {path.stem}: {error}; give plain, finite values") from None
-    carried = {**meta.get(ATTACHED, {}), name: values}
-    if carried != meta.get(ATTACHED):
-        paths.write_json(tensors.json_of(path), {**meta, ATTACHED: carried})
+    if read_meta(path).get(ATTACHED, {}).get(name, ...) != values:
+        with provenance.only_one(path.parent):
+            meta = read_meta(path)  # as it is now that nobody else writes it
+            paths.write_json(tensors.json_of(path), {**meta, ATTACHED: {**meta.get(ATTACHED, {}), name: values}})
     return tensors.json_of(path)
 
 

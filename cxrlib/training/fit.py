@@ -98,7 +98,7 @@ def fit(
     model.precision = recipe.precision
     line = lineage.of(parent, weights, train, val)
     carried = folders.moments_hash(parent) if recipe.carry else ""
-    who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, carried=carried)
+    who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, score=score, carried=carried)
     start = tensors.sha256(model.state_dict())
     if best := team.from_first(lambda: folders.finished(folder, who, start)):
         checkpoint.load_into(model, best)
@@ -311,7 +311,7 @@ class _Training:
 
     def resume(self) -> str:
         """Go on from the newest state of this very stage, if there is one; say from where, "" for the beginning."""
-        path = self.team.from_first(lambda: getattr(self.files.newest(), "path", None))
+        path = self.team.from_first(self.files.take_up)
         if path is None:
             return ""
         found = state.read(path)

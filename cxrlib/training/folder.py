@@ -50,6 +50,8 @@ def finished(folder: Path, who: dict[str, Any], start: str) -> Path | None:
     ``start`` is the hash of the network's weights: those the stage started from, or those it ended with where a
     notebook's cell is run again. Moments that it took over may have been deleted since.
     """
+    if _wanted_again(folder):
+        return None
     try:
         best = paths.read_json(folder / "best.json")
         who = who if who["carried"] else {**who, "carried": best["who"]["carried"]}
@@ -59,6 +61,11 @@ def finished(folder: Path, who: dict[str, Any], start: str) -> Path | None:
         return checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
     except (UserError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another version: train
         return None
+
+
+def _wanted_again(folder: Path) -> bool:
+    """Whether the stage is to be trained again from the start, finished or not; training takes the mark away."""
+    return (folder / paths.AGAIN).is_file()
 
 
 MOMENTS = "moments.safetensors"
@@ -94,17 +101,27 @@ class StageFolder:
         self.safe: list[str] = []  # the best checkpoint at each saved state, which a resumed training needs
 
     def newest(self) -> state.State | None:
-        """The newest state of this very stage; where there is none, the folder is made ready to begin anew."""
+        """The newest state of this very stage, None where there is none or it is to be trained again from the start."""
+        return None if _wanted_again(self.folder) else state.newest(self.states, self._fault)
+
+    def begin(self) -> None:
+        """Make the folder ready to begin anew: the stage is no longer finished; its checkpoints stay."""
+        state.sweep(self.folder)
+        state.clear(self.states)
+        for name in ("best.json", "history.csv", "batches.csv", paths.AGAIN):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def go_on(self, found: state.State) -> None:
+        """Make the folder ready to go on from a state, whose best checkpoint must stay."""
         state.sweep(self.folder)
         state.sweep(self.states)
-        found = state.newest(self.states, self._fault)
-        if found is None:
-            state.clear(self.states)
-            for name in ("best.json", "history.csv", "batches.csv"):  # no longer finished; its checkpoints stay
-                (self.folder / name).unlink(missing_ok=True)
-        else:
-            self.safe = [found.data["best"]]
-        return found
+        self.safe = [found.data["best"]]
+
+    def take_up(self) -> Path | None:
+        """Make the folder ready for this stage; the state to go on from, None where it begins anew."""
+        found = self.newest()
+        self.go_on(found) if found else self.begin()
+        return found.path if found else None
 
     def due(self, *, within: bool) -> bool:
         """Whether to save a state now, ``within`` an epoch or after one.

@@ -62,6 +62,11 @@ def train(
     """
     folder, recipe = paths.Run(run), stages.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, also=also)
     team = teams.of()
+    parent = lineage.parent(folder, stage, ckpt)
+    if parent:
+        checkpoint.load(parent)
+    else:
+        network.judge(weights)
     source = team.from_first(lambda: paths.resolve(data) if data else phantom.default())
     films = records.read(source, allow_missing=allow_missing)
     team.from_first(lambda: store.build(films, size, allow_missing=allow_missing, progress=False).fingerprint)
@@ -71,7 +76,6 @@ def train(
     how = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
     train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **how)
     val = batches.Batches(pixels, parts.val, batch_size=2 * batch_size)
-    parent = lineage.parent(folder, stage, ckpt)
     model = network.build("none" if parent else weights, seed=seed)
     if parent:
         checkpoint.load_into(model, parent)

@@ -4,6 +4,7 @@ Every checkpoint carries the line itself: each ancestor's name, hash and recipe,
 of them was trained or validated on, so that a test on them is refused even where the ancestors' files are gone.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,14 +88,28 @@ def parent(run: paths.Run, stage: int, ckpt: str = "") -> Path | None:
 
 
 def line(run: paths.Run) -> list[Path]:
-    """The best checkpoint of every finished stage of a run, in the order of the stages.
+    """The best checkpoint of every finished stage of a run, in the order of the stages, each the next one's parent.
 
-    Raises UserError where no stage is finished.
+    Raises UserError where no stage is finished, and where a stage was trained from something else than the finished
+    stage before it as it is now, as after that one was trained anew.
     """
     found = [checkpoint.best(run.stage(k)) for k in STAGES if (run.stage(k) / "best.json").is_file()]
     if not found:
         raise UserError(f"{run.root} has no finished stage; run 01_stage1 first, or name a checkpoint by ckpt=")
+    for before, after in itertools.pairwise(map(checkpoint.read_meta, found)):
+        _check_child(run, before, after)
     return found
+
+
+def _check_child(run: paths.Run, before: dict[str, Any], after: dict[str, Any]) -> None:
+    parent = after["ancestors"][-1] if after["ancestors"] else {"name": "the starting weights", "sha256": ""}
+    if parent["sha256"] != before["sha256"]:
+        again = f"cxr train --run {run.name} --stage {after['stage']}"
+        raise UserError(
+            f"run {run.name}: stage {after['stage']} ({after['name']}) was not trained from stage {before['stage']} as "
+            f"it is now ({before['name']}, {before['sha256'][:8]}) but from {parent['name']} ({parent['sha256'][:8]}); "
+            f"train it and the stages after it again ({again}), or name one checkpoint by ckpt="
+        )
 
 
 def ancestors(path: Path) -> list[dict[str, Any]]:

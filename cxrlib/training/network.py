@@ -106,6 +106,17 @@ def build(weights: str, *, seed: int = 0, layers: Sequence[int] = RESNET50) -> N
     return model
 
 
+def judge(weights: str) -> None:
+    """Raise the UserError that ``build`` would, as far as it can be known without a download or a network's memory.
+
+    Also for weights that are not finite.
+    """
+    if weights != "none" and weights not in ResNet50_Weights.__members__:
+        with torch.device("meta"):
+            model = Network()
+        _fitting(model, _fetch(weights), weights)
+
+
 def train_only(model: Network, groups: Sequence[str]) -> Network:
     """Freeze every layer group but the given ones: no gradient, BatchNorm in eval, also after ``model.train()``."""
     unknown = set(groups) - set(GROUPS)
@@ -196,9 +207,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"weights {path} cannot be read as a state dict ({reason}); save model.state_dict() alone"
+            f"weights {path} cannot be read as a state dict: {_why_unreadable(path, error)}; "
+            "give a file of model.state_dict() alone, best as .safetensors"
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -206,8 +217,22 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """In our own words: torch's advise to load a stranger's file without care."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds Python objects beside tensors, or is no file of weights, and such objects are never loaded"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it is cut short, damaged or of another kind than its ending says"
+
+
 def _take_over(model: Network, state: dict[str, Tensor], source: str) -> None:
     """Load a ResNet's weights but for its head, whose classes are others; colour kernels become grey."""
+    model.load_state_dict(_fitting(model, state, source), strict=False)
+
+
+def _fitting(model: Network, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights as ``_take_over`` loads them. Raises UserError where they do not fit, or are not finite."""
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     if "conv1.weight" in state and state["conv1.weight"].shape[1:2] == (3,):
         state["conv1.weight"] = grey(state["conv1.weight"])
@@ -217,7 +242,10 @@ def _take_over(model: Network, state: dict[str, Tensor], source: str) -> None:
     for what, names in (("lack", missing), ("have unknown", unexpected), ("have another shape of", shapes)):
         if names:
             raise UserError(f"weights {source} are no ResNet-50's: they {what} {len(names)} entries such as {names[0]}")
-    model.load_state_dict(state, strict=False)
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"weights {source} are not finite in {len(broken)} entries such as {broken[0]}; take others")
+    return state
 
 
 def _distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: list[str]) -> float:

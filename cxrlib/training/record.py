@@ -2,7 +2,6 @@
 
 import csv
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -15,8 +14,8 @@ import pandas as pd
 from cxrlib import paths, provenance
 from cxrlib.data import batches, records
 from cxrlib.labels import FINDINGS
-from cxrlib.training import frozen, hardware, inference, lineage, meter, network, optim, steps, team
-from cxrlib.training import losses as loss_rooms
+from cxrlib.training import lineage
+from cxrlib.training import losses as losses_room
 from cxrlib.training.recipes import Stage
 
 BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment", "views")
@@ -24,6 +23,10 @@ COLUMNS = ["epoch", "epochs_so_far", "lr", "train_loss", "val_loss", "val_auc", 
 TIMES = ["seconds", "images_per_s"]
 EXTRA = ["skipped", *TIMES]
 BATCH_COLUMNS = ["epoch", "part", "batch", "films", "loss"]
+
+
+APART = ("cxrlib.training.progress", "cxrlib.data.splits")
+"""Rooms that a stage's result does not depend on: what is shown of it, and who drew its films, which are compared."""
 
 
 def identity(
@@ -35,15 +38,18 @@ def identity(
     *,
     data: str,
     seed: int,
+    score: Any = None,
     carried: str = "",
 ) -> dict[str, Any]:
     """All that decides a stage's result but the bits of its starting weights, as plain data that can be compared.
 
-    ``carried`` is the hash of the optimizer's moments that the stage takes over, "" for none.
+    ``score`` chooses the best epoch. ``carried`` is the hash of the optimizer's moments that the stage takes over, ""
+    for none.
     """
     return {
         "recipe": {**asdict(recipe), "groups": list(recipe.groups), "purpose": ""},
         "loss": getattr(loss, "__qualname__", repr(loss)),
+        "score": getattr(score, "__qualname__", repr(score)),
         "data": data,
         "train": _films(train),
         "val": _films(val),
@@ -51,21 +57,18 @@ def identity(
         "weights": line.weights,
         "seed": seed,
         "carried": carried,
-        "code": code(),
+        "code": code(*(getattr(function, "__module__", "") for function in (loss, score))),
     }
 
 
 @cache
-def code() -> str:
-    """Version of the rooms that decide a stage's result, as this process first met them.
+def code(*rooms: str) -> str:
+    """Version of what decides a stage's result, as this process first met it: the loop with all that it imports.
 
-    ``stages`` is none of them: what a schedule's table says of this stage is in the recipe, and a change to
-    another row must not have this one trained again.
+    ``rooms`` are further modules by name. ``APART`` is not among them, nor is ``stages``: what a schedule's table says
+    of this stage is in the recipe, and a change to another row must not have this one trained again.
     """
-    loop = sys.modules["cxrlib.training.fit"]
-    return provenance.code_version(
-        network, loss_rooms, frozen, inference, hardware, optim, steps, team, meter, loop, batches
-    )
+    return provenance.code_version("cxrlib.training.fit", batches, losses_room, *rooms, without=APART)
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -137,10 +140,11 @@ def from_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _films(part: Any) -> dict[str, Any]:
-    """What a set of batches is: its films, their size, and the settings that decide what is drawn from them."""
+    """What a set of batches is: its films, their pixels, and the settings that decide what is drawn from them."""
     settings = {name: repr(getattr(part, name, None)) for name in BATCH_SETTINGS}
-    size = getattr(getattr(part, "store", None), "size", None)
-    return {"films": records.fingerprint(part.films), "size": size, **settings}
+    store = getattr(part, "store", None)
+    pixels = {"size": store.size, "pixels": store.pixels_of(part.films)} if store else {"size": None, "pixels": ""}
+    return {"films": records.fingerprint(part.films), **pixels, **settings}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -14,6 +14,8 @@ from cxrlib.errors import UserError
 from cxrlib.workbook import flags
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
+EVALUATIONS = ("evaluation", "localisation")
+"""The notebooks of one evaluation, which are all of one checkpoint."""
 STOPPED = 130  # a shell's exit code for Ctrl-C
 
 app = typer.Typer(
@@ -114,7 +116,10 @@ def evaluate(
     allow_missing: flags.AllowMissing = False,
     again: flags.Again = False,
 ) -> None:
-    """Evaluate a checkpoint on the test part: execute 06_evaluation. Without --ckpt the best of the last stage.
+    """Evaluate a checkpoint on the test part: execute 06_evaluation and 07_localisation.
+
+    Without --ckpt it is the best of the last stage. With --ckpt and without --size films are taken at the size that the
+    checkpoint was trained at.
 
     Example: cxr test --data_path data --ckpt stage5_1e-06_22
     """
@@ -122,7 +127,9 @@ def evaluate(
 
     asked = flags.given(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
-    once = {"evaluation.ckpt": ckpt} if ckpt else {}
+    once = {f"{part}.ckpt": ckpt for part in EVALUATIONS} if ckpt else {}
+    if ckpt and "size" not in asked:  # then the checkpoint's own
+        once |= {f"{part}.size": 0 for part in EVALUATIONS if f"{part}.size" not in asked}
     _done(pipeline.run(name, asked, once=once, base=settings.SEED, stages=[], exploration=False, again=again))
 
 

@@ -83,6 +83,7 @@ def _run(i: int, home: paths.Run, auc: tables.Found, reading: tables.Found) -> d
         "mean": marks.Value(home.name, *(mean.get(name, float("nan")) for name in ("auc", "auc_low", "auc_high"))),
         "films": len(reading.value.images) if reading.value else None,
         "contaminated": report.contaminated(data.value),
+        "split": report.split(data.value),
         "phantom": bool(found.value) and not asked.get("data"),
         "notes": notes,
     }
@@ -179,7 +180,7 @@ def _asked(run: dict[str, Any]) -> dict[str, str]:
     record = run["record"]
     asked = {name: "–" if value == "" else str(value) for name, value in run["asked"].items() if name != "run"}
     films, made = report.part(record, "data"), {"git revision": record.get("git"), "device": record.get("device")}
-    made |= {"films": films.get("films"), "films' fingerprint": films.get("fingerprint"), "split": films.get("source")}
+    made |= {"films": films.get("films"), "films' fingerprint": films.get("fingerprint"), "split": run["split"]}
     return asked | {name: str(value) for name, value in {**made, **report.part(record, "versions")}.items() if value}
 
 

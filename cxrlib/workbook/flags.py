@@ -28,7 +28,9 @@ Parameter = Annotated[
         "-p", "--parameter", metavar="NAME=VALUE", help="Any notebook parameter; stage3.lr=1e-4 for one stage."
     ),
 ]
-Again = Annotated[bool, typer.Option("--again", help="Execute the notebooks even where nothing has changed.")]
+Again = Annotated[
+    bool, typer.Option("--again", help="Execute notebooks and train stages anew even where nothing changed.")
+]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
 ]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.workbook import kernel_client, progress, record, report, settings
+from cxrlib.workbook import ahead, kernel_client, progress, record, report, settings
 from cxrlib.workbook.settings import Scalar
 
 
@@ -36,7 +36,8 @@ def run(
 
     ``given`` are settings as ``settings.share`` takes them. A run remembers its settings: those given now are laid over
     those of its last call; ``once`` holds for this call alone; ``base`` lies under a new run's where films are given.
-    ``stages``, ``exploration`` and ``evaluation`` choose among the notebooks; ``again`` executes unchanged ones too.
+    ``stages``, ``exploration`` and ``evaluation`` choose among the notebooks; ``again`` executes unchanged ones too,
+    and trains their stages anew.
 
     Raises UserError for settings that no notebook has, for films that cannot be read, for a run that is in use or was
     made on other films, and for a notebook that fails, naming the cell.
@@ -48,6 +49,7 @@ def run(
     books = settings.chain(folder)
     shares = settings.share(books, {**asked, **settings.located(once or {})})
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
+    ahead.judge(home, chosen, shares, before)
     parameters = settings.common(books, asked)
     wanted = {"seed": int, "size": int, "allow_missing": bool}
     told = {**asked, **parameters}
@@ -60,18 +62,22 @@ def run(
         console.print(
             f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False
         )
+        for words in ahead.told(home, chosen, shares):
+            console.print(f"{words}.", soft_wrap=True, highlight=False, markup=False)
         _say(films.get("doubts", []), console)
         with provenance.only_one(home.root), _board(home, chosen, console) as board:
             kept = record.opened(before, asked, parameters, films)
-            code, ran, foretold = record.code_version(), 0, False
+            ran, foretold = 0, False
             for book in chosen:
-                made_by = record.fingerprint(book, books, shares[book.stem], kept, code)
+                made_by = record.fingerprint(book, books, shares, kept)
                 if not again and record.unchanged(home, kept, book, made_by):
                     board.finish(book.stem, "unchanged")
                     continue
                 if settings.part(book).startswith("stage") and not foretold:
                     foretold = True
-                    _foretell(books[books.index(book) :], shares, films["parts"], parameters, kernels, console)
+                    _foretell(books[books.index(book) :], shares, films, parameters, kernels, console)
+                if again and settings.part(book).startswith("stage"):
+                    paths.write_text(home.root / settings.part(book) / paths.AGAIN, "")
                 _execute(book, home, shares[book.stem], kept, made_by, board, kernels)
                 ran += 1
             if ran:  # the films are decoded now
@@ -94,7 +100,7 @@ def data(
     seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
-    """Read the films' records and say what they are: folder, numbers of films and patients, split, fingerprint, doubts.
+    """Read the films' records and say what they are: folder, numbers of films and patients, fingerprints, doubts.
 
     "" means the phantom set, which is drawn now if it is not there yet. A folder that no earlier call of the run has
     ``known`` is checked first, without decoding its films. With ``allow_missing`` absent films are left out, and named.
@@ -102,6 +108,7 @@ def data(
     """
     from cxrlib.data import (  # pandas takes a while; a wrong setting should be told at once
         check,
+        contents,
         patients,
         records,
         splits,
@@ -120,11 +127,11 @@ def data(
         "folder": folder,
         "films": len(films),
         "patients": int(films["patient"].nunique()),
-        "source": parts.source,
         "parts": {name: len(getattr(parts, name)) for name in ("train", "val", "test")},
         "fingerprint": records.fingerprint(films),
+        "contents": contents.fingerprints(found, films),
         "film_size": records.film_size(films),
-        "doubts": patients.doubts(films, parts, _decoded(films, size)),
+        "doubts": [*filter(None, [records.rivals(found)]), *patients.doubts(films, parts, _decoded(films, size))],
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
 
@@ -140,7 +147,7 @@ def _decoded(films: Any, size: int) -> Any:
 def _foretell(
     books: list[Path],
     shares: Mapping[str, Mapping],
-    films: Mapping[str, int],
+    films: Mapping[str, Any],
     parameters: Mapping[str, Scalar],
     kernels: kernel_client.Kernels,
     console: Console,
@@ -149,8 +156,10 @@ def _foretell(
     names, stages = ("schedule", "lr", "epochs", "loss", "also"), []
     for book in (book for book in books if settings.part(book).startswith("stage")):
         own = {**settings.parameters(book), **shares[book.stem]}
+        if not {*names, "size", "batch_size"} <= own.keys():
+            return
         stages.append({"number": int(settings.part(book).removeprefix("stage")), **{name: own[name] for name in names}})
-    asked = {"stages": stages, "films": dict(films), "notebooks": len(books)}
+    asked = {"stages": stages, "films": films["parts"], "notebooks": len(books)}
     asked |= {name: parameters[name] for name in ("size", "batch_size")}
     said, code = kernels.output(f"from cxrlib.training import forecast; forecast.tell({json.dumps(json.dumps(asked))})")
     if not code:
@@ -228,6 +237,7 @@ def _execute(
         board.finish(name, entry["state"])
         still = {file for file in outputs if (home.root / file).exists()}
         entry["outputs"] = sorted(still | record.written(home.root, began))
+        entry["left"] = record.left(home, entry["outputs"])
         kept["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
         kept["updated"] = provenance.now()
         paths.write_json(home.run_json, kept)

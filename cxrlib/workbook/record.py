@@ -1,11 +1,13 @@
 """What a run remembers of itself in ``run.json``, and what has changed since.
 
-What made a notebook's results is one fingerprint: its source, its parameters, the code it uses, the films, and the
-fingerprint of the notebook before it.
+What made a notebook's results is one fingerprint: its source, its parameters, the code it uses, the films and what
+else is read of their folder, the checkpoints that it takes from stages, and all that for every notebook before it.
 """
 
+import ast
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from cxrlib.errors import UserError
 from cxrlib.workbook import settings
 from cxrlib.workbook.settings import Scalar
 
-FLOORS = ("*.py", "data/*.py", "training/*.py", "evaluation/*.py", "workbook/widgets.py")
-"""The code that notebooks use: a change of it has them executed again. The chain itself is not among it."""
+APART = ("cxrlib.workbook.report",)
+"""What a notebook imports and the chain does anew by itself: a change of it has no notebook executed again."""
 
+STAGES = (1, 2, 3, 4, 5)
 SUFFIX = ".safetensors"  # as in training.checkpoint, which would bring torch along
 
 PASSING = ("report.html", "run.json", "progress.json")
@@ -57,26 +60,48 @@ def check_same_films(before: Mapping, films: Mapping) -> None:
         )
 
 
-def code_version() -> str:
-    """Fingerprint of the code that notebooks use."""
-    files = sorted(file for pattern in FLOORS for file in paths.PACKAGE.glob(pattern))
-    return provenance.digest([[str(file.relative_to(paths.PACKAGE)), provenance.file_sha256(file)] for file in files])
+def code_version(book: Path) -> str:
+    """Fingerprint of the code that a notebook imports, with all that this imports in turn, but for ``APART``."""
+    found: set[str] = set()
+    for cell in settings.cells(book):
+        if cell["cell_type"] == "code":
+            with suppress(SyntaxError):  # a notebook's own magic, or a slip that its execution will tell of
+                found |= provenance.imports(ast.parse(settings.source(cell)))
+    return provenance.code_version(*sorted(found), without=APART)
 
 
-def fingerprint(book: Path, books: list[Path], share: Mapping[str, Scalar], record: Mapping, code: str) -> str:
-    """What made, or would make, a notebook's results. Exploration hands nothing on, so it is nobody's `before`."""
-    earlier = [other.stem for other in books if other.stem < book.stem and not other.stem.startswith("00")]
-    before = record["notebooks"].get(earlier[-1], {}).get("fingerprint", "") if earlier else ""
-    sources = [[cell["cell_type"], settings.source(cell)] for cell in settings.cells(book)]
-    return provenance.digest([sources, dict(share), code, record["data"]["fingerprint"], before, _weights(share)])
+def fingerprint(book: Path, books: list[Path], shares: Mapping[str, Mapping[str, Scalar]], record: Mapping) -> str:
+    """What made, or would make, a notebook's results, from the first notebook of the chain on, as all of it is now.
+
+    shares: each notebook's parameters, by its stem. Only stages hand something on, so no other is anybody's `before`.
+    """
+    earlier = [other for other in books if other.stem < book.stem and settings.part(other).startswith("stage")]
+    before = fingerprint(earlier[-1], books, shares, record) if earlier else ""
+    share, sources = shares[book.stem], [[cell["cell_type"], settings.source(cell)] for cell in settings.cells(book)]
+    films = [record["data"]["fingerprint"], _contents(record, "".join(source for _, source in sources))]
+    handed_on = _handed_on(paths.Run(record["run"]), settings.part(book), share)
+    return provenance.digest([sources, dict(share), code_version(book), films, before, _weights(share), handed_on])
 
 
 def unchanged(home: paths.Run, record: Mapping, book: Path, made_by: str) -> bool:
-    """Whether the notebook was executed with this fingerprint and its files are still there."""
+    """Whether the notebook was executed with this fingerprint and its files are there as it left them."""
     entry = record["notebooks"].get(book.stem, {})
     if entry.get("state") != "done" or entry["fingerprint"] != made_by:
         return False
-    return all((home.root / file).exists() for file in (f"notebooks/{book.name}", *entry["outputs"]))
+    there = all((home.root / file).exists() for file in (f"notebooks/{book.name}", *entry["outputs"]))
+    return there and entry.get("left") == left(home, entry["outputs"])
+
+
+def left(home: paths.Run, outputs: Iterable[str]) -> str:
+    """Fingerprint of a notebook's files by their bytes, so that one executed by hand since shows.
+
+    Of a stage's folder ``best.json`` alone, which is written when a stage was trained: looking at it, letting a
+    calibration travel with its checkpoint, or going on from it changes other files there.
+    """
+    own = [file for file in sorted(outputs) if not file.startswith("stage") or file.endswith("/best.json")]
+    files = [home.root / file for file in own]
+    return provenance.digest([[name, provenance.file_sha256(file)] for name, file in zip(own, files, strict=True)
+                              if file.is_file()])  # fmt: skip
 
 
 def written(root: Path, since: float) -> set[str]:
@@ -84,6 +109,31 @@ def written(root: Path, since: float) -> set[str]:
     files = (file for file in root.rglob("*") if file.is_file() and file.stat().st_mtime >= since)
     found = {file.relative_to(root) for file in files if file.name not in PASSING and not file.name.startswith(".")}
     return {file.as_posix() for file in found if file.parts[0] != "notebooks"}
+
+
+def _contents(record: Mapping, sources: str) -> dict[str, str]:
+    """What the data folder held, as ``contents.fingerprints`` says; the boxes only for a notebook that reads them."""
+    held = record["data"].get("contents", {})
+    return {name: value for name, value in held.items() if name != "boxes" or "read_boxes" in sources}
+
+
+def _handed_on(home: paths.Run, part: str, share: Mapping[str, Scalar]) -> list:
+    """The checkpoints that a notebook takes from the stages before it, where it is not given one by ``ckpt``."""
+    if share.get("ckpt") or part == "exploration":
+        return []
+    number = part.removeprefix("stage")
+    stages = [int(number) - 1] if number.isdigit() else STAGES
+    return [_best(home.stage(stage)) for stage in stages]
+
+
+def _best(folder: Path) -> list:
+    """What a stage came to: its record, and its best checkpoint's hash and size; as much as is there of it."""
+    found: list = []
+    with suppress(UserError, OSError, KeyError, TypeError):  # absent or damaged
+        found.append(provenance.file_sha256(folder / "best.json"))
+        file = folder / f"{paths.read_json(folder / 'best.json')['best']}{SUFFIX}"
+        found += [paths.read_json(file.with_suffix(".json"))["sha256"], file.stat().st_size]
+    return found
 
 
 def _weights(share: Mapping[str, Scalar]) -> list:

@@ -84,6 +84,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "undefined": [row["finding"] for row in single if row["finding"] in FINDINGS and pd.isna(row["auc"])],
         "gist": gist.sentences(single, shown["localisation"], shown["subgroups"]),
         "parts": _rows(data.value),
+        "split": split(data.value),
         "stage_figures": _stage_figures(home, album, shown["stages"]),
         "stages_figure": None if shown["stages"] else album.read(home.figures / "stages"),
         "more": album.others(home.figures),
@@ -106,6 +107,16 @@ def contaminated(data: pd.DataFrame | None) -> int | None:
     if data is None or "seen_in_training" not in data or data["seen_in_training"].isna().all():
         return None
     return int(data["seen_in_training"].max())
+
+
+def split(data: pd.DataFrame | None) -> str:
+    """Who split the films that the numbers are of, as the evaluation wrote it down; "" where it did not."""
+    return "" if data is None or "split" not in data or data.empty else data["split"].iloc[0]
+
+
+def _read_at(data: pd.DataFrame | None) -> int:
+    """Side in pixels of the films that the numbers are of, 0 where the evaluation did not write it down."""
+    return 0 if data is None or "size" not in data or data["size"].isna().any() or data.empty else int(data["size"][0])
 
 
 def _past(home: paths.Run, notes: list[str]) -> dict[str, Any]:
@@ -150,6 +161,7 @@ def _facts(record: dict[str, Any], asked: dict[str, Any], data: pd.DataFrame | N
     count = f"{films['films']:,} films of {films['patients']:,} patients" if {"films", "patients"} <= set(films) else ""
     where = (asked.get("data") or "the phantom set") if record else ""
     seconds = sum(entry.get("seconds", 0) for entry in part(record, "notebooks").values())
+    asked = asked | ({"size": read_at} if (read_at := _read_at(data)) else {})
     network = [f"{asked[name]}{unit}" for name, unit in (("size", " px"), ("batch_size", " a batch")) if name in asked]
     start = {"none": "random weights"}.get(asked.get("weights"), f"weights {asked.get('weights')}") if asked else ""
     sizes = [f"{words.count(row.films)} {row.part}" for row in ([] if data is None else data.itertuples())]
@@ -157,7 +169,7 @@ def _facts(record: dict[str, Any], asked: dict[str, Any], data: pd.DataFrame | N
     seed = f"seed {asked['seed']}" if "seed" in asked else ""
     answers = [
         ("Films", ", ".join(filter(None, (count, Path(str(where)).name if asked.get("data") else where)))),
-        ("Split", " · ".join(filter(None, (films.get("source", ""), " / ".join(sizes))))),
+        ("Split", " · ".join(filter(None, (split(data), " / ".join(sizes))))),
         ("Network", ", ".join(filter(None, ("ResNet-50", start, *network))) if asked else ""),
         ("Schedule", " · ".join(filter(None, (asked.get("schedule", ""), seed)))),
         ("Device", record.get("device", "")),

@@ -34,7 +34,7 @@ NEEDED = {
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
     *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
-    *("origin", "first", "unknown", "no_interval", "chosen_on"),
+    *("origin", "first", "unknown", "no_interval", "chosen_on", "split"),
 )
 """Columns that hold text. All others hold numbers, and what is no number there counts as undefined."""
 
@@ -44,7 +44,7 @@ NUMBERED = ("stage",)
 NAMED = {"stage_findings": ("stage",)}
 """Columns that hold text in one table alone: there a stage goes by its checkpoint's name."""
 
-MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown", "no_interval", "chosen_on")
+MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown", "no_interval", "chosen_on", "split")
 """Columns of text that may be empty; the others name their row."""
 
 

@@ -98,14 +98,14 @@ def test_damaged_ones_are_named(path, validation, name, damage, says):
 
 def test_a_notebook_told_to_read_the_checkpoint_is_not_made_again_for_it(path, validation, tmp_path):
     """Its fingerprint holds the weights that ``ckpt`` may mean, and an evaluation writes beside them."""
-    book, kept = tmp_path / "06_evaluation.ipynb", {"notebooks": {}, "data": {"fingerprint": "f"}}
+    book, kept = tmp_path / "06_evaluation.ipynb", {"run": "demo", "notebooks": {}, "data": {"fingerprint": "f"}}
     book.write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     for number, ckpt in enumerate((path.stem, str(path), str(path.with_suffix(""))), 1):
-        before = record.fingerprint(book, [book], {"ckpt": ckpt}, kept, "")
+        before = record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept)
         decisions.attach(path, decisions.choose(*validation, size=len(ckpt)))
-        assert record.fingerprint(book, [book], {"ckpt": ckpt}, kept, "") == before
+        assert record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept) == before
         saved(float(number))
-        assert record.fingerprint(book, [book], {"ckpt": ckpt}, kept, "") != before
+        assert record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept) != before
 
 
 def test_the_hash_that_lineage_depends_on_stays(path, validation):

@@ -8,7 +8,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from cxrlib import paths
+from cxrlib import paths, provenance
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, lineage, network
 
@@ -135,6 +135,31 @@ def test_what_is_attached_comes_back_and_touches_nothing_else(tmp_path, saved, m
     assert checkpoint.read_meta(child)["parent"]["sha256"] == before["sha256"]
     with pytest.raises(UserError, match="carries no calibration; run 06_evaluation"):
         checkpoint.attached(child, "calibration")
+
+
+def test_nothing_is_attached_while_another_holds_the_folder(saved):
+    checkpoint.attach(saved, "thresholds", {"f1": 0.5})
+    before = saved.with_suffix(".json").read_bytes()
+    with provenance.only_one(saved.parent):
+        checkpoint.attach(saved, "thresholds", {"f1": 0.5})  # nothing to write
+        with pytest.raises(UserError, match="is in use by process"):
+            checkpoint.attach(saved, "calibration", {"kind": "none"})
+    assert saved.with_suffix(".json").read_bytes() == before
+
+
+def test_a_checkpoint_is_read_at_the_size_it_was_trained_at_unless_told_otherwise(tmp_path, saved, model):
+    with pytest.raises(UserError, match="does not say at which size it was trained; give it by size="):
+        checkpoint.size(saved)
+    assert checkpoint.size(saved, 64) == 64
+    assert checkpoint.another_size(saved, 64) == ""
+    trained = SimpleNamespace(films=films(1), store=SimpleNamespace(size=32))
+    line = lineage.Lineage("none", 0, (), "nothing", (), {}, (trained,))
+    line.__dict__["past"] = {}
+    path = checkpoint.save(tmp_path / "sized", model.state_dict(), tiny.recipe(), line, epoch=1, metrics={})
+    meta = json.loads(path.with_suffix(".json").read_text())
+    assert meta["size"] == checkpoint.size(path) == 32
+    assert checkpoint.another_size(path, 32) == ""
+    assert "trained on films of 32 pixels and is read at 64" in checkpoint.another_size(path, 64)
 
 
 def test_attaching_the_same_again_writes_nothing(saved):

@@ -86,6 +86,30 @@ def test_a_pickled_model_and_a_damaged_file_are_refused(tmp_path):
             network.build(str(tmp_path / name))
 
 
+def test_what_will_not_do_is_told_before_a_network_is_built(tmp_path):
+    good = network.build("none").state_dict()
+    save_file(good, tmp_path / "good.safetensors")
+    for fine in ("none", "IMAGENET1K_V2", str(tmp_path / "good.safetensors")):
+        network.judge(fine)
+    broken = {**good, "bn1.bias": torch.full((64,), torch.nan)}
+    save_file(broken, tmp_path / "nan.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors")
+    wrong = {"nan.safetensors": "not finite in 1 entries such as bn1.bias", "odd.safetensors": "no ResNet-50's"}
+    for name, message in {**wrong, "absent.pth": "neither a file nor a known name"}.items():
+        with pytest.raises(UserError, match=message):
+            network.judge(str(tmp_path / name))
+
+
+def test_a_strangers_file_is_refused_in_our_words(tmp_path):
+    """torch's own message tells how to have the file run its code."""
+    torch.save(small(), tmp_path / "whole.pth")
+    (tmp_path / "foreign.pth").write_text("<html>not found</html>")
+    for name in ("whole.pth", "foreign.pth"):
+        with pytest.raises(UserError, match="such objects are never loaded") as refused:
+            network.judge(str(tmp_path / name))
+        assert not any(word in str(refused.value) for word in ("weights_only", "allowlist", "trust", "unpickl"))
+
+
 def test_unknown_and_unreachable_weights_say_what_to_give(monkeypatch):
     with pytest.raises(UserError, match=r"none, IMAGENET1K_V1, IMAGENET1K_V2 or a \.pth"):
         network.build("imagenet")

@@ -43,7 +43,7 @@ def chain(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("CXR_PROJECT", str(folder.parent))
     films = {"films": 4, "patients": 2, "fingerprint": "f" * 16}
     monkeypatch.setattr(pipeline, "data", lambda data, console=None, **_: {"folder": data, **films})
-    monkeypatch.setattr(record, "code_version", lambda: "c" * 16)  # the code may be edited while tests run
+    monkeypatch.setattr(record, "code_version", lambda book: "c" * 16)  # the code may be edited while tests run
     return folder
 
 

@@ -33,7 +33,13 @@ def record(name: str) -> dict:
         "updated": "2026-01-02T03:04:05+00:00",
         "parameters": {"size": 64, "batch_size": 32, "weights": "none", "schedule": "scratch", "seed": 0},
         "settings": {"run": name, "data": "/films/of <i>mine</i>"},
-        "data": {"folder": "/films", "films": 2000, "patients": 870, "source": "official list", "fingerprint": "f"},
+        "data": {
+            "folder": "/films",
+            "films": 2000,
+            "patients": 870,
+            "source": "what lies there now",
+            "fingerprint": "f",
+        },
         "device": "cpu, 2 threads",
         "versions": {"torch": "2.0"},
         "notebooks": {
@@ -121,7 +127,7 @@ def _tables() -> dict[str, pd.DataFrame]:
     return {
         "tables/stage_findings.csv": steps,
         "tables/overall.csv": whole.assign(says="all pairs at once"),
-        "tables/data.csv": parts.assign(seen_in_training=[None, None, 0]),
+        "tables/data.csv": parts.assign(seen_in_training=[None, None, 0], split="official list"),
         "tables/stages.csv": stages,
         "tables/calibration.csv": pd.concat([before, after]),
         "tables/thresholds.csv": pd.DataFrame(chosen).assign(reason=""),

@@ -96,10 +96,14 @@ def test_the_originals_resumed_training(called):
 
 
 def test_the_originals_test(called):
+    tested = {"evaluation.ckpt": "stage5_1e-06_22", "localisation.ckpt": "stage5_1e-06_22"}
+    own_size = {"evaluation.size": 0, "localisation.size": 0}
     assert cli.call(["test", "--data_path", "data", "--ckpt", "stage5_1e-06_22"]) == 0
     ((name, given, chosen),) = called
-    assert (name, given, chosen["once"]) == ("original", {"data": "data"}, {"evaluation.ckpt": "stage5_1e-06_22"})
+    assert (name, given, chosen["once"]) == ("original", {"data": "data"}, tested | own_size)
     assert (chosen["stages"], chosen["exploration"]) == ([], False)
+    assert cli.call(["test", "--size", "32", "--ckpt", "stage5_1e-06_22"]) == 0
+    assert called[-1][1:][1]["once"] == tested
 
 
 @pytest.mark.parametrize("flag", ["--data", "--data_path", "--data-path"])

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.workbook import pipeline, progress, record
+from cxrlib.workbook import ahead, pipeline, progress, record, settings
 from tests.workbook.conftest import HOME, STAGE, TRAIN, write
 
 HERE = paths.Run("demo")
@@ -189,29 +189,14 @@ def test_given_films_bring_the_settings_of_real_films(tmp_path):
 
 
 def test_another_checkpoint_of_the_same_name_is_a_change(chain):
-    book, kept = chain / "02_stage2.ipynb", {"notebooks": {}, "data": {"fingerprint": "f"}}
+    book, kept = chain / "02_stage2.ipynb", {"run": "demo", "notebooks": {}, "data": {"fingerprint": "f"}}
     file = paths.Run("other").stage(1) / "stage1_1e-05_2.safetensors"
     paths.write_text(file, "weights")
-    share = {"ckpt": "stage1_1e-05_2"}
-    first = record.fingerprint(book, [book], share, kept, "")
-    assert record.fingerprint(book, [book], share, kept, "") == first
+    share = {book.stem: {"ckpt": "stage1_1e-05_2"}}
+    first = record.fingerprint(book, [book], share, kept)
+    assert record.fingerprint(book, [book], share, kept) == first
     paths.write_text(file, "others")
-    assert record.fingerprint(book, [book], share, kept, "") != first
-
-
-def test_the_fingerprint_knows_all_that_matters(chain):
-    one, two = sorted(chain.glob("0[12]*"))
-    kept = {"notebooks": {}, "data": {"fingerprint": "f"}}
-    after = kept | {"notebooks": {one.stem: {"fingerprint": "1"}}}
-    base = record.fingerprint(two, [one, two], {"lr": 1.0}, kept, "code")
-    others = [
-        record.fingerprint(two, [one, two], {"lr": 2.0}, kept, "code"),
-        record.fingerprint(two, [one, two], {"lr": 1.0}, kept, "other"),
-        record.fingerprint(two, [one, two], {"lr": 1.0}, kept | {"data": {"fingerprint": "g"}}, "code"),
-        record.fingerprint(two, [one, two], {"lr": 1.0}, after, "code"),
-        record.fingerprint(one, [one, two], {"lr": 1.0}, kept, "code"),
-    ]
-    assert len({base, *others}) == 6
+    assert record.fingerprint(book, [book], share, kept) != first
 
 
 def test_progress_of_a_training_is_shown_while_it_is_fresh(tmp_path):
@@ -249,3 +234,36 @@ def test_on_a_terminal_there_is_one_line_per_notebook():
 @pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (760, "12:40"), (11100, "3:05:00"), (0, "0:00")])
 def test_clock(seconds, text):
     assert progress.clock(seconds) == text
+
+
+def test_wrong_weights_and_checkpoints_are_told_before_the_films_are_read(chain, log, monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "data", lambda *_, **__: pytest.fail("films were read"))
+    (tmp_path / "w.pth").write_text("<html>not found</html>")
+    for wrong, message in (("IMAGENET", "neither a file"), (str(tmp_path / "w.pth"), "never loaded")):
+        with pytest.raises(UserError, match=message):
+            pipeline.run("demo", {"weights": wrong}, console=log)
+    for part in ("stage2", "evaluation"):
+        with pytest.raises(UserError, match="there is no checkpoint 'stage1_1_1'"):
+            pipeline.run("demo", {f"{part}.ckpt": "stage1_1_1"}, console=log)
+    cut = paths.write_text(tmp_path / "stage1_1_1.safetensors", "half a file")
+    paths.write_json(cut.with_suffix(".json"), {"sha256": "0" * 64})
+    with pytest.raises(UserError, match="is no checkpoint's"):
+        pipeline.run("demo", {"stage2.ckpt": str(cut)}, console=log)
+    assert not HERE.run_json.exists()
+
+
+def test_again_asks_the_chosen_stages_to_train_anew(chain, log):
+    chosen = {"exploration": False, "evaluation": False, "console": log}
+    pipeline.run("demo", stages=[1], **chosen)
+    assert not (HERE.stage(1) / paths.AGAIN).exists()
+    pipeline.run("demo", stages=[1], again=True, **chosen)  # these notebooks train nothing that would take it away
+    assert (HERE.stage(1) / paths.AGAIN).exists()
+    assert not HERE.stage(2).exists()
+
+
+def test_a_test_at_another_size_than_the_trainings_is_told(chain):
+    books = [book for book in settings.chain(chain) if book.stem.startswith("06")]
+    paths.write_json(HERE.stage(1) / "best.json", {"best": "stage1_1_1"})
+    paths.write_json(HERE.stage(1) / "stage1_1_1.json", {"size": 32})
+    for size, told in ((0, []), (32, []), (64, ["stage1_1_1 was trained on films of 32 pixels and is read at 64"])):
+        assert ahead.told(HERE, books, {"06_evaluation": {"size": size}}) == told

@@ -333,3 +333,14 @@ def test_in_a_browser_nothing_is_said_asked_or_cut_off(finished, tmp_path):
         assert page.value("[...document.images].filter(i => !i.naturalWidth).length") == 0
     assert not page.said
     assert [url for url in page.asked if not url.startswith(("data:", "file:"))] == []
+
+
+def test_the_split_and_the_size_are_those_that_the_numbers_came_from():
+    home = made_up.run()
+    table = pd.read_csv(home.tables / "data.csv").assign(split="drawn by patient", size=32)
+    table.to_csv(home.tables / "data.csv", index=False)
+    facts = dict(report.gather(home)["facts"])
+    assert facts["Split"].startswith("drawn by patient")
+    assert ", 32 px" in facts["Network"]
+    table.drop(columns=["split", "size"]).to_csv(home.tables / "data.csv", index=False)
+    assert "lies there now" not in dict(report.gather(home)["facts"])["Split"]

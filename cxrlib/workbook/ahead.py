@@ -1,0 +1,70 @@
+"""What can be known of a run's settings before the first film is read: whether its weights and checkpoints will do."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cxrlib import paths
+from cxrlib.workbook import record, settings
+from cxrlib.workbook.settings import Scalar
+
+USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
+"""Starting weights that need no look, for which PyTorch would have to be loaded."""
+
+
+def judge(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]], before: Mapping) -> None:
+    """Look at the weights and checkpoints that these notebooks are told to take, but for notebooks done with them.
+
+    before: the run's record. Raises UserError for weights that are absent, unreadable, not finite or no ResNet-50's,
+    and for a checkpoint that is absent, damaged or without a size to test it at.
+    """
+    for book in books:
+        done, share = before.get("notebooks", {}).get(book.stem, {}), shares[book.stem]
+        if done.get("state") == "done" and done.get("parameters") == dict(share):
+            continue
+        if share.get("ckpt"):
+            from cxrlib.training import checkpoint  # PyTorch takes seconds to load
+
+            checkpoint.load(_checkpoint(home, book, share)[0])
+        elif settings.part(book) == "stage1" and share.get("weights", "none") not in USUAL:
+            from cxrlib.training import network
+
+            network.judge(str(share["weights"]))
+
+
+def told(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
+    """Sentences for a run's first lines: which checkpoint a test is of, and that it is read at another size."""
+    books = list(books)
+    if any(settings.part(book).startswith("stage") for book in books):
+        return []  # what is tested is trained first
+    words = []
+    for book in books:
+        share = shares[book.stem]
+        if share.get("ckpt"):
+            path, size = _checkpoint(home, book, share)
+            words.append(f"{path.stem} is tested on films of {size} pixels")
+            words.append(_another_size(path.with_suffix(".json"), size))
+        elif "ckpt" in settings.parameters(book) and (last := _last(home)):
+            words.append(_another_size(last, int(share.get("size", 0))))
+    return list(dict.fromkeys(filter(None, words)))
+
+
+def _last(home: paths.Run) -> Path | None:
+    """The JSON of the best checkpoint of the last stage that is finished, None where none is."""
+    done = [home.stage(stage) for stage in record.STAGES if (home.stage(stage) / "best.json").is_file()]
+    best = paths.read_json(done[-1] / "best.json").get("best", "") if done else ""
+    return done[-1] / f"{best}.json" if best and (done[-1] / f"{best}.json").is_file() else None
+
+
+def _another_size(described: Path, read_at: int) -> str:
+    trained = paths.read_json(described).get("size", 0)
+    if 0 in (trained, read_at) or trained == read_at:
+        return ""
+    return f"{described.stem} was trained on films of {trained} pixels and is read at {read_at}"
+
+
+def _checkpoint(home: paths.Run, book: Path, share: Mapping[str, Scalar]) -> tuple[Path, int]:
+    """The checkpoint that a notebook is told to take, and the size that it is tested at; 0 where it is trained on."""
+    from cxrlib.training import checkpoint
+
+    path = checkpoint.resolve(str(share["ckpt"]), home)
+    return path, 0 if settings.part(book).startswith("stage") else checkpoint.size(path, int(share.get("size", 0)))
