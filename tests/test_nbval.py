@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,8 @@ def nbval(outputs, *books):
 def test_the_notebooks_say_what_they_said(tmp_path):
     code, said = nbval(tmp_path, *BOOKS)
     assert code == 0, said[-12_000:]
+    tested = pd.read_csv(tmp_path / "demo" / "tables" / "auc_test.csv")
+    assert tested["auc"].iloc[-1] > 0.75, "the demo's network has not learnt to read its films"
 
 
 def book(path, *cells):

@@ -162,6 +162,7 @@ def noise_films(films: int, size: int) -> tuple[SimpleNamespace, pd.DataFrame]:
 
     rows = pd.Index(table["image"])
     store = SimpleNamespace(size=size, gather=gather, pixels=values, names=list(rows), fingerprint="noise")
+    store.pixels_of = lambda part: "noise"
     store.rows = lambda part: rows.get_indexer(part["image"]).astype(np.int64)
     return store, table
 

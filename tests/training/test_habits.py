@@ -81,11 +81,15 @@ def test_moments_of_another_stage_in_the_same_folder_are_not_taken(tmp_path):
 def test_patience_ends_a_stage_that_gets_no_better(tmp_path, patience, ran):
     aucs = iter([0.6, 0.8, 0.7, 0.8, 0.75, 0.7])
     how = {"epochs": 6, "groups": ("fc",), "patience": patience}
-    result = tiny.train(tmp_path, how, score=lambda *_: np.full(15, next(aucs)))
+
+    def score(*_):
+        return np.full(15, next(aucs))
+
+    result = tiny.train(tmp_path, how, score=score)
     assert len(result.history) == ran
     assert result.best.stem == "stage1_0.001_2"
     assert last(tmp_path).stem == f"stage1_0.001_{ran}"
-    assert not tiny.train(tmp_path, how).trained
+    assert not tiny.train(tmp_path, how, score=score).trained
 
 
 def test_a_plateau_halves_the_rate(tmp_path):
@@ -154,7 +158,7 @@ def test_precision_is_the_recipes(tmp_path):
 def test_films_too_small_for_half_precision_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "bf16", lambda at: True)
     train = tiny.TinyBatches(24)
-    train.store = SimpleNamespace(size=16)
+    train.store = SimpleNamespace(size=16, pixels_of=lambda films: "noise")
     with pytest.raises(UserError, match="films of 16 pixels are too small for bfloat16; give size 32"):
         tiny.train(tmp_path, {"epochs": 1}, train=train)
     for size, dtype in ((16, torch.float32), (17, torch.bfloat16), (None, torch.bfloat16)):
