@@ -154,11 +154,13 @@ def as_new() -> None:
     """
     import matplotlib
     import numpy as np
+    import pandas as pd
     import threadpoolctl
     import torch
 
-    threads = int(os.environ.get(BLAS) or len(os.sched_getaffinity(0)))
+    threads = int(os.environ.get(BLAS) or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     threadpoolctl.threadpool_limits(threads, user_api="blas")
+    pd.set_option("display.max_columns", 20)  # as where no terminal is found when pandas is imported
     torch.default_generator.seed()
     np.random.seed()
     random.seed()
