@@ -32,7 +32,7 @@ TAKERS = {
     "cxrlib.evaluation.predict": {"predict", "dtype_of"},
     "cxrlib.evaluation.readings": {"once"},
     "cxrlib.training.checkpoint": {"load_into"},
-    "cxrlib.training.compiler": {"training_flops"},
+    "cxrlib.training.compiler": {"films_at_once", "training_flops"},
     "cxrlib.training.fit": {"fit"},
     "cxrlib.training.frozen": {"fold"},
     "cxrlib.training.inference": {"dtype_of"},

@@ -4,13 +4,15 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cxrlib.errors import UserError
 from cxrlib.training import network
+from cxrlib.training.recipes import Stage
 
 SECONDS = 60.0
 """What compiling a ResNet-50's training step takes: 35 s on an H100's host, more on slower processors."""
@@ -24,6 +26,23 @@ PEAK = {(7, 0): 1024, (7, 5): 1024, (8, 0): 2048, (9, 0): 4096, (10, 0): 8192}
 architecture papers)."""
 PEAK_OTHERS, PEAK_BEFORE = 1024, 256
 """The same of cards from capability 7 on that are not listed, and of those before, which have no tensor cores."""
+
+
+def films_at_once(recipe: Stage, train: Any, model: network.Network, device: torch.device, world: int = 1) -> int:
+    """The size of the batches that a stage's compiled code is made for, 0 where it is not wanted or would not pay.
+
+    ``train`` are the stage's training batches, shared out among ``world`` processes.
+    """
+    if recipe.compile == "no" or (recipe.compile == "auto" and not _pays(recipe, train, model, device)):
+        return 0
+    require(device)
+    return train.batch_size // world
+
+
+def _pays(recipe: Stage, train: Any, model: network.Network, device: torch.device) -> bool:
+    size = getattr(getattr(train, "store", None), "size", 0)
+    films = sum(int(train.sizes(epoch).sum()) for epoch in range(recipe.epochs))
+    return bool(size) and pays(device, lambda: training_flops(model, films, size))
 
 
 def pays(device: torch.device, flops: Callable[[], float]) -> bool:
@@ -46,9 +65,6 @@ def peak(device: torch.device) -> float:
 def training_flops(model: network.Network, films: int, size: int) -> float:
     """Floating-point operations of training on so many films: one pass forward through all of the network, and twice
     as much back through what learns."""
-    keep_what_is_compiled()
-    from torch.utils.flop_counter import FlopCounterMode  # which settles for good where that is
-
     twin = copy.deepcopy(model).to("meta")
     with FlopCounterMode(display=False) as prefix, torch.no_grad():
         features = twin.prefix(torch.empty(1, 1, size, size, device="meta"))
@@ -57,23 +73,13 @@ def training_flops(model: network.Network, films: int, size: int) -> float:
     return films * (prefix.get_total_flops() + 3 * suffix.get_total_flops())
 
 
-def keep_what_is_compiled() -> None:
-    """Have compiled code kept in the user's own cache, unless the environment names another place.
-
-    Not in the run's folder, which may be handed on, and whose code nobody should run unseen.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrlib" / "torchinductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-
-
 class WholeBatches:
     """A function compiled for batches of ``films`` films; others go uncompiled, and cost no compiling.
 
-    What is compiled is kept in the user's cache for later stages and runs.
+    torch keeps what is compiled for later stages and runs, where ``TORCHINDUCTOR_CACHE_DIR`` says.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], films: int) -> None:
-        keep_what_is_compiled()
         self.run, self.films, self.compiled = run, films, torch.compile(run, dynamic=False)
 
     def __call__(self, values: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class _Training:
         self.steps = 0
         dtype = hardware.dtype(self.team.device, self.recipe.precision)
         hardware.require_size(self.train, dtype)
-        compiled = self.compiled()
+        compiled = compiler.films_at_once(self.recipe, self.train, self.model, self.team.device, self.team.world)
         self.step = steps.Step(
             self.model, self.loss, self.recipe, self.optimizer, self.team, dtype=dtype, compiled=compiled
         )
@@ -240,7 +240,7 @@ class _Training:
         number, train = self.epoch + 1, self.meter.of_all(self.team)
         so_far, lr = self.files.line.epochs_so_far + number, self.highest_rate()
         row = record.row(number, so_far, lr, meter.mean(*train), meter.mean(*val), aucs)
-        row |= {"skipped": self.step.scaler.skipped if self.step.scaler.torch else 0}
+        row |= {"skipped": self.step.scaler.skipped}
         row |= {"seconds": self.meter.seconds, "images_per_s": sum(train[1]) / self.meter.seconds}
         self.history.append(row)
         self.losses += record.losses(number, "train", *train) + record.losses(number, "val", *val)
@@ -271,16 +271,6 @@ class _Training:
 
     def averaged(self) -> AbstractContextManager:
         return self.average.lent_to_model() if self.average else nullcontext()
-
-    def compiled(self) -> int:
-        """The size of the batches that compiled code is made for, 0 where it would not pay or is not wanted."""
-        films = sum(int(self.train.sizes(epoch).sum()) for epoch in range(self.recipe.epochs))
-        size = getattr(getattr(self.train, "store", None), "size", 0)
-        pays = partial(compiler.pays, self.team.device, lambda: compiler.training_flops(self.model, films, size))
-        if self.recipe.compile == "no" or (self.recipe.compile == "auto" and not (size and pays())):
-            return 0
-        compiler.require(self.team.device)
-        return self.train.batch_size // self.team.world
 
     def rate(self, step: int) -> float:
         plateaus = optim.halvings([row["val_auc"] for row in self.history], self.recipe.plateau)

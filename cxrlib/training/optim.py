@@ -182,7 +182,7 @@ class Scaler:
 
     def __init__(self, optimizer: Optimizer, device: torch.device, *, on: bool) -> None:
         self.optimizer = optimizer
-        self.torch = torch.amp.GradScaler(device.type, enabled=on) if on else None
+        self.torch = torch.amp.GradScaler(device.type) if on else None
         self.asked = 0
         self.taken = torch.zeros((), device=device)  # counted on the device, which a look at each step would hold up
         if on:
@@ -207,8 +207,8 @@ class Scaler:
 
     @property
     def skipped(self) -> int:
-        """Steps skipped so far; asking waits for the device."""
-        return self.asked - round(self.taken.item())
+        """Steps skipped so far, 0 without scaling; asking waits for the device."""
+        return self.asked - round(self.taken.item()) if self.torch else 0
 
     def state(self) -> dict[str, float]:
         """All that an interrupted training needs to go on with; empty without scaling."""

@@ -57,3 +57,14 @@ def test_only_whole_batches_are_compiled(monkeypatch):
 def test_compile_takes_auto_yes_and_no():
     assert tiny.recipe(compile="yes").compile == "yes"
     assert tiny.recipe().compile == "auto"
+
+
+def test_a_recipe_says_yes_no_or_leaves_it_to_what_pays(monkeypatch):
+    train = tiny.TinyBatches(24)
+    train.store = SimpleNamespace(size=32)
+    monkeypatch.setattr(compiler, "require", lambda device: None)
+    for word, paying, films in (("no", True, 0), ("yes", False, 8), ("auto", True, 8), ("auto", False, 0)):
+        monkeypatch.setattr(compiler, "pays", lambda device, flops, paying=paying: paying)
+        recipe = tiny.recipe(compile=word)
+        assert compiler.films_at_once(recipe, train, tiny.net(), torch.device("cpu")) == films
+    assert compiler.films_at_once(tiny.recipe(compile="yes"), train, tiny.net(), torch.device("cpu"), world=2) == 4
