@@ -4,7 +4,6 @@ Each notebook is executed into ``outputs/<run>/notebooks/``. One that is unchang
 there is not executed again: the same call twice does nothing the second time, and a call after a failure goes on there.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.workbook import ahead, kernel_client, progress, record, report, settings
+from cxrlib.workbook import kernel_client, preflight, progress, record, report, settings
 from cxrlib.workbook.settings import Scalar
 
 
@@ -49,7 +48,7 @@ def run(
     books = settings.chain(folder)
     shares = settings.share(books, {**asked, **settings.located(once or {})})
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
-    ahead.judge(home, chosen, shares, before)
+    preflight.judge(home, chosen, shares, before)
     parameters = settings.common(books, asked)
     wanted = {"seed": int, "size": int, "allow_missing": bool}
     told = {**asked, **parameters}
@@ -59,12 +58,9 @@ def run(
             kernels.begin()
         films = data(str(asked.get("data", "")), console, known=bool(before), **how)
         record.check_same_films(before, films)
-        console.print(
-            f"Run {name}: " + ", ".join(_words(parameters, asked)), soft_wrap=True, highlight=False, markup=False
-        )
-        for words in ahead.told(home, chosen, shares):
-            console.print(f"{words}.", soft_wrap=True, highlight=False, markup=False)
-        _say(films.get("doubts", []), console)
+        _say([f"Run {name}: " + ", ".join(_words(parameters, asked))], console)
+        _say([f"{words}." for words in preflight.told(home, chosen, shares)], console)
+        _doubt(films.get("doubts", []), console)
         with provenance.only_one(home.root), _board(home, chosen, console) as board:
             kept = record.opened(before, asked, parameters, films)
             ran, foretold = 0, False
@@ -73,16 +69,17 @@ def run(
                 if not again and record.unchanged(home, kept, book, made_by):
                     board.finish(book.stem, "unchanged")
                     continue
-                if settings.part(book).startswith("stage") and not foretold:
-                    foretold = True
-                    _foretell(books[books.index(book) :], shares, films, parameters, kernels, console)
-                if again and settings.part(book).startswith("stage"):
-                    paths.write_text(home.root / settings.part(book) / paths.AGAIN, "")
+                if settings.part(book).startswith("stage"):
+                    if not foretold:
+                        foretold = True
+                        _say(preflight.forecast(books[books.index(book) :], shares, films, kernels), console)
+                    if again:
+                        paths.write_text(home.root / settings.part(book) / paths.AGAIN, "")
                 _execute(book, home, shares[book.stem], kept, made_by, board, kernels)
                 ran += 1
             if ran:  # the films are decoded now
                 now = data(films["folder"], known=True, **how).get("doubts", [])
-                _say([doubt for doubt in now if doubt not in films.get("doubts", [])], console)
+                _doubt([doubt for doubt in now if doubt not in films.get("doubts", [])], console)
                 kept["data"]["doubts"] = now
             if ran or not home.report.exists() or kept.get("report") != report.code_version():
                 kept["report"] = report.code_version()
@@ -144,31 +141,13 @@ def _decoded(films: Any, size: int) -> Any:
     return store.load(folder) if (folder / builder.MANIFEST).is_file() else None
 
 
-def _foretell(
-    books: list[Path],
-    shares: Mapping[str, Mapping],
-    films: Mapping[str, Any],
-    parameters: Mapping[str, Scalar],
-    kernels: kernel_client.Kernels,
-    console: Console,
-) -> None:
-    """Say on which device, how fast and for how long these notebooks will train; nothing where that cannot be told."""
-    names, stages = ("schedule", "lr", "epochs", "loss", "also"), []
-    for book in (book for book in books if settings.part(book).startswith("stage")):
-        own = {**settings.parameters(book), **shares[book.stem]}
-        if not {*names, "size", "batch_size"} <= own.keys():
-            return
-        stages.append({"number": int(settings.part(book).removeprefix("stage")), **{name: own[name] for name in names}})
-    asked = {"stages": stages, "films": films["parts"], "notebooks": len(books)}
-    asked |= {name: parameters[name] for name in ("size", "batch_size")}
-    said, code = kernels.output(f"from cxrlib.training import forecast; forecast.tell({json.dumps(json.dumps(asked))})")
-    if not code:
-        console.print(said.strip(), soft_wrap=True, highlight=False, markup=False)
+def _doubt(doubts: Iterable[str], console: Console) -> None:
+    _say([f"In doubt: {doubt}." for doubt in doubts], console, style="yellow")
 
 
-def _say(doubts: Iterable[str], console: Console) -> None:
-    for doubt in doubts:
-        console.print(f"In doubt: {doubt}.", style="yellow", soft_wrap=True, highlight=False, markup=False)
+def _say(lines: Iterable[str], console: Console, style: str | None = None) -> None:
+    for line in lines:
+        console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 def _phantoms() -> Path:

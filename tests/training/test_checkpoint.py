@@ -2,30 +2,15 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
+from saved import films, save
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, lineage, network
-
-
-def films(*patients):
-    names = [f"{patient:08d}_000.png" for patient in patients]
-    return pd.DataFrame({"image": names, "patient": np.array(patients, np.int64)})
-
-
-def part(*patients):
-    return SimpleNamespace(films=films(*patients))
-
-
-def save(folder, model, *patients, parent=None, epoch=2, **changes):
-    recipe = tiny.recipe(**changes)
-    line = lineage.of(parent, "none", part(*patients), part())
-    return checkpoint.save(folder, model.state_dict(), recipe, line, epoch=epoch, metrics={"val_auc": 0.7}, data="d")
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,13 @@
-from types import SimpleNamespace
-
 import numpy as np
-import pandas as pd
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from saved import films, part, save
 
 from cxrlib import paths
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, lineage, seen
-
-
-def films(*patients):
-    names = [f"{patient:08d}_000.png" for patient in patients]
-    return pd.DataFrame({"image": names, "patient": np.array(patients, np.int64)})
-
-
-def part(*patients):
-    return SimpleNamespace(films=films(*patients))
-
-
-def save(folder, model, *patients, parent=None, epoch=2, **changes):
-    recipe = tiny.recipe(**changes)
-    line = lineage.of(parent, "none", part(*patients), part())
-    return checkpoint.save(folder, model.state_dict(), recipe, line, epoch=epoch, metrics={"val_auc": 0.7}, data="d")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
-from cxrlib.workbook import ahead, pipeline, progress, record, settings
+from cxrlib.workbook import pipeline, preflight, progress, record, settings
 from tests.workbook.conftest import HOME, STAGE, TRAIN, write
 
 HERE = paths.Run("demo")
@@ -266,4 +266,4 @@ def test_a_test_at_another_size_than_the_trainings_is_told(chain):
     paths.write_json(HERE.stage(1) / "best.json", {"best": "stage1_1_1"})
     paths.write_json(HERE.stage(1) / "stage1_1_1.json", {"size": 32})
     for size, told in ((0, []), (32, []), (64, ["stage1_1_1 was trained on films of 32 pixels and is read at 64"])):
-        assert ahead.told(HERE, books, {"06_evaluation": {"size": size}}) == told
+        assert preflight.told(HERE, books, {"06_evaluation": {"size": size}}) == told

@@ -1,10 +1,11 @@
-"""What can be known of a run's settings before the first film is read: whether its weights and checkpoints will do."""
+"""What can be known of a run before it trains: whether its weights and checkpoints will do, and what it will take."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cxrlib import paths
-from cxrlib.workbook import record, settings
+from cxrlib.workbook import kernel_client, record, settings
 from cxrlib.workbook.settings import Scalar
 
 USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
@@ -46,6 +47,28 @@ def told(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[st
         elif "ckpt" in settings.parameters(book) and (last := _last(home)):
             words.append(_another_size(last, int(share.get("size", 0))))
     return list(dict.fromkeys(filter(None, words)))
+
+
+def forecast(
+    books: list[Path],
+    shares: Mapping[str, Mapping[str, Scalar]],
+    films: Mapping,
+    kernels: kernel_client.Kernels,
+) -> list[str]:
+    """Lines on which device, how fast and for how long these notebooks train; none where that cannot be told.
+
+    films: what ``pipeline.data`` says of them. Measured in a process of its own, by ``training.forecast``.
+    """
+    names, stages, shared = ("schedule", "lr", "epochs", "loss", "also"), [], {}
+    for book in (book for book in books if settings.part(book).startswith("stage")):
+        own = {**settings.parameters(book), **shares[book.stem]}
+        if not {*names, "size", "batch_size"} <= own.keys():
+            return []
+        shared = {name: own[name] for name in ("size", "batch_size")}
+        stages.append({"number": int(settings.part(book).removeprefix("stage")), **{name: own[name] for name in names}})
+    asked = json.dumps({"stages": stages, "films": films["parts"], "notebooks": len(books), **shared})
+    said, code = kernels.output(f"from cxrlib.training import forecast; forecast.tell({asked!r})")
+    return [] if code else said.strip().splitlines()
 
 
 def _last(home: paths.Run) -> Path | None:
