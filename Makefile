@@ -49,8 +49,9 @@ notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03
 # JupyterLab shows them before a kernel runs.
 STRIP := --keep-output --keep-count --keep-metadata-keys "metadata.widgets" --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version"
 
-clean-notebooks: $(READY)  ## take timings and machine traces out of the notebooks, keep their outputs
+clean-notebooks: $(READY)  ## take timings and machine traces out of the notebooks, keep their outputs, pictures in fewer colours
 	@$(BIN)/nbstripout $(STRIP) notebooks/*.ipynb
+	@$(BIN)/python -m tests.pictures notebooks/*.ipynb
 
 UV = $$(uv --version >/dev/null 2>&1 && echo uv || echo "$(BIN)/python -m uv")
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cxrlib.workbook import settings
+from tests import pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -138,7 +140,9 @@ def test_it_imports_in_one_place(book):
 
 @each
 def test_it_is_small_enough_to_be_read_on_a_code_host(book):
-    assert book.stat().st_size < 1_500_000
+    assert book.stat().st_size < 900_000
+    colours = {pictures.opened(data).mode for data in pictures.pictures(json.loads(book.read_text(encoding="utf-8")))}
+    assert colours <= {"P"}, "run make clean-notebooks"
 
 
 @each

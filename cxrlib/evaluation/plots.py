@@ -34,7 +34,7 @@ def save(fig: Figure, stem: str | Path, numbers: pd.DataFrame) -> Path:
     fig.savefig(drawn, format="png")
     fig.savefig(vector, format="svg", metadata={"Date": None})
     with paths.atomic(stem.with_name(stem.name + ".png")) as temporary:
-        _fewer_colours(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True, dpi=(120, 120))
+        fewer_colours(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True, dpi=(120, 120))
     paths.write_text(stem.with_name(stem.name + ".svg"), vector.getvalue())
     paths.write_text(stem.with_name(stem.name + ".csv"), numbers.to_csv(index=False, float_format="%.6g"))
     return stem.with_name(stem.name + ".png")
@@ -165,7 +165,8 @@ def blank(ax: Axes, why: str) -> Axes:
     return ax
 
 
-def _fewer_colours(picture: Image.Image) -> Image.Image:
+def fewer_colours(picture: Image.Image) -> Image.Image:
+    """The picture on a palette of 128 colours, a third of the bytes: enough for curves and for grey films."""
     return picture.quantize(128, dither=Image.Dither.NONE)
 
 

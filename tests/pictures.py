@@ -1,0 +1,46 @@
+"""Fewer colours for the pictures in the notebooks, as in the saved figures: ``python -m tests.pictures NOTEBOOK…``.
+
+A code host shows a notebook of a megabyte late or not at all, and pictures are nearly all of it.
+"""
+
+import base64
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from cxrlib.evaluation import plots
+
+PNG = "image/png"
+
+
+def pictures(content: dict) -> Iterator[dict]:
+    """The outputs' data that hold a PNG."""
+    for cell in content["cells"]:
+        for output in cell.get("outputs", []):
+            if PNG in output.get("data", {}):
+                yield output["data"]
+
+
+def opened(data: dict) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode("".join(data[PNG]))))
+
+
+def reduce(book: Path) -> None:
+    """Turn every PNG of a notebook into one of a palette; those that have one already stay as they are."""
+    content = json.loads(book.read_text(encoding="utf-8"))
+    for data in pictures(content):
+        picture = opened(data)
+        if picture.mode != "P":
+            file = io.BytesIO()
+            plots.fewer_colours(picture.convert("RGB")).save(file, "PNG", optimize=True)
+            data[PNG] = base64.b64encode(file.getvalue()).decode() + "\n"
+    book.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        reduce(Path(name))
