@@ -1,4 +1,4 @@
-"""A stage's history for TensorBoard, where that is installed; where it is not, or fails, training goes on without."""
+"""TensorBoard events of a stage. Where TensorBoard is absent or fails, training goes on without it."""
 
 import shutil
 import warnings
@@ -15,9 +15,9 @@ SCALARS = {"train_loss": "loss/training", "val_loss": "loss/validation", "lr": "
 
 
 class Board:
-    """Writes each epoch's row of the history as scalars into ``tensorboard/`` in a stage's folder.
+    """TensorBoard writer: each epoch's history row as scalars, in ``tensorboard/`` of the stage's folder.
 
-    Nothing is written where TensorBoard is not installed. What goes wrong is warned of once, and ends nothing.
+    It writes nothing where TensorBoard is not installed. An error gives one warning and does not stop the training.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,12 +25,12 @@ class Board:
         self.on = find_spec("tensorboard") is not None
 
     def begin(self) -> None:
-        """Start anew: what an earlier training wrote is gone, and one that is gone on with is written again."""
+        """Remove the events of an earlier training. A resumed training writes its earlier epochs again."""
         if self.on:
             self._try(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Write one row; findings whose AUC is undefined are left out."""
+        """Write the epoch's row, without the findings whose AUC is undefined."""
         if self.on:
             self._try(lambda: self._write(row))
 
@@ -41,7 +41,7 @@ class Board:
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.events is None:
-            from torch.utils.tensorboard import SummaryWriter  # seconds to import, and not everybody has it
+            from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
 
             self.events = SummaryWriter(str(self.folder))
         aucs = {f"AUC/{finding}": row[f"auc_{finding}"] for finding in FINDINGS}
@@ -56,4 +56,4 @@ class Board:
             work()
         except Exception as error:
             self.on = False
-            warnings.warn(f"nothing more is written for TensorBoard in {self.folder}: {error!r}", stacklevel=2)
+            warnings.warn(f"TensorBoard failed, no more is written to {self.folder}: {error!r}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""NVIDIA cards: whether this build of torch can use them, and what to do where it cannot."""
+"""NVIDIA cards: whether this build of torch can use them, and what to do if it cannot."""
 
 import re
 import warnings
@@ -10,19 +10,19 @@ import torch
 from cxrlib.errors import UserError
 
 NODES = ("/dev/nvidiactl", "/dev/dxg")
-"""Files that an NVIDIA driver leaves on Linux, and in Linux under Windows."""
+"""Device files of the NVIDIA driver on Linux, and on Linux under Windows."""
 ON_CPU = "set CXR_DEVICE=cpu to go on without it"
 BUILDS = "see https://pytorch.org/get-started for the builds of torch"
 
 
 def usable(at: torch.device) -> torch.device:
-    """The device, if it is there, can be opened, and this torch has code for it. Raises UserError otherwise."""
-    _opened(str(at))
+    """The device itself, if it exists, opens, and this torch has code for it. Raises UserError otherwise."""
+    _check_opens(str(at))
     return at
 
 
 @cache
-def _opened(name: str) -> None:
+def _check_opens(name: str) -> None:
     at = torch.device(name)
     if not torch.cuda.is_available():
         refuse_idle_card()
@@ -39,15 +39,15 @@ def _opened(name: str) -> None:
         )
     try:
         torch.zeros(1, device=at).item()
-    except RuntimeError as error:  # in use by another in exclusive mode, full, or failed
+    except RuntimeError as error:  # used by another process in exclusive mode, full, or failed
         reason = str(error).splitlines()[0]
         raise UserError(f"{card} ({name}) cannot be used ({reason}); see nvidia-smi, or {ON_CPU}") from None
 
 
 def refuse_idle_card() -> None:
-    """Raise UserError where a card and its driver are here and this torch cannot open them.
+    """Raise UserError where the machine has a card and its driver, but this torch cannot open the card.
 
-    A build for the CPU alone is only warned of: it may have been chosen.
+    A torch built for the CPU alone gives a warning only, because the user may want it.
     """
     if not any(Path(node).exists() for node in NODES):
         return
@@ -58,26 +58,28 @@ def refuse_idle_card() -> None:
 
 
 def reason(complaint: str) -> str:
-    """What torch says of a card that it cannot open, as what is wrong and what to do."""
-    found = re.search(r"too old \(found version (\d+)\)", complaint)
-    if found:
-        version = f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
+    """The reason why torch cannot open a card, from torch's own message: what is wrong and what to do."""
+    match = re.search(r"too old \(found version (\d+)\)", complaint)
+    if match:
+        version = f"{int(match[1]) // 1000}.{int(match[1]) % 1000 // 10}"
         return (
             f"its driver is for CUDA {version} at most, and torch {torch.__version__} is built for CUDA "
             f"{torch.version.cuda}; install a newer driver, or torch and torchvision for CUDA {version} ({BUILDS})"
         )
-    return f"{complaint or 'torch names no reason'}; see whether nvidia-smi lists it"
+    return f"{complaint or 'torch gives no reason'}; see whether nvidia-smi lists it"
 
 
 def has_code(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a build with code for such architectures ("sm_75", "compute_90") runs on a card of this capability.
+    """Whether a build for these architectures ("sm_75", "compute_90") runs on a card of this capability.
 
-    Binary code of the same major version and an equal or lower minor runs, and intermediate code of any lower version
-    is compiled when it is loaded (CUDA C++ Programming Guide, application compatibility). No list means not known.
+    Binary code runs on the same major version and an equal or higher minor version. Intermediate code is compiled when
+    it is loaded, for any equal or higher version (CUDA C++ Programming Guide, application compatibility). An empty
+    list means unknown, and gives True.
     """
-    found = [(kind, divmod(int(number), 10)) for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for))]
-    fits = [version <= capability and (kind == "compute" or version[0] == capability[0]) for kind, version in found]
-    return not found or any(fits)
+    names = re.findall(r"(sm|compute)_(\d+)", " ".join(built_for))
+    versions = [(kind, divmod(int(number), 10)) for kind, number in names]
+    fits = [version <= capability and (kind == "compute" or version[0] == capability[0]) for kind, version in versions]
+    return not versions or any(fits)
 
 
 def _complaint() -> str:

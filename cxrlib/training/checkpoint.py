@@ -1,9 +1,9 @@
-"""Checkpoints: weights as safetensors, and beside them a JSON that says where they come from.
+"""Checkpoints on disk: weights as safetensors, with a JSON beside them that records their lineage.
 
-A checkpoint is named as the original project named its own, ``stage5_1e-06_22``: the stage, its rate, and the
-epochs so far over the whole line of stages. Its JSON carries the line itself, see ``lineage``: every ancestor's name,
-hash and recipe, and every patient that any of them saw. All that a test is refused by is also in the header of the
-weights' own file, whose SHA-256 the JSON names, so that it survives a lost JSON and shows a changed one.
+The name follows the original project, for example ``stage5_1e-06_22``: the stage, its rate, and the epochs so far over
+all stages. The JSON holds the lineage (see ``lineage``): name, hash and recipe of every ancestor, and every patient
+that any of them saw. The leak guard's data is also in the header of the weights file, and the JSON has the SHA-256 of
+that file. So the guard works without the JSON, and detects a changed one.
 """
 
 import json
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 READABLE = (1, FORMAT)
-"""Format 1 kept the patients trained on, without a dataset, in its JSON alone: ``patients`` in place of ``seen``."""
+"""Formats that can be read. Format 1 has ``patients`` instead of ``seen``: training patients only, without dataset, in
+the JSON only."""
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
 SUFFIX = ".safetensors"
 NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "ancestors", "origin")
 GUARDED = ("format", "name", "parent", "weights", "origin", "gaps", "ancestors", "seen")
-"""What the weights' own file says as well."""
+"""Keys of the JSON that are also in the header of the weights file."""
 ATTACHED = "attached"
-"""What was found out after the training travels under this key; no hash and no fingerprint is made of it."""
+"""Key of the values added after the training. Hashes and fingerprints leave them out."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights by torchvision's names (on the CPU, float32), the JSON beside them, and their file."""
+    """Weights with torchvision's names (on the CPU, float32), the JSON beside them, and the path of the file."""
 
     state: dict[str, Tensor]
     meta: dict[str, Any]
@@ -59,10 +60,10 @@ def save(
     fingerprint: str = "",
     code: str = "",
 ) -> Path:
-    """Write the checkpoint of a stage after ``epoch`` of its epochs; weights first, JSON last. Returns its path.
+    """Write the checkpoint of a stage after ``epoch`` epochs: weights first, JSON last. Returns its path.
 
-    ``metrics`` are plain numbers (None where undefined), ``data`` the data's fingerprint, ``fingerprint`` the
-    stage's, ``code`` the version of the rooms that trained it.
+    ``metrics`` are plain numbers, None where undefined. ``data`` is the fingerprint of the data, ``fingerprint`` that
+    of the stage, ``code`` the version of the modules that trained it.
     """
     so_far = line.epochs_so_far + epoch
     title = name(recipe.number, recipe.lr, so_far)
@@ -86,16 +87,16 @@ def save(
         "fingerprint": fingerprint,
         "code": code,
         "ancestors": list(line.ancestors),
-        "seen": {role: who.packed_patients() for role, who in line.past.items()},
+        "seen": {role: record.packed_patients() for role, record in line.past.items()},
         "created": provenance.now(),
         **_machine(),
     }
-    pictures = {role: who.packed_pictures() for role, who in line.past.items()}
+    pictures = {role: record.packed_pictures() for role, record in line.past.items()}
     return tensors.write(folder / title, state, meta, {key: meta[key] for key in GUARDED} | {"pictures": pictures})
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint and check it. Raises UserError where it is truncated, foreign, or of another label order."""
+    """Read a checkpoint and check it. Raises UserError where it is cut short, unknown, or has another label order."""
     meta = read_meta(path)
     return Checkpoint(tensors.read(path)[0], meta, path)
 
@@ -105,10 +106,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not there")
     meta = tensors.read_meta(path)
-    who = "patients" if meta.get("format") == 1 else "seen"
-    lacking = [key for key in (*NEEDED, who) if key not in meta]
-    if lacking:
-        raise UserError(f"{tensors.json_of(path)} is no checkpoint's: it lacks {', '.join(lacking)}")
+    patients = "patients" if meta.get("format") == 1 else "seen"
+    missing = [key for key in (*NEEDED, patients) if key not in meta]
+    if missing:
+        raise UserError(f"{tensors.json_of(path)} does not describe a checkpoint: it lacks {', '.join(missing)}")
     if meta["format"] not in READABLE:
         raise UserError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}; train it again")
     if meta["layout"] != LAYOUT:
@@ -119,49 +120,49 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _check_unchanged(path: Path, meta: dict[str, Any]) -> None:
-    inside = tensors.inside(path)
-    if not inside and meta["format"] == 1:
-        return  # nothing guards it
-    if not inside:
+    header = tensors.inside(path)
+    if not header and meta["format"] == 1:
+        return  # format 1 has nothing to compare with
+    if not header:
         raise UserError(f"{path} is damaged or not the file its JSON describes; copy both once more, or train it again")
-    changed = [key for key in GUARDED if inside.get(key) != meta.get(key)]
+    changed = [key for key in GUARDED if header.get(key) != meta.get(key)]
     if changed:
         raise UserError(
             f"{tensors.json_of(path)} was changed or damaged: its {', '.join(changed)} is not what {path.name} itself "
-            "says; restore it from where it came from, or train it again"
+            "says; restore the original file, or train it again"
         )
 
 
 def is_described(path: Path) -> bool:
-    """Whether a checkpoint's JSON lies beside a file of weights."""
-    beside = tensors.json_of(path)
-    meta = paths.read_json(beside) if path.suffix == SUFFIX and beside.is_file() else None
+    """Whether the JSON of a checkpoint lies beside a weights file."""
+    json_path = tensors.json_of(path)
+    meta = paths.read_json(json_path) if path.suffix == SUFFIX and json_path.is_file() else None
     return isinstance(meta, dict) and "ancestors" in meta
 
 
 def by_hash(sha256: str) -> Path | None:
-    """The checkpoint of this hash among all runs, None where there is none."""
-    for described in sorted(paths.outputs().glob("*/stage*/stage*.json")):
-        if sha256 in described.read_text(encoding="utf-8", errors="replace"):
-            path = described.with_suffix(SUFFIX)
+    """The checkpoint with this hash in any run, None where there is none."""
+    for json_path in sorted(paths.outputs().glob("*/stage*/stage*.json")):
+        if sha256 in json_path.read_text(encoding="utf-8", errors="replace"):
+            path = json_path.with_suffix(SUFFIX)
             if path.is_file() and tensors.read_meta(path)["sha256"] == sha256:
                 return path
     return None
 
 
 def size(path: Path, asked: int = 0) -> int:
-    """Side in pixels of the films that a checkpoint is read at: ``asked``, or for 0 the one that it was trained at.
+    """Image side in pixels for a checkpoint's predictions: ``asked``, or the training size where that is 0.
 
-    Raises UserError where neither is known, as of a checkpoint that an older version made.
+    Raises UserError where ``asked`` is 0 and an older version made the checkpoint, without its size.
     """
-    found = asked or read_meta(path).get("size", 0)
-    if not found:
-        raise UserError(f"checkpoint {path.stem} does not say at which size it was trained; give it by size=")
-    return found
+    side = asked or read_meta(path).get("size", 0)
+    if not side:
+        raise UserError(f"checkpoint {path.stem} does not record its training size; give it by size=")
+    return side
 
 
 def another_size(path: Path, read_at: int) -> str:
-    """In words that a checkpoint is not read at the size it was trained at, "" where it is or where nobody knows."""
+    """A sentence that the image size is not the training size; "" where both are equal or one is unknown."""
     trained = read_meta(path).get("size", 0)
     if trained in (0, read_at):
         return ""
@@ -169,35 +170,35 @@ def another_size(path: Path, read_at: int) -> str:
 
 
 def attach(path: Path, name: str, values: Any) -> Path:
-    """Let ``values``, such as a calibration, travel in the checkpoint's JSON under ``name``; returns the JSON's path.
+    """Store values, such as a calibration, in the checkpoint's JSON under ``name``. Returns the path of the JSON.
 
-    The weights, their hash and what the training wrote stay as they are, so no stage is trained again for it; where the
-    same values are there already, nothing is written. Training the stage anew drops them.
-    Raises UserError where the checkpoint is absent, where a training holds its folder, or where ``values`` are nothing
-    that JSON can hold.
+    The weights, their hash and the training's own entries do not change, so no stage is trained again. Equal values
+    are not written twice. Training the stage again removes the values.
+    Raises UserError where the checkpoint is absent, where a training holds the lock of its folder, or where JSON
+    cannot hold ``values``.
     """
     try:
         values = json.loads(json.dumps(values, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} cannot travel with {path.stem}: {error}; give plain, finite values") from None
+        raise UserError(f"{name} cannot be stored in {path.stem}: {error}; give plain, finite values") from None
     if read_meta(path).get(ATTACHED, {}).get(name, ...) != values:
         with provenance.only_one(path.parent):
-            meta = read_meta(path)  # as it is now that nobody else writes it
+            meta = read_meta(path)  # again, since now no other process can write it
             paths.write_json(tensors.json_of(path), {**meta, ATTACHED: {**meta.get(ATTACHED, {}), name: values}})
     return tensors.json_of(path)
 
 
 def attached(path: Path, name: str) -> Any:
-    """What ``attach`` was given. Raises UserError, saying how to come by it, where the checkpoint carries none."""
-    carried = read_meta(path).get(ATTACHED, {})
-    if name not in carried:
+    """Values that ``attach`` stored. Raises UserError, which says how to make them, where there are none."""
+    values = read_meta(path).get(ATTACHED, {})
+    if name not in values:
         raise UserError(f"checkpoint {path.stem} carries no {name}; run 06_evaluation with ckpt={path.stem}")
-    return carried[name]
+    return values[name]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``load_into`` did: keys of the network without a weight, weights without a place, and the checkpoint."""
+    """Result of ``load_into``: network keys without a weight, weights without a network key, and the checkpoint."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -205,9 +206,9 @@ class Report:
 
 
 def load_into(model: nn.Module, path: Path, *, strict: bool = True) -> Report:
-    """Load a checkpoint's weights into the network; both lists of the report are empty when all is well.
+    """Load a checkpoint's weights into the network. Both lists of the report are empty if all keys fit.
 
-    Raises UserError, leaving the network as it was, where shapes differ or, when ``strict``, keys do.
+    Raises UserError where shapes differ or, if ``strict``, keys differ. The network is then unchanged.
     """
     checkpoint = load(path)
     own = model.state_dict()
@@ -236,35 +237,35 @@ def best(folder: Path) -> Path:
 
 
 def resolve(ckpt: str, run: paths.Run | None = None) -> Path:
-    """Find a checkpoint by path or by name, with or without its ending: in the run's stages, then in all runs'.
+    """Find a checkpoint by path or by name, with or without ending: first in the run's stages, then in all runs.
 
-    Raises UserError listing the candidates where there is none or more than one.
+    Raises UserError that lists the candidates where there is none or more than one.
     """
     if not ckpt:
         raise UserError("ckpt is empty; give a checkpoint's name such as stage5_1e-06_22, or a path")
     title = ckpt.removesuffix(SUFFIX).removesuffix(".json")
-    given = paths.resolve(title + SUFFIX)
-    if given.is_file():
-        return given
+    path = paths.resolve(title + SUFFIX)
+    if path.is_file():
+        return path
     for root, pattern in _places(run):
-        found = sorted(root.glob(f"{pattern}/{Path(title).name}{SUFFIX}")) if Path(title).name == title else []
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"checkpoint {ckpt!r} is in several runs; give a path: {', '.join(map(str, found))}")
-    there = sorted({path.stem for root, pattern in _places(run) for path in root.glob(f"{pattern}/stage*{SUFFIX}")})
+        matches = sorted(root.glob(f"{pattern}/{Path(title).name}{SUFFIX}")) if Path(title).name == title else []
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UserError(f"checkpoint {ckpt!r} is in several runs; give a path: {', '.join(map(str, matches))}")
+    names = sorted({path.stem for root, pattern in _places(run) for path in root.glob(f"{pattern}/stage*{SUFFIX}")})
     raise UserError(
-        f"there is no checkpoint {ckpt!r}; there are: {', '.join(there) or 'none yet, train a stage first'}"
+        f"there is no checkpoint {ckpt!r}; there are: {', '.join(names) or 'none yet, train a stage first'}"
     )
 
 
 @cache
 def _machine() -> dict[str, Any]:
-    """Once per process: the code at work is the one that was imported, and asking git takes a while."""
+    """Git revision and versions, read once per process: git is slow, and the imported code does not change."""
     return {"git": provenance.git_revision(), "versions": provenance.versions()}
 
 
 def _places(run: paths.Run | None) -> list[tuple[Path, str]]:
-    """Where a name is looked for, in this order: (folder, pattern of stage folders in it)."""
-    own = [(run.root, "stage*")] if run is not None else []
-    return [*own, (paths.outputs(), "*/stage*")]
+    """Places to search for a name, in this order: (folder, pattern of the stage folders in it)."""
+    run_stages = [(run.root, "stage*")] if run is not None else []
+    return [*run_stages, (paths.outputs(), "*/stage*")]

@@ -53,14 +53,14 @@ def test_a_card_that_is_there_and_cannot_be_used_is_not_passed_over(monkeypatch,
 
 @pytest.fixture
 def old_card(monkeypatch):
-    cards._opened.cache_clear()
+    cards._check_opens.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda at: "Tesla P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: (6, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: BUILT)
     yield
-    cards._opened.cache_clear()
+    cards._check_opens.cache_clear()
 
 
 def test_a_card_without_code_for_it_is_told_which_build_to_take(old_card):

@@ -133,7 +133,7 @@ def test_nothing_is_attached_while_another_holds_the_folder(saved):
 
 
 def test_a_checkpoint_is_read_at_the_size_it_was_trained_at_unless_told_otherwise(tmp_path, saved, model):
-    with pytest.raises(UserError, match="does not say at which size it was trained; give it by size="):
+    with pytest.raises(UserError, match="does not record its training size; give it by size="):
         checkpoint.size(saved)
     assert checkpoint.size(saved, 64) == 64
     assert checkpoint.another_size(saved, 64) == ""
@@ -159,7 +159,7 @@ def test_attaching_the_same_again_writes_nothing(saved):
 @pytest.mark.parametrize("values", [{"Mass": np.nan}, [np.inf], {"Mass": np.float32(0.5)}, {1, 2}])
 def test_what_no_json_can_hold_is_not_attached(saved, values):
     before = saved.with_suffix(".json").read_bytes()
-    with pytest.raises(UserError, match="thresholds cannot travel with stage1"):
+    with pytest.raises(UserError, match="thresholds cannot be stored in stage1"):
         checkpoint.attach(saved, "thresholds", values)
     assert saved.with_suffix(".json").read_bytes() == before
 

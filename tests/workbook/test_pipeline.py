@@ -247,7 +247,7 @@ def test_wrong_weights_and_checkpoints_are_told_before_the_films_are_read(chain,
             pipeline.run("demo", {f"{part}.ckpt": "stage1_1_1"}, console=log)
     cut = paths.write_text(tmp_path / "stage1_1_1.safetensors", "half a file")
     paths.write_json(cut.with_suffix(".json"), {"sha256": "0" * 64})
-    with pytest.raises(UserError, match="is no checkpoint's"):
+    with pytest.raises(UserError, match="does not describe a checkpoint"):
         pipeline.run("demo", {"stage2.ckpt": str(cut)}, console=log)
     assert not HERE.run_json.exists()
 
