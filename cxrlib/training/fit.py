@@ -1,10 +1,10 @@
-"""The one training loop: a stage from its parent's weights to its best checkpoint, exact after any interruption.
+"""Training loop, the only one: it trains a stage from its parent's weights to its best checkpoint.
 
-A finished stage is recognised by its fingerprint and not trained again. An interrupted one goes on from its last
-saved state and ends, on the same CPU machine, with the same bits as an undisturbed one: every draw is a pure
-function of (seed, epoch, position), and the state holds the rest.
+A finished stage is recognised by its fingerprint and not trained again. An interrupted stage resumes from its last
+saved state. On the same CPU machine the result has the same bits as without the interruption: every random draw is a
+function of (seed, epoch, position), and the state holds everything else.
 
-As a program it is a stage in a job of several processes: ``accelerate launch -m cxrlib.training.fit --help``.
+As a program it trains a stage in several processes: ``accelerate launch -m cxrlib.training.fit --help``.
 """
 
 import time
@@ -42,20 +42,20 @@ from cxrlib.training.progress import Progress, Watch
 from cxrlib.training.recipes import Stage
 
 ASK_EVERY = 8
-"""Steps between two agreements of several processes on whether to save or stop; one process asks at every step."""
+"""Steps after which several processes agree whether to save or to stop. A single process checks at every step."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was interrupted and its state saved; the message says how to go on."""
+    """Interrupted training, with its state saved. The message says how to resume."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage came to. The network given to ``fit`` holds the best weights.
+    """Result of a stage. The network passed to ``fit`` holds the best weights.
 
-    ``history`` one row per epoch · ``batches`` one row per batch, with its loss · ``best`` the checkpoint of the epoch
-    with the highest mean validation AUC over the 14 findings · ``trained`` False where the finished stage was
-    recognised · ``resumed_from`` in words, "" where it began at the beginning.
+    ``history``: one row per epoch · ``batches``: one row per batch, with its loss · ``best``: the checkpoint of the
+    epoch with the highest mean validation AUC over the 14 findings · ``trained``: False where the stage was finished
+    before · ``resumed_from``: epoch and batch in words, "" for a start from the beginning.
     """
 
     history: pd.DataFrame
@@ -82,25 +82,25 @@ def fit(
     progress: bool = True,
     watch: Watch | None = None,
 ) -> Result:
-    """Train a stage as its recipe says, into ``folder``, and leave its best weights in the network.
+    """Train a stage by its recipe, write it to ``folder``, and leave its best weights in the network.
 
-    ``train`` and ``val`` are ``data.batches.Batches`` of one process; where a launcher has started several, each takes
-    its share of them. ``score(labels (N, 15) uint8, probabilities (N, 15))`` gives 15 AUCs, NaN where undefined.
-    ``parent`` is the checkpoint whose weights the network holds, None where it holds the initial ``weights``. ``data``
-    is a fingerprint for the record. The device is chosen late and may be given. ``watch`` sees it live: ``progress``.
+    ``train`` and ``val`` are whole ``data.batches.Batches``; each process of a launcher takes its share of them.
+    ``score(labels (N, 15) uint8, probabilities (N, 15))`` gives 15 AUCs, NaN where undefined. ``parent`` is the
+    checkpoint of the network's weights, None for the initial ``weights``. ``data`` is a fingerprint for the checkpoint.
+    ``device`` None means the best one. ``watch`` follows the training, see ``progress``.
 
-    Raises UserError where the folder cannot be written or another process trains in it, where a loss is not
-    finite or memory runs out; ``Stopped`` on Ctrl-C, SIGTERM or a notebook's interrupt. The network then holds the
-    weights it came with again, so that the same call goes on.
+    Raises UserError where the folder cannot be written, another process trains in it, a loss is not finite, or memory
+    runs out. Raises ``Stopped`` on Ctrl-C, SIGTERM or a notebook's interrupt. After an error the network holds its
+    starting weights again, so that the same call resumes.
     """
     folder, team = Path(folder), teams.of(device)
     network.train_only(model, recipe.groups)
     model.precision = recipe.precision
     line = lineage.of(parent, weights, train, val)
     carried = folders.moments_hash(parent) if recipe.carry else ""
-    who = record.identity(recipe, train, val, loss, line, data=data, seed=seed, score=score, carried=carried)
+    identity = record.identity(recipe, train, val, loss, line, data=data, seed=seed, score=score, carried=carried)
     start = tensors.sha256(model.state_dict())
-    if best := team.from_first(lambda: folders.finished(folder, who, start)):
+    if best := team.from_first(lambda: folders.finished(folder, identity, start)):
         checkpoint.load_into(model, best)
         return Result(record.read_history(folder), record.read_batches(folder), best, trained=False)
     team.from_first(lambda: folders.check_writable(folder))
@@ -115,18 +115,18 @@ def fit(
         teams.shared_statistics(model, team),
         Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=team.first) as shown,
     ):
-        files = folders.StageFolder(folder, recipe, line, who, start, data)
+        files = folders.StageFolder(folder, recipe, line, identity, start, data)
         moments = folders.moments(parent) if carried else {}
         return _Training(model, train, val, loss, recipe, score, files, shown, signalled, team, moments).run()
 
 
 class _SignalError(Exception):
-    """A signal came, and no step is under way."""
+    """A signal arrived, and no step is half done."""
 
 
 @dataclass
 class _Training:
-    """A stage under way. All that changes in it is in ``snapshot`` and comes back by ``resume``."""
+    """Training of one stage. ``snapshot`` saves its whole state, ``resume`` restores it."""
 
     model: network.Network
     train: Any
@@ -153,13 +153,14 @@ class _Training:
         self.step = steps.Step(
             self.model, self.loss, self.recipe, self.optimizer, self.team, dtype=dtype, compiled=compiled
         )
-        how = {"dtype": dtype, "compiled": compiled, "pause": self.pause, "folder": self.files.folder}
-        self.seen, self.seen_val = (Features(self.model, part, self.team, **how) for part in (self.train, self.val))
+        options = {"dtype": dtype, "compiled": compiled, "pause": self.pause, "folder": self.files.folder}
+        self.train_features = Features(self.model, self.train, self.team, **options)
+        self.val_features = Features(self.model, self.val, self.team, **options)
         self.reader = Inference(self.model, first=self.model.split, dtype=dtype)
         self.progress.describe(hardware.name(dtype), bool(compiled))
         self.epoch = self.batch = 0
         self.history: list[dict[str, Any]] = []
-        self.losses: list[tuple] = []  # rows of record.BATCH_COLUMNS, of the epochs done
+        self.losses: list[tuple] = []  # rows of record.BATCH_COLUMNS, of the finished epochs
         self.meter = self.new_meter()
 
     def run(self) -> Result:
@@ -178,8 +179,8 @@ class _Training:
             self.save()
             raise Stopped(
                 f"stage {self.recipe.number} was stopped by {self.signalled() or 'a signal'} in epoch "
-                f"{self.epoch + 1}, batch {self.batch}; its state is saved: run the same cell or command again to go "
-                "on from there"
+                f"{self.epoch + 1}, batch {self.batch}; its state is saved: "
+                "run the same cell or command again to resume"
             ) from None
         moments = optim.tensors(self.optimizer, self.model)
         best = self.team.from_first(lambda: self.files.finish(self.model, self.history, moments))
@@ -188,23 +189,23 @@ class _Training:
         return Result(record.frame(self.history), record.batch_frame(self.losses), best, True, resumed_from)
 
     def over(self) -> bool:
-        """Whether all epochs are done, or as many without a better AUC as the recipe has patience for."""
-        return self.epoch >= self.recipe.epochs or self.out_of_patience()
+        """Whether the stage ends: all epochs are done, or early stopping applies."""
+        return self.epoch >= self.recipe.epochs or self.stops_early()
 
-    def out_of_patience(self) -> bool:
+    def stops_early(self) -> bool:
         return optim.exhausted([row["val_auc"] for row in self.history], self.recipe.patience)
 
     def train_epoch(self) -> None:
-        """Train what is left of the epoch; a step comes after ``accumulate`` batches and at the epoch's end."""
+        """Train the rest of the epoch. A step comes after ``accumulate`` batches and at the end of the epoch."""
         self.model.train()
-        features = partial(self.seen.of, epoch=self.epoch)
-        sizes, together, clock = self.train.sizes(self.epoch), self.recipe.accumulate, time.monotonic()
-        for batch in self.seen.batches(self.epoch, self.batch):
-            due = (self.batch + 1) % together == 0 or self.batch + 1 == len(sizes)
-            begin = self.batch - self.batch % together
-            of = int(sizes[begin : begin + together].sum())
-            value = self.step.learn(batch, features, of, last=due)
-            self.meter.add(value, batch.rows)
+        features = partial(self.train_features.of, epoch=self.epoch)
+        sizes, accumulate, clock = self.train.sizes(self.epoch), self.recipe.accumulate, time.monotonic()
+        for batch in self.train_features.batches(self.epoch, self.batch):
+            due = (self.batch + 1) % accumulate == 0 or self.batch + 1 == len(sizes)
+            begin = self.batch - self.batch % accumulate
+            step_films = int(sizes[begin : begin + accumulate].sum())
+            loss = self.step.learn(batch, features, step_films, last=due)
+            self.meter.add(loss, batch.rows)
             self.batch += 1
             if due:
                 self.step.take(self.rate(self.steps))
@@ -219,24 +220,24 @@ class _Training:
 
     @torch.no_grad()
     def validate(self) -> tuple[tuple[list[float], list[int]], np.ndarray]:
-        """Losses and films of the validation part's batches, and its 15 AUCs."""
+        """Losses and film counts of the validation batches, and the 15 AUCs."""
         self.model.eval()
-        seen = meter.Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.val)
+        val_meter = meter.Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.val)
         rows, logits = [], []
-        for batch in self.seen_val.batches():
+        for batch in self.val_features.batches():
             self.pause()
-            logits.append(self.reader(self.seen_val.of(batch)))
+            logits.append(self.reader(self.val_features.of(batch)))
             rows.append(batch.rows)
-            seen.add(self.loss(logits[-1], batch.labels), batch.rows)
-        mine = [(torch.cat(rows), torch.cat(logits).sigmoid().cpu())] if rows else []
-        films = [share for shares in self.team.gather(mine) for share in shares]
-        order, probabilities = (torch.cat(values) for values in zip(*films, strict=True))
-        known = records.label_matrix(self.val.films)
-        aucs = self.score(known[order.numpy()], probabilities.numpy())
-        return seen.of_all(self.team), aucs
+            val_meter.add(self.loss(logits[-1], batch.labels), batch.rows)
+        own_share = [(torch.cat(rows), torch.cat(logits).sigmoid().cpu())] if rows else []
+        shares = [share for shares in self.team.gather(own_share) for share in shares]
+        order, probabilities = (torch.cat(values) for values in zip(*shares, strict=True))
+        labels = records.label_matrix(self.val.films)
+        aucs = self.score(labels[order.numpy()], probabilities.numpy())
+        return val_meter.of_all(self.team), aucs
 
     def close_epoch(self, val: tuple[list[float], list[int]], aucs: np.ndarray) -> None:
-        """Write the epoch into the history, and its weights where they are the best so far or the last."""
+        """Write the epoch's history row, and a checkpoint if the epoch is the best so far or the last."""
         number, train = self.epoch + 1, self.meter.of_all(self.team)
         so_far, lr = self.files.line.epochs_so_far + number, self.highest_rate()
         row = record.row(number, so_far, lr, meter.mean(*train), meter.mean(*val), aucs)
@@ -244,12 +245,12 @@ class _Training:
         row |= {"seconds": self.meter.seconds, "images_per_s": sum(train[1]) / self.meter.seconds}
         self.history.append(row)
         self.losses += record.losses(number, "train", *train) + record.losses(number, "val", *val)
-        last = number == self.recipe.epochs or self.out_of_patience()
+        last = number == self.recipe.epochs or self.stops_early()
         self.team.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
         self.progress.close_epoch(row)
 
     def save_when_due(self, *, within: bool) -> None:
-        """Save the state if it is time to, or stop if a signal came; several processes first agree on it."""
+        """Save the state if it is due, or stop after a signal. Several processes first agree on it."""
         if self.team.world > 1 and within and self.steps % ASK_EVERY:
             return
         due, stop = self.team.any(self.team.first and self.files.due(within=within), bool(self.signalled()))
@@ -259,11 +260,11 @@ class _Training:
             self.save()
 
     def save(self) -> None:
-        found = self.snapshot()
-        self.team.from_first(lambda: self.files.save(self.steps, *found))
+        snapshot = self.snapshot()
+        self.team.from_first(lambda: self.files.save(self.steps, *snapshot))
 
     def pause(self, done: int = 0, of: int = 0) -> None:
-        """Between two batches that are not trained on: stop here if a signal came, unless others would wait for us."""
+        """Stop between two batches without training if a signal came, unless other processes would wait."""
         if self.team.world == 1 and self.signalled():
             raise _SignalError
         if of:
@@ -277,15 +278,15 @@ class _Training:
         return optim.rate(step, self.all_steps, self.recipe, plateaus)
 
     def highest_rate(self) -> float:
-        """The highest rate of the epoch whose last step was just made: a cosine's last one is 0."""
+        """Highest rate of the epoch that just ended; the last rate of a cosine is 0."""
         steps = -(-self.train.steps(self.epoch) // self.recipe.accumulate)
         return max(self.rate(step) for step in range(self.steps - steps, self.steps))
 
-    def new_meter(self, **kept: Any) -> meter.Meter:
-        return meter.Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", self.train, **kept)
+    def new_meter(self, **values: Any) -> meter.Meter:
+        return meter.Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", self.train, **values)
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Everything that an undisturbed training would carry on with, as tensors and as plain data."""
+        """The training's state, as tensors and as plain data."""
         losses, films = self.meter.of_all(self.team)
         values = state.prefixed(
             model=optim.learned(self.model),
@@ -300,25 +301,25 @@ class _Training:
         return values, {**position, "seconds": self.meter.seconds, **history}
 
     def resume(self) -> str:
-        """Go on from the newest state of this very stage, if there is one; say from where, "" for the beginning."""
+        """Restore the newest state of this stage, if there is one. Returns its position in words, "" for none."""
         path = self.team.from_first(self.files.take_up)
         if path is None:
             return ""
-        found = state.read(path)
-        optim.fill(self.model, state.part(found.tensors, "model"))
-        optim.restore(self.optimizer, self.model, state.part(found.tensors, "optimizer"), self.recipe.optimizer)
+        saved = state.read(path)
+        optim.fill(self.model, state.part(saved.tensors, "model"))
+        optim.restore(self.optimizer, self.model, state.part(saved.tensors, "optimizer"), self.recipe.optimizer)
         if self.average:
-            self.average.fill(state.part(found.tensors, "average"))
-        state.set_random_state(state.part(found.tensors, "random"), self.team.device)
-        self.epoch, self.batch, self.steps = (found.data[name] for name in ("epoch", "batch", "steps"))
-        self.step.parts = found.data["parts"]
-        self.step.scaler.restore(found.data["scaler"])
-        self.history = record.from_json(found.data["history"])
-        self.losses = [tuple(row) for row in found.data["losses"]]
-        kept = state.part(found.tensors, "meter")
-        share = 1 if self.team.first else 0  # what all have seen together is the first one's from here on
-        losses, films = kept["losses"] * share, kept["films"] * share
-        self.meter = self.new_meter(losses=losses.tolist(), films=films.tolist(), seconds=found.data["seconds"])
+            self.average.fill(state.part(saved.tensors, "average"))
+        state.set_random_state(state.part(saved.tensors, "random"), self.team.device)
+        self.epoch, self.batch, self.steps = (saved.data[name] for name in ("epoch", "batch", "steps"))
+        self.step.parts = saved.data["parts"]
+        self.step.scaler.restore(saved.data["scaler"])
+        self.history = record.from_json(saved.data["history"])
+        self.losses = [tuple(row) for row in saved.data["losses"]]
+        meter_state = state.part(saved.tensors, "meter")
+        share = 1 if self.team.first else 0  # the saved sums are over all processes; the first process takes them all
+        losses, films = meter_state["losses"] * share, meter_state["films"] * share
+        self.meter = self.new_meter(losses=losses.tolist(), films=films.tolist(), seconds=saved.data["seconds"])
         self.progress.go_on_from(self.epoch, self.batch, self.history)
         return f"epoch {self.epoch + 1}, batch {self.batch}"
 

@@ -1,4 +1,4 @@
-"""The folder of one stage: its checkpoints, its resume states, and best.json, which says that it is finished."""
+"""Folder of a stage: checkpoints, resume states, and best.json, which marks the stage as finished."""
 
 import json
 import math
@@ -16,41 +16,42 @@ from cxrlib.training import checkpoint, lineage, network, record, state, tensors
 from cxrlib.training.recipes import Stage
 
 SAVE_EVERY = 300.0
-"""Seconds after which a state is saved within an epoch; one is also saved after each epoch."""
+"""Seconds between two states within an epoch. A state is also saved after each epoch."""
 SAVE_SHARE = 0.01
-"""Largest share of the time that saving states may take: where it is slow, or epochs are short, it is done less often.
+"""Largest share of the time that saving may take. If saving is slow or epochs are short, states are saved less often.
 """
 
 
 def save_every() -> float | None:
-    """Seconds between two states as ``$CXR_SAVE_EVERY`` asks for them, and one after each epoch, whatever that takes.
+    """Seconds between two states from ``$CXR_SAVE_EVERY``, None where it is not set.
 
-    None where it is not set. Raises UserError where it is no number of seconds.
+    If it is set, a state is also saved after each epoch, whatever time that takes.
+    Raises UserError where it is not a number of seconds.
     """
-    asked = os.environ.get("CXR_SAVE_EVERY", "")
+    text = os.environ.get("CXR_SAVE_EVERY", "")
     try:
-        seconds = float(asked) if asked else None
+        seconds = float(text) if text else None
     except ValueError:
         seconds = math.nan
     if seconds is not None and not 0 <= seconds < math.inf:
-        raise UserError(f"CXR_SAVE_EVERY is {asked!r}; give the seconds between two states, 0 or more, or unset it")
+        raise UserError(f"CXR_SAVE_EVERY is {text!r}; give the seconds between two states, 0 or more, or unset it")
     return seconds
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError where nothing can be written into ``folder``; it is made where it is absent."""
+    """Raise UserError where ``folder`` is not writable. An absent folder is created."""
     with paths.atomic(folder / ".probe"):
         pass
     (folder / ".probe").unlink(missing_ok=True)
 
 
 def finished(folder: Path, who: dict[str, Any], start: str) -> Path | None:
-    """The best checkpoint of ``folder`` if its stage is this one and done, else None.
+    """The best checkpoint of ``folder`` if it holds this same stage, finished; else None.
 
-    ``start`` is the hash of the network's weights: those the stage started from, or those it ended with where a
-    notebook's cell is run again. Moments that it took over may have been deleted since.
+    ``who`` is the stage's identity. ``start`` is the hash of the network's weights: the stage's starting weights, or
+    its result if a notebook cell runs again. The parent's optimizer moments need not exist any more.
     """
-    if _wanted_again(folder):
+    if _marked_again(folder):
         return None
     try:
         best = paths.read_json(folder / "best.json")
@@ -63,8 +64,8 @@ def finished(folder: Path, who: dict[str, Any], start: str) -> Path | None:
         return None
 
 
-def _wanted_again(folder: Path) -> bool:
-    """Whether the stage is to be trained again from the start, finished or not; training takes the mark away."""
+def _marked_again(folder: Path) -> bool:
+    """Whether the stage is marked to be trained again from the start. Training removes the mark."""
     return (folder / paths.AGAIN).is_file()
 
 
@@ -72,22 +73,22 @@ MOMENTS = "moments.safetensors"
 
 
 def moments_hash(parent: Path | None) -> str:
-    """Hash of the optimizer's moments at the end of the stage that made a checkpoint, "" where none are kept of it."""
+    """Hash of the optimizer moments at the end of the parent's stage, "" where no moments are saved."""
     if parent is None or not (file := parent.with_name(MOMENTS)).is_file():
         return ""
-    kept = tensors.read_meta(file)
-    return kept["sha256"] if kept.get("fingerprint") == checkpoint.read_meta(parent)["fingerprint"] else ""
+    meta = tensors.read_meta(file)
+    return meta["sha256"] if meta.get("fingerprint") == checkpoint.read_meta(parent)["fingerprint"] else ""
 
 
 def moments(parent: Path) -> dict[str, Tensor]:
-    """The moments that ``moments_hash`` is of, by weight. Raises UserError where they are damaged."""
+    """The optimizer moments at the end of the parent's stage, by weight. Raises UserError where they are damaged."""
     return tensors.read(parent.with_name(MOMENTS))[0]
 
 
 class StageFolder:
-    """Writes what a training under way has to keep. Only the holder of the folder's lock may have one.
+    """Writer of a stage's files during training. Only the process with the folder's lock may use it.
 
-    ``who`` is the stage's identity (``record.identity``), ``start`` the hash of the weights it starts from.
+    ``who`` is the stage's identity (``record.identity``), ``start`` the hash of its starting weights.
     """
 
     def __init__(
@@ -98,39 +99,39 @@ class StageFolder:
         self.fingerprint = provenance.digest(who)
         self.asked = save_every()
         self.saved_at, self.save_cost = time.monotonic(), 0.0
-        self.safe: list[str] = []  # the best checkpoint at each saved state, which a resumed training needs
+        self.safe: list[str] = []  # best checkpoint of each saved state, needed to resume
 
     def newest(self) -> state.State | None:
-        """The newest state of this very stage, None where there is none or it is to be trained again from the start."""
-        return None if _wanted_again(self.folder) else state.newest(self.states, self._fault)
+        """The newest state of this stage, None where there is none or the stage must start again."""
+        return None if _marked_again(self.folder) else state.newest(self.states, self._fault)
 
     def begin(self) -> None:
-        """Make the folder ready to begin anew: the stage is no longer finished; its checkpoints stay."""
+        """Prepare the folder for a start from the beginning. The stage is then unfinished; its checkpoints stay."""
         state.sweep(self.folder)
         state.clear(self.states)
         for name in ("best.json", "history.csv", "batches.csv", paths.AGAIN):
             (self.folder / name).unlink(missing_ok=True)
 
     def go_on(self, found: state.State) -> None:
-        """Make the folder ready to go on from a state, whose best checkpoint must stay."""
+        """Prepare the folder to resume from a state, and keep the best checkpoint of that state."""
         state.sweep(self.folder)
         state.sweep(self.states)
         self.safe = [found.data["best"]]
 
     def take_up(self) -> Path | None:
-        """Make the folder ready for this stage; the state to go on from, None where it begins anew."""
-        found = self.newest()
-        self.go_on(found) if found else self.begin()
-        return found.path if found else None
+        """Prepare the folder for this stage. Returns the state to resume from, None for a start from the beginning."""
+        newest = self.newest()
+        self.go_on(newest) if newest else self.begin()
+        return newest.path if newest else None
 
     def due(self, *, within: bool) -> bool:
         """Whether to save a state now, ``within`` an epoch or after one.
 
-        Until the first state is saved, it is taken to cost what a checkpoint did.
+        The cost of the first state is unknown, so the cost of a checkpoint stands for it.
         """
-        every = SAVE_EVERY if self.asked is None else self.asked
-        rest = self.save_cost / SAVE_SHARE if self.asked is None else 0.0
-        return time.monotonic() - self.saved_at >= max(every if within else 0.0, rest)
+        interval = SAVE_EVERY if self.asked is None else self.asked
+        shortest = self.save_cost / SAVE_SHARE if self.asked is None else 0.0
+        return time.monotonic() - self.saved_at >= max(interval if within else 0.0, shortest)
 
     def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
         began = time.monotonic()
@@ -142,9 +143,9 @@ class StageFolder:
         self.save_cost = self.saved_at - began
 
     def keep(self, model: network.Network, history: list[dict[str, Any]], batches: list[tuple], *, last: bool) -> None:
-        """Write the history, and a checkpoint of the epoch just done if it is the best so far or the ``last``.
+        """Write the history, and a checkpoint if the newest epoch is the best so far or the ``last``.
 
-        ``batches`` are the losses of all epochs so far, as rows of ``record.BATCH_COLUMNS``.
+        ``batches`` are the losses of all finished epochs, as rows of ``record.BATCH_COLUMNS``.
         """
         epoch = history[-1]["epoch"]
         if last or record.best_epoch(history) == epoch:
@@ -152,18 +153,18 @@ class StageFolder:
         record.write_history(self.folder, record.frame(history), batches)
 
     def finish(self, model: network.Network, history: list[dict[str, Any]], moments: dict[str, Tensor]) -> Path:
-        """Mark the stage as finished. Returns its best checkpoint; with no epochs, the weights it started from.
+        """Mark the stage as finished. Returns its best checkpoint, of the starting weights where it has no epochs.
 
-        The network then holds what the checkpoint's file gave back. ``moments`` are the optimizer's at the end, for a
-        stage that goes on from here.
+        The network then holds the checkpoint's weights, read back from the file. ``moments`` are the final optimizer
+        moments, for the next stage.
         """
         if not history:
             self._checkpoint(model, 0, {})
             record.write_history(self.folder, record.frame(history), [])
         tensors.remove(self.folder / MOMENTS)
         if moments:
-            kind = {"fingerprint": self.fingerprint, "optimizer": self.recipe.optimizer}
-            tensors.write((self.folder / MOMENTS).with_suffix(""), moments, kind)
+            meta = {"fingerprint": self.fingerprint, "optimizer": self.recipe.optimizer}
+            tensors.write((self.folder / MOMENTS).with_suffix(""), moments, meta)
         epoch = record.best_epoch(history) if history else 0
         best, last = self._title(epoch), self._title(len(history))
         loaded = checkpoint.load_into(model, self.folder / (best + checkpoint.SUFFIX)).checkpoint
@@ -185,7 +186,7 @@ class StageFolder:
         return loaded.path
 
     def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
-        _ = self.line.past  # looked at once, and no part of what a checkpoint costs
+        _ = self.line.past  # computed once and cached; its time must not count as the cost of a checkpoint
         began = time.monotonic()
         metrics = record.jsonable([{name: value for name, value in row.items() if name not in record.TIMES}])[0]
         checkpoint.save(
@@ -205,27 +206,27 @@ class StageFolder:
         return checkpoint.name(self.recipe.number, self.recipe.lr, self.line.epochs_so_far + epoch)
 
     def _fault(self, data: dict[str, Any]) -> str:
-        """Why a state cannot be gone on with, "" where it can."""
-        if differing := record.differences(self.who | {"start": self.start}, data["who"] | {"start": data["start"]}):
-            return f"it was of another recipe or data: {differing}"
+        """Reason why a state cannot be resumed, "" where it can."""
+        if differences := record.differences(self.who | {"start": self.start}, data["who"] | {"start": data["start"]}):
+            return f"it has another recipe or other data: {differences}"
         if data["best"] and not (self.folder / (data["best"] + checkpoint.SUFFIX)).is_file():
-            return f"its best checkpoint {data['best']} is gone"
+            return f"its best checkpoint {data['best']} is missing"
         return ""
 
     def _prune(self, keep: set[str]) -> None:
-        """Remove this stage's checkpoints but for the names in ``keep``; those of other recipes are left alone."""
+        """Remove this stage's checkpoints except the names in ``keep``. Those of other recipes stay."""
         for file in self.folder.glob("stage*.json"):
             try:
-                mine = json.loads(file.read_text(encoding="utf-8")).get("fingerprint") == self.fingerprint
+                same_stage = json.loads(file.read_text(encoding="utf-8")).get("fingerprint") == self.fingerprint
             except (ValueError, AttributeError):
                 continue
-            if mine and file.stem not in keep:
+            if same_stage and file.stem not in keep:
                 tensors.remove(file.with_suffix(checkpoint.SUFFIX))
 
 
 def _why(history: pd.DataFrame, epoch: int) -> str:
     if history.empty:
-        return "no epochs: the weights it started from, handed on"
+        return "no epochs: the starting weights, unchanged"
     auc = history.set_index("epoch")["val_auc"][epoch]
     if math.isnan(auc):
         return f"validation AUC is undefined on these films; epoch {epoch} is the last"

@@ -1,6 +1,6 @@
-"""What a run will take on this machine, from a few steps of each kind on made-up films and arithmetic.
+"""Forecast of a run's time and memory on this machine, from a few timed steps on random images.
 
-An estimate: clocks, other work and the length of an epoch's end move it by a third either way.
+The estimate can be wrong by a third either way: clock speed, other load and the end of an epoch vary.
 """
 
 import json
@@ -21,11 +21,11 @@ from cxrlib.training.recipes import HEAD, Stage
 from cxrlib.training.team import Team
 
 BUDGET = 5.0
-"""Seconds after which no further kind of step is measured on a CPU; the others are reckoned from their operations."""
+"""Seconds after which a CPU measures no further kind of step; the rest is computed from their operations."""
 PROBED = 8 * 224**2
-"""Pixels in a measured step on a CPU, at most; an accelerator is measured with the run's own batches."""
+"""Largest number of pixels in a measured step on a CPU. An accelerator uses the run's own batches."""
 NOTEBOOK = 8.0
-"""Seconds that a notebook takes beside training and reading: figures, intervals, files."""
+"""Seconds that a notebook takes besides training and prediction: figures, intervals, files."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Films:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Films/s of training, by the groups that train, and of reading; peak bytes of memory of a step."""
+    """Speeds in films/s: of training, by trained groups, and of prediction. ``memory``: peak bytes of a step."""
 
     training: dict[tuple[str, ...], float]
     reading: float
@@ -47,10 +47,10 @@ class Speeds:
 
 
 def seconds(recipes: Sequence[Stage], films: Films, speeds: Speeds, notebooks: int) -> float:
-    """Seconds that these stages and the evaluation after them take: training, validation, reading, notebooks.
+    """Seconds for these stages and the evaluation after them: training, validation, prediction, notebooks.
 
-    Each stage's notebook reads the validation films twice, and the evaluation reads validation and test films with
-    every stage's checkpoint. The head alone on films that do not vary is trained on features computed once.
+    Each stage's notebook predicts the validation films twice. The evaluation predicts validation and test films with
+    every stage's checkpoint. The head alone, without augmentation, is trained on features that are computed once.
     """
     total = notebooks * NOTEBOOK
     for recipe in recipes:
@@ -70,12 +70,12 @@ def measure(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Speeds:
-    """Time a step of each set of trained groups, and reading, on films of noise.
+    """Measure the speed of a step for each set of trained groups, and of prediction, on images of noise.
 
-    Raises ``steps.NoRoomError`` with the number of films that fit where the batch is too large for the device.
+    Raises ``steps.NoRoomError``, with the number of films that fit, where the batch is too large for the device.
     """
     films = batch_size if device.type != "cpu" else max(2, min(batch_size, PROBED // size**2))
-    began, before = clock(), _memory(device)
+    start, memory = clock(), _memory(device)
     training: dict[tuple[str, ...], float] = {}
     operations: dict[tuple[str, ...], float] = {}
     kinds = {recipe.groups: recipe for recipe in recipes if recipe.epochs}
@@ -84,34 +84,38 @@ def measure(
         model = network.train_only(network.build("none"), recipe.groups)
         model.to(device, memory_format=torch.channels_last)
         operations[recipe.groups] = compiler.training_flops(model, 1, size)
-        if device.type != "cpu" or clock() - began < BUDGET or not training:
-            training[recipe.groups] = _speed(_training(model, recipe, size, films, device), films, device, clock)
+        if device.type != "cpu" or clock() - start < BUDGET or not training:
+            training[recipe.groups] = _speed(_training_step(model, recipe, size, films, device), films, device, clock)
     measured = next(iter(training), None)
     for groups in operations.keys() - training.keys():
         training[groups] = training[measured] * operations[measured] / operations[groups]
     model = network.build("none").to(device)
-    reading = _speed(_reading(model, recipes[0], size, films, device), films, device, clock)
-    grown = (_memory(device) - before) * batch_size / films
-    return Speeds(training, reading, before + grown)
+    prediction = _speed(_prediction_step(model, recipes[0], size, films, device), films, device, clock)
+    increase = (_memory(device) - memory) * batch_size / films
+    return Speeds(training, prediction, memory + increase)
 
 
-def _training(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Callable[[], Any]:
+def _training_step(
+    model: network.Network, recipe: Stage, size: int, films: int, device: torch.device
+) -> Callable[[], Any]:
     dtype, team = hardware.dtype(device, recipe.precision), Team(device)
     optimizer = optim.make(model.train(), recipe)
     step = steps.Step(model, losses.make(recipe.loss), recipe, optimizer, team, dtype=dtype)
-    batch = Batch(torch.randn(films, 1, size, size, device=device), torch.zeros(films, len(LABELS), device=device),
-                  torch.arange(films))  # fmt: skip
-    never_again = type("Varied", (), {"view": staticmethod(lambda epoch: None)})
-    seen = frozen.Features(model, never_again, team, dtype=dtype)
+    images = torch.randn(films, 1, size, size, device=device)
+    batch = Batch(images, torch.zeros(films, len(LABELS), device=device), torch.arange(films))
+    varying = type("Varying", (), {"view": staticmethod(lambda epoch: None)})
+    features = frozen.Features(model, varying, team, dtype=dtype)
 
     def work() -> None:
-        step.learn(batch, seen.of, films, last=True)
+        step.learn(batch, features.of, films, last=True)
         step.take(recipe.lr)
 
     return work
 
 
-def _reading(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Callable[[], Any]:
+def _prediction_step(
+    model: network.Network, recipe: Stage, size: int, films: int, device: torch.device
+) -> Callable[[], Any]:
     reader = inference.Inference(model, dtype=hardware.dtype_to_read(device, recipe.precision))
     images = torch.randn(films, 1, size, size, device=device)
 
@@ -123,17 +127,17 @@ def _reading(model: network.Network, recipe: Stage, size: int, films: int, devic
 
 
 def _speed(work: Callable[[], Any], films: int, device: torch.device, clock: Callable[[], float]) -> float:
-    """Films/s, after first times that do not count: libraries settle in them. The card is waited for."""
+    """Speed in films/s, after two warm-up calls. Waits for the card before each reading of the clock."""
     times = 2 if device.type == "cpu" else 10
     with hardware.keeping_memory(device):
         for _ in range(2):
             work()
         _wait(device)
-        began = clock()
+        start = clock()
         for _ in range(times):
             work()
         _wait(device)
-        return films * times / (clock() - began)
+        return films * times / (clock() - start)
 
 
 def _wait(device: torch.device) -> None:
@@ -142,7 +146,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _memory(device: torch.device) -> float:
-    """Peak bytes so far: of a card's tensors, or of this process."""
+    """Peak memory so far in bytes: of a card's tensors, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -154,7 +158,7 @@ def _memory(device: torch.device) -> float:
 
 
 def words(recipes: Sequence[Stage], films: Films, size: int, batch_size: int, notebooks: int) -> str:
-    """The forecast in two lines, or that the batch does not fit and which one does."""
+    """The forecast in two lines; or a sentence with the batch size that fits, where the batch is too large."""
     device = hardware.device()
     dtype = hardware.name(hardware.dtype(device, recipes[0].precision))
     where = f"Device: {provenance.device()}, {dtype}."
@@ -162,26 +166,26 @@ def words(recipes: Sequence[Stage], films: Films, size: int, batch_size: int, no
         speeds = measure(recipes, size, batch_size, device)
     except steps.NoRoomError as error:
         fits, parts = max(error.fits, 1), -(-batch_size // max(error.fits, 1))
-        fitting = f'try batch_size {fits} with also="accumulate={parts}"'
-        return f"{where} A batch of {batch_size} films does not fit into its memory: {fitting}."
+        advice = f'try batch_size {fits} with also="accumulate={parts}"'
+        return f"{where} A batch of {batch_size} films does not fit into its memory: {advice}."
     trained = [recipe for recipe in recipes if recipe.epochs]
     rates = ", ".join(rounded(speeds.training[recipe.groups]) for recipe in trained)
-    which = ", ".join(str(recipe.number) for recipe in trained)
-    took = clock_words(seconds(recipes, films, speeds, notebooks))
+    numbers = ", ".join(str(recipe.number) for recipe in trained)
+    duration = clock_words(seconds(recipes, films, speeds, notebooks))
     memory = f", with {speeds.memory / 1e9:.1f} GB of {'GPU ' * (device.type == 'cuda')}memory" if speeds.memory else ""
-    reading = f"reading about {rounded(speeds.reading)} films/s"
-    learnt = f"Training about {rates} films/s in stages {which}, {reading}" if trained else reading.capitalize()
-    return f"{where} {learnt}.\nFrom here on the chain takes about {took}{memory}."
+    prediction = f"prediction about {rounded(speeds.reading)} films/s"
+    both = f"Training about {rates} films/s in stages {numbers}, {prediction}" if trained else prediction.capitalize()
+    return f"{where} {both}.\nFrom here on the chain takes about {duration}{memory}."
 
 
 def rounded(value: float) -> str:
-    """To two digits: 3,187 → 3,200."""
+    """A number in two digits: 3,187 → 3,200."""
     digits = 1 - len(str(int(value))) + 1 if value >= 1 else 2
     return f"{round(value, min(digits, 0) if value >= 10 else 1):,g}" if value < 1e6 else f"{value:,.0f}"
 
 
 def clock_words(took: float) -> str:
-    """Seconds as ``40 s``, ``12 min`` or ``3 h 20 min``."""
+    """A duration from seconds: ``40 s``, ``12 min`` or ``3 h 20 min``."""
     if took < 90:
         return f"{max(round(took, -1), 10):.0f} s"
     minutes = round(took / 60)
@@ -189,10 +193,10 @@ def clock_words(took: float) -> str:
 
 
 def tell(given: str) -> None:
-    """Print ``words`` for settings in JSON: stages (each what ``stages.recipe`` takes), films, size and so on."""
-    told = json.loads(given)
-    recipes = [stages.recipe(**how) for how in told.pop("stages")]
+    """Print the forecast for settings in JSON: stages (arguments of ``stages.recipe``), films, size and so on."""
+    settings = json.loads(given)
+    recipes = [stages.recipe(**arguments) for arguments in settings.pop("stages")]
     try:
-        print(words(recipes, Films(**told.pop("films")), **told))
+        print(words(recipes, Films(**settings.pop("films")), **settings))
     except UserError as error:
         print(error)

@@ -1,4 +1,4 @@
-"""Frozen work, done well and done once: BatchNorm folded into the convolutions, and what repeats remembered."""
+"""Frozen part of the network: BatchNorm folded into the convolutions, and its features cached."""
 
 import copy
 import math
@@ -18,19 +18,19 @@ from cxrlib.training import compiler, network
 from cxrlib.training.team import Team
 
 MEMORY = 2**30
-"""Largest size in bytes of the features kept in memory for one part of the data."""
+"""Largest size in bytes of the features cached in memory, for one part of the data."""
 CARD_SHARE = 0.1
-"""Largest share of a card's free memory that remembered features take."""
+"""Largest share of a card's free memory for cached features."""
 DISK = 2**36
-"""Largest size in bytes of those kept in a file instead, as far as the disk has twice that free; on a CPU alone, since
-an accelerator computes them faster than a disk gives them back."""
+"""Largest size in bytes of the features cached in a file, if the disk has twice that free. Only for a CPU: an
+accelerator computes features faster than a disk reads them."""
 
 
 def fold(model: network.Network, first: int = 0, last: int | None = None) -> nn.Sequential:
-    """A copy of the steps ``first`` to ``last`` of ``network.STEPS`` with BatchNorms folded into the convolutions.
+    """Copy of the steps ``first`` to ``last`` of ``network.STEPS``, with each BatchNorm folded into its convolution.
 
-    By default the frozen prefix. Equal to the network in eval mode up to rounding, with a third of its passes over
-    memory saved (Jacob et al., Quantization and Training of Neural Networks, CVPR 2018, section 3.2, for the formula).
+    By default it is the frozen prefix. The output is that of the network in eval mode up to rounding, with a third
+    fewer passes over memory (formula: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018, 3.2).
     """
     last = model.split if last is None else last
     names = [name for step in list(network.STEPS)[first:last] for name in network.STEPS[step]]
@@ -59,14 +59,13 @@ def _fold_block(block: Bottleneck) -> None:
 
 
 class Features:
-    """What the frozen prefix makes of the films of one part, batch by batch.
+    """Features of the frozen prefix for the films of one part, batch by batch.
 
-    Where a film has a fixed number of views (one without augmentation, see ``data.batches``) and the features of all
-    of them fit into ``memory`` or ``disk`` bytes, they are computed once per view, in the films' order, at the first
-    batch asked for: on a card where they fit into ``CARD_SHARE`` of what is free there, else in memory. A file for
-    them lies in ``folder``, nameless where the system allows that, and goes with the training. ``pause(done, all)`` is
-    called after each batch of the computing, and may raise. ``dtype`` is what they are computed and kept in;
-    ``compiled`` the size of the batches that compiled code is made for, 0 for none.
+    Features are cached if each film has a fixed number of variants (one without augmentation, see ``data.batches``)
+    and all features fit into ``memory`` or ``disk`` bytes. They are then computed at the first batch, once per variant,
+    in the films' order. The cache is on the card if it fits into ``CARD_SHARE`` of the free memory there, else in
+    memory, else in a temporary file in ``folder``. ``pause(done, all)`` is called after each batch of this work and may
+    raise. ``dtype`` is the type of computation and cache. ``compiled`` is the compiled batch size, 0 for none.
     """
 
     def __init__(
@@ -89,86 +88,86 @@ class Features:
             self.prefix = fold(model).to(team.device, dtype).to(memory_format=torch.channels_last)
             self.prefix = compiler.WholeBatches(self.prefix, compiled) if compiled else self.prefix
         self.remembers = self.prefix is not None
-        self.known: dict[int, Tensor] = {}  # (N, …) on the CPU or a card, by view
+        self.known: dict[int, Tensor] = {}  # (N, …) on the CPU or a card, by variant
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
-        """The epoch's batches on the device; without images where the features of all films are remembered."""
-        if start < self.part.steps(epoch):  # at an epoch's end nothing is remembered that may not be needed
+        """The epoch's batches on the device, without images where all features are cached."""
+        if start < self.part.steps(epoch):  # no batch is left at the end of an epoch, so no cache is computed
             yield from self.part.epoch(epoch, start, on=self.team.device, images=not self.knows(epoch))
 
     def knows(self, epoch: int) -> bool:
-        """Whether the features of all films as this epoch shows them are remembered; they are now, if they can be."""
-        view = self.part.view(epoch)
-        if self.remembers and view is not None and view not in self.known:
-            self._remember(view)
-        return view in self.known
+        """Whether the features of this epoch's variant are cached. Computes the cache first, if there is room."""
+        variant = self.part.view(epoch)
+        if self.remembers and variant is not None and variant not in self.known:
+            self._fill_cache(variant)
+        return variant in self.known
 
     def of(self, batch: Any, epoch: int = 0) -> Tensor:
-        """Features of a batch on the device, what ``model.suffix`` goes on from; the images where nothing is frozen."""
+        """Features of a batch on the device, the input of ``model.suffix``; its images where nothing is frozen."""
         if not self.knows(epoch):
             return self._compute(batch.images)
-        known = self.known[self.part.view(epoch)]
-        return _channels_last(cuda.moved(known[cuda.moved(batch.rows, known.device)], self.team.device))
+        cache = self.known[self.part.view(epoch)]
+        return _channels_last(cuda.moved(cache[cuda.moved(batch.rows, cache.device)], self.team.device))
 
     @torch.no_grad()
     def _compute(self, images: Tensor) -> Tensor:
         images = _channels_last(images)  # (B, 1, S, S)
         return images if self.prefix is None else self.prefix(images.to(self.dtype))
 
-    def _remember(self, view: int) -> None:
-        """Compute the features of every film in one of its views; nothing is kept where there is no room for them.
+    def _fill_cache(self, variant: int) -> None:
+        """Compute and cache the features of every film in one variant. Without room for them, nothing is cached.
 
-        Several processes share the films out. Each then holds all features, or maps the one file.
+        Several processes share the work. Then each one holds all features, or all map the same file.
         """
         in_order = copy.copy(self.part)
         in_order.shuffle, in_order.cap = False, 0
-        known, shared = None, False
+        cache, shared = None, False
         rows, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-        mine: list[tuple[Tensor, Tensor]] = []
-        for number, batch in enumerate(in_order.epoch(view, on=self.team.device), 1):
+        own_share: list[tuple[Tensor, Tensor]] = []
+        for number, batch in enumerate(in_order.epoch(variant, on=self.team.device), 1):
             rows, values = batch.rows, self._compute(batch.images)
-            if known is None:
-                known, shared = self._room(view, values)
-                if known is None:
+            if cache is None:
+                cache, shared = self._allocate(variant, values)
+                if cache is None:
                     self.remembers = False
                     return
-            known[cuda.moved(rows, known.device)] = values.to(known.device)
+            cache[cuda.moved(rows, cache.device)] = values.to(cache.device)
             if not shared and self.team.world > 1:
-                mine.append((rows, values.cpu()))
-            self.pause(number, in_order.steps(view))
-        for others in self.team.gather(mine):
-            for rows, values in others:
-                known[rows] = values.to(known.device)
-        self.known[view] = known
+                own_share.append((rows, values.cpu()))
+            self.pause(number, in_order.steps(variant))
+        for share in self.team.gather(own_share):
+            for rows, values in share:
+                cache[rows] = values.to(cache.device)
+        self.known[variant] = cache
 
-    def _room(self, view: int, values: Tensor) -> tuple[Tensor | None, bool]:
-        """A place for the features of all films, (N, …), and whether it is a file that all processes share."""
+    def _allocate(self, variant: int, values: Tensor) -> tuple[Tensor | None, bool]:
+        """Memory for the features of all films, (N, …), and whether it is a file that all processes share."""
         shape = (len(self.part.films), *values.shape[1:])
         need = math.prod(shape) * values.element_size()
-        views = self.part.views or 1
-        if need * views <= self.memory:
-            where = values.device if _fits_beside(need * views, values.device) else "cpu"
+        variants = self.part.views or 1
+        if need * variants <= self.memory:
+            where = values.device if _fits_on_card(need * variants, values.device) else "cpu"
             return torch.empty(shape, dtype=values.dtype, device=where), False
-        if self.folder is None or not self.team.one_machine or need * views > self.disk:
+        if self.folder is None or not self.team.one_machine or need * variants > self.disk:
             return None, False
-        if 2 * need * (views - view) > shutil.disk_usage(self.folder).free:
+        if 2 * need * (variants - variant) > shutil.disk_usage(self.folder).free:
             return None, False
-        path = self.folder / f".features-{id(self.part) if self.team.world == 1 else 'shared'}-{view}.tmp"
-        self.team.from_first(lambda: _claim(path, need))
-        place = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=values.dtype).view(shape)
+        path = self.folder / f".features-{id(self.part) if self.team.world == 1 else 'shared'}-{variant}.tmp"
+        self.team.from_first(lambda: _reserve(path, need))
+        features = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=values.dtype).view(shape)
         self.team.together()
-        if self.team.first and os.name == "posix":  # whoever has it mapped keeps it
+        if self.team.first and os.name == "posix":  # a mapped file stays readable without its name
             path.unlink()
-        return place, True
+        return features, True
 
 
-def _fits_beside(need: int, device: torch.device) -> bool:
-    """Whether a card has room for so many bytes beside a training."""
+def _fits_on_card(need: int, device: torch.device) -> bool:
+    """Whether so many bytes fit on a card beside a training."""
     return device.type == "cuda" and need <= CARD_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-def _claim(path: Path, size: int) -> None:
-    """Make a file of so many bytes whose space on the disk is its own."""
+def _reserve(path: Path, size: int) -> None:
+    """Create a file of so many bytes, with its space on the disk reserved."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)

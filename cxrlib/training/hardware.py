@@ -1,4 +1,4 @@
-"""What the machine has, asked for when it is needed: the device, the precision that gains on it, its memory's end."""
+"""Device, precision, memory and signals of this machine."""
 
 import ctypes
 import math
@@ -17,23 +17,24 @@ from cxrlib.errors import UserError
 from cxrlib.training import cards
 
 SMALL = 16
-"""Side of films in pixels at which a ResNet's last group is down to a single one."""
+"""Image side in pixels at which a ResNet's last group has a single pixel."""
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-"""glibc's settings of its allocator, see mallopt(3)."""
+"""Allocator settings of glibc, see mallopt(3)."""
 CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 FP16_GAINS = {(6, 0), (7, 0), (7, 2), (7, 5)}
-"""Compute capabilities without bfloat16 whose float16 is fast: P100, V100, Xavier, T4 and the RTX 20 cards. Others of
-capability 6 have it at a 64th of float32's rate (CUDA C++ Programming Guide, throughput of arithmetic instructions)."""
+"""Compute capabilities without bfloat16 but with fast float16: P100, V100, Xavier, T4 and the RTX 20 cards. On others
+of capability 6, float16 has 1/64 of float32's rate (CUDA C++ Programming Guide, throughput of arithmetic instructions).
+"""
 LOST = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|device-side assert|NCCL error")
 DEVICE = "CXR_DEVICE"
 """Environment variable that names the device: cpu, cuda, cuda:1 or mps."""
 
 
 def device(wanted: str | torch.device | None = None) -> torch.device:
-    """The wanted device, or what ``CXR_DEVICE`` names, or the best there is: CUDA, then Apple's, then the CPU.
+    """The device: ``wanted``, else the one in ``CXR_DEVICE``, else the best one: CUDA, then Apple's, then the CPU.
 
-    Raises UserError for a device that is not there, and for an NVIDIA card that this torch cannot use: a day on the
-    CPU beside an idle card is worse than a message.
+    Raises UserError for an absent device, and for an NVIDIA card that this torch cannot use: a message is better than
+    a day of training on the CPU beside an idle card.
     """
     wanted = wanted or os.environ.get(DEVICE)
     if wanted:
@@ -55,7 +56,7 @@ def _named(wanted: str | torch.device) -> torch.device:
 
 
 def bf16(at: torch.device) -> bool:
-    """Whether bfloat16 is native there. Emulated it is slower than float32: 10 times on a CPU with AVX2 alone."""
+    """Whether bfloat16 is native on the device. Emulated, it is slower: 10 times on a CPU with AVX2 only."""
     if at.type == "cuda":
         return torch.cuda.get_device_capability(at) >= (8, 0)
     if at.type == "cpu":
@@ -64,17 +65,17 @@ def bf16(at: torch.device) -> bool:
 
 
 def fp16(at: torch.device) -> bool:
-    """Whether a network can be trained in float16 there: every CUDA card can, Apple's where torch has it."""
+    """Whether float16 training works on the device: always on CUDA, on Apple's devices where torch supports it."""
     if at.type == "cpu":
         return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", bool)())
     return at.type == "cuda" or (at.type == "mps" and torch.amp.is_autocast_available("mps"))
 
 
 def dtype(at: torch.device, precision: str = "auto") -> torch.dtype:
-    """What a recipe's ``precision`` means there: torch.float32, bfloat16 or float16.
+    """The torch dtype of a recipe's ``precision`` on the device: float32, bfloat16 or float16.
 
-    "auto" takes bfloat16 where it is native; on CUDA cards without it that gain by float16, float16; else float32,
-    also on Apple's devices. Raises UserError where the device lacks the precision that was asked for.
+    "auto" means bfloat16 where it is native, float16 on CUDA cards without it in ``FP16_GAINS``, else float32, also on
+    Apple's devices. Raises UserError where the device lacks the precision.
     """
     if precision == "auto":
         if bf16(at):
@@ -88,20 +89,20 @@ def dtype(at: torch.device, precision: str = "auto") -> torch.dtype:
 
 
 def dtype_to_read(at: torch.device, precision: str = "auto") -> torch.dtype:
-    """The same for reading films, where a precision that the device lacks gives way to "auto".
+    """The torch dtype for predictions. A precision that the device lacks is replaced by "auto".
 
-    So a checkpoint trained in bfloat16 on a card can be read on any laptop.
+    So a checkpoint trained in bfloat16 on a card works on any laptop.
     """
     return dtype(at, precision if precision in available(at) else "auto")
 
 
 def available(at: torch.device) -> list[str]:
-    """The precisions that a device has."""
+    """Precisions that a device supports."""
     return ["float32"] + ["bfloat16"] * bf16(at) + ["float16"] * fp16(at)
 
 
 def name(of: torch.dtype) -> str:
-    """``bfloat16`` for torch.bfloat16."""
+    """Name of a dtype: ``bfloat16`` for torch.bfloat16."""
     return str(of).removeprefix("torch.")
 
 
@@ -111,24 +112,24 @@ def autocast(at: torch.device, to: torch.dtype) -> AbstractContextManager:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error says that a GPU failed, apart from its memory running out."""
+    """Whether an error means a GPU failure other than out of memory."""
     return isinstance(error, RuntimeError) and not no_memory(error) and bool(LOST.search(str(error)))
 
 
 def require_size(part: Any, to: torch.dtype) -> None:
-    """Raise UserError where the films of ``part`` would be trained on in bfloat16 and are too small for it.
+    """Raise UserError where the images of ``part`` are too small to train in bfloat16.
 
-    At 16 pixels layer4 sees a single one, and its strided convolution on a CPU leaves the gradients of taps that lie
-    in the padding unset: torch 2.15 was seen to put NaN there, without a word.
+    At 16 pixels layer4 has a single pixel. On a CPU its strided convolution leaves the gradients of the taps in the
+    padding unset: with torch 2.15 they were NaN, without an error.
     """
     size = getattr(getattr(part, "store", None), "size", None)
     if to == torch.bfloat16 and size is not None and size <= SMALL:
-        what = f"films of {size} pixels are too small for bfloat16"
-        raise UserError(f'{what}; give size {2 * SMALL} or more, or also="precision=float32"')
+        problem = f"films of {size} pixels are too small for bfloat16"
+        raise UserError(f'{problem}; give size {2 * SMALL} or more, or also="precision=float32"')
 
 
 def no_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, in the words of CUDA, the CPU or Apple's devices."""
+    """Whether an error means out of memory, on CUDA, the CPU or Apple's devices."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
@@ -137,9 +138,9 @@ def no_memory(error: BaseException) -> bool:
 
 @contextmanager
 def failures_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
-    """Turn running out of memory, and a GPU that fails, into a UserError; keep what is freed on a CPU.
+    """Raise UserError for out of memory and for a GPU failure inside the block. Includes ``keeping_memory``.
 
-    Where the error knows how many films at once there is room for (``fits``), the message says so.
+    The message has the batch size that fits, where the error's ``fits`` has it.
     """
     try:
         with keeping_memory(at):
@@ -147,8 +148,8 @@ def failures_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if lost(error):
             raise UserError(
-                f"{what}: the GPU failed ({str(error).splitlines()[0]}); the state saved last is kept, and the same "
-                "command goes on from there. If it comes again, look at nvidia-smi and the system's log"
+                f"{what}: the GPU failed ({str(error).splitlines()[0]}); the last saved state is kept, and the same "
+                "command resumes from it. If it fails again, look at nvidia-smi and the system's log"
             ) from None
         if not no_memory(error):
             raise
@@ -164,12 +165,12 @@ def failures_of(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
 
 @contextmanager
 def keeping_memory(at: torch.device) -> Iterator[None]:
-    """On a CPU, let the process keep memory that is freed inside the block for its next allocations.
+    """Keep freed memory in the process for its next allocations, inside the block, on a CPU.
 
-    glibc hands blocks above 32 MiB back at once and has the kernel zero new ones, for every activation of every step:
-    a tenth of the time of a step that trains all of a ResNet-50 (224 px, batch 32, two cores; 165,000 page faults), a
-    third of that of reading films in float32. Afterwards glibc's ways are those of a process that has seen large
-    blocks, and what is free goes back to the system. Where the C library is another, nothing changes.
+    By default glibc returns blocks above 32 MiB to the kernel at once, and the kernel zeroes new ones. For the
+    activations this takes a tenth of a step that trains all of a ResNet-50 (224 px, batch 32, two cores; 165,000 page
+    faults), and a third of a prediction in float32. After the block, glibc has the settings of a process that has used
+    large blocks, and free memory goes back to the system. With another C library nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if at.type == "cpu" and sys.platform == "linux" else None
     if mallopt is None:
@@ -188,23 +189,23 @@ def keeping_memory(at: torch.device) -> Iterator[None]:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], str]]:
-    """Hold back Ctrl-C, a notebook's interrupt and SIGTERM inside the block, so that a step is never torn.
+    """Delay Ctrl-C, a notebook's interrupt and SIGTERM inside the block, so that no step is left half done.
 
-    Gives a function that says which signal came, "" for none. A second Ctrl-C interrupts at once; a SIGTERM after it
-    does not, since a launcher sends one to processes that have had theirs.
-    Outside the main thread signals cannot be held back, and nothing is changed.
+    Yields a function that returns the first signal's name, "" for none. A second Ctrl-C interrupts at once. A SIGTERM
+    after a Ctrl-C does not, because launchers send one to processes that were already interrupted.
+    Outside the main thread signals cannot be delayed, and nothing changes.
     """
-    came: list[str] = []
+    signals: list[str] = []
 
     def note(number: int, frame: object) -> None:
-        if number == signal.SIGINT and signal.SIGINT.name in came:
+        if number == signal.SIGINT and signal.SIGINT.name in signals:
             raise KeyboardInterrupt
-        came.append(signal.Signals(number).name)
+        signals.append(signal.Signals(number).name)
 
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield lambda: came[0] if came else ""
+        yield lambda: signals[0] if signals else ""
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""Losses for 15 labels that may be present together, computed on logits.
+"""Losses for 15 labels, of which several can be present together. They take logits.
 
-Both are means over every element of the (batch, 15) matrix, so a value does not depend on the batch size.
+Both are means over all elements of the (batch, 15) matrix, so the value does not depend on the batch size.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ NAMES = ("focal", "bce")
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss that can be called and compared: ``loss(logits, labels)`` with (B, 15) each gives a scalar.
+    """Loss function that can be compared: ``loss(logits, labels)``, both (B, 15), gives a scalar.
 
-    ``positive_weight``: 15 factors on the terms where a label is 1, or None for 1 throughout.
+    ``positive_weight``: 15 factors for the terms where a label is 1, None for no factors.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Loss:
     positive_weight: tuple[float, ...] | None = None
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean over all elements of -(1 - p)^gamma log p, with p the probability given to what the label says.
+        """Mean over all elements of -(1 - p)^gamma log p, where p is the predicted probability of the label's value.
 
-        Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4; gamma 0 is binary
-        cross-entropy. log p and log(1 - p) are taken from the logit, so nothing overflows or becomes NaN.
+        Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4; gamma 0 is binary cross-entropy.
+        log p and log(1 - p) come from the logit, so nothing overflows or becomes NaN.
         """
         labels = labels.to(logits.device)
-        agreement = logits.float() * (2 * labels - 1)  # (B, 15): the logit of the labelled answer
+        agreement = logits.float() * (2 * labels - 1)  # (B, 15): the logit of the label's value
         loss = -logsigmoid(agreement)
         if self.gamma:
             loss = loss * torch.exp(self.gamma * logsigmoid(-agreement))
@@ -44,9 +44,9 @@ class Loss:
 
 
 def make(name: str, *, gamma: float = 2.0, positive_weight: np.ndarray | None = None) -> Loss:
-    """The loss of that name. ``gamma`` counts for ``focal`` alone.
+    """The loss of this name. Only ``focal`` uses ``gamma``.
 
-    Raises UserError for another name, a negative gamma, or weights that are not 15 positive numbers.
+    Raises UserError for an unknown name, a negative gamma, or weights that are not 15 positive numbers.
     """
     if name not in NAMES:
         raise UserError(f"loss {name!r} is unknown; use one of {', '.join(NAMES)}")
@@ -56,11 +56,11 @@ def make(name: str, *, gamma: float = 2.0, positive_weight: np.ndarray | None = 
 
 
 def positive_weights(labels: np.ndarray, bound: float = 10.0) -> np.ndarray | None:
-    """Negatives per positive of each label in the training part, kept between 1 / bound and ``bound``.
+    """Positive weights: negatives per positive of each label in the training part, from 1 / bound to ``bound``.
 
-    ``labels`` (N, 15) of 0 and 1. Returns (15,) float64, or None, no weights, for a bound of 0. A label without a
-    positive gets ``bound``: bounded, because Hernia's 500 negatives per positive would drown everything else.
-    Raises UserError for a bound above 0 and below 1, which would turn the weights round.
+    ``labels`` (N, 15) of 0 and 1. Returns (15,) float64, or None (no weights) for bound 0. A label without positives
+    gets ``bound``. Without the bound, Hernia's 500 negatives per positive would dominate the loss.
+    Raises UserError for a bound between 0 and 1, which would reverse the weights.
     """
     if bound == 0:
         return None
@@ -73,7 +73,7 @@ def positive_weights(labels: np.ndarray, bound: float = 10.0) -> np.ndarray | No
 
 @cache
 def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
-    """The values on a device, where they are brought once: a copy to a card at every step would be waited for."""
+    """The values as a cached tensor on the device: a copy to a card at every step would make the step wait."""
     return torch.tensor(values).to(device)
 
 

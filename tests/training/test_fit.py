@@ -199,7 +199,7 @@ def test_a_stage_of_no_epochs_hands_its_parents_weights_on(tmp_path, undisturbed
 def test_a_stopped_stage_goes_on_to_the_same_bits_in_the_same_notebook(undisturbed, tmp_path, number):
     model, before = tiny.net(), signal.getsignal(number)
     start = tensors.sha256(model.state_dict())
-    with pytest.raises(fit.Stopped, match=r"stage 1 was stopped by SIG\w+ in epoch 2, batch 2.*again to go on"):
+    with pytest.raises(fit.Stopped, match=r"stage 1 was stopped by SIG\w+ in epoch 2, batch 2.*again to resume"):
         tiny.train(tmp_path, settings(), model=model, train=kill_at(1, 1, number))
     assert tensors.sha256(model.state_dict()) == start
     assert signal.getsignal(number) is before
@@ -247,7 +247,7 @@ def test_a_damaged_newest_state_costs_only_the_way_from_the_one_before(undisturb
 def test_the_state_of_another_recipe_is_not_continued_and_the_difference_named(tmp_path):
     with pytest.raises(fit.Stopped):
         tiny.train(tmp_path, settings(), train=kill_at(1, 1))
-    with pytest.warns(UserWarning, match=r"another recipe or data: recipe.lr 0.001 → 0.002"):
+    with pytest.warns(UserWarning, match=r"another recipe or other data: recipe.lr 0.001 → 0.002"):
         result = tiny.train(tmp_path, settings(lr=2e-3, epochs=1))
     assert result.resumed_from == ""
 

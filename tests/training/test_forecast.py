@@ -30,18 +30,18 @@ def test_a_stage_without_epochs_costs_its_reading_alone():
     assert forecast.seconds([stages.recipe("control", 3)], FILMS, speeds, 0) == pytest.approx(5)
 
 
-def test_past_its_budget_the_other_speeds_are_reckoned_from_operations(monkeypatch):
-    made, now = [], iter(range(0, 10_000, 100))
+def test_past_its_budget_the_other_speeds_are_computed_from_operations(monkeypatch):
+    timed, now = [], iter(range(0, 10_000, 100))
 
     def training(model, recipe, *_):
-        made.append(recipe.number)
+        timed.append(recipe.number)
         return lambda: None
 
-    monkeypatch.setattr(forecast, "_training", training)
-    monkeypatch.setattr(forecast, "_reading", lambda *_: lambda: None)
+    monkeypatch.setattr(forecast, "_training_step", training)
+    monkeypatch.setattr(forecast, "_prediction_step", lambda *_: lambda: None)
     recipes = [stages.recipe("modern", number) for number in range(1, 6)]
     speeds = forecast.measure(recipes, 32, 4, torch.device("cpu"), clock=lambda: next(now))
-    assert made == [5], "each step took longer than the budget for all"
+    assert timed == [5], "each step took longer than the budget for all"
     assert set(speeds.training) == {recipe.groups for recipe in recipes}
     in_order = [speeds.training[recipe.groups] for recipe in recipes]
     assert in_order == sorted(in_order, reverse=True), "the fewer groups learn, the faster it is"
@@ -54,7 +54,7 @@ def test_it_is_told_in_two_lines(capsys):
     forecast.tell(json.dumps(asked))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("Device: ")
-    assert "films/s in stages 2, 4, reading about" in first
+    assert "films/s in stages 2, 4, prediction about" in first
     assert second.startswith("From here on the chain takes about ")
 
 
