@@ -151,7 +151,7 @@ def test_a_film_seen_is_refused_in_every_disguise(nih, tmp_path, way, patient):
 def test_the_pair_is_named(nih, tmp_path):
     made = save(nih.part(1))
     other = Folder(tmp_path / "other", {"x.png": (700, picture(101))})
-    with pytest.raises(UserError, match=r"film x\.png is the picture 00000001_001\.png, which was trained on"):
+    with pytest.raises(UserError, match=r"film x\.png is the image 00000001_001\.png, which was trained on"):
         ask(made, other.part(700))
     with pytest.raises(UserError, match=r"film 00000001_000\.png is of patient nih:1, who was trained on"):
         ask(made, nih.part(1, 9))
@@ -339,7 +339,7 @@ def test_one_picture_under_two_patients_is_told_as_soon_as_films_are_decoded_and
     assert told == [
         "1 pictures are there under two patients, first 00000001_000.png = 00000007_000.png; keep one film of each"
     ]
-    with pytest.raises(UserError, match=r"00000007_000\.png is the picture 00000001_000\.png"):
+    with pytest.raises(UserError, match=r"00000007_000\.png is the image 00000001_000\.png"):
         ask(made, folder.part(7))
     assert ask(made, folder.part(9))["patients"].tolist() == [0]  # blank films are nobody's picture
 
@@ -356,7 +356,7 @@ def test_check_tells_one_picture_under_two_patients_by_the_table_not_by_names(tm
 def test_a_folder_that_names_its_dataset_after_training_is_known_by_its_pictures(nih):
     made = save(nih.part(1))
     (nih.where / records.DATASET).write_text("our-hospital")
-    with pytest.raises(UserError, match=r"is the picture 00000001_000\.png"):
+    with pytest.raises(UserError, match=r"is the image 00000001_000\.png"):
         ask(made, nih.part(1))
 
 

@@ -1,8 +1,8 @@
-"""A stage trained by several processes, as a job of its own with a notebook's parameters.
+"""Training job: one stage trained by one process or several, with the parameters of its notebook.
 
-A notebook cannot start them inside itself where its own process has touched the GPU, and reading the validation
-films before a stage does. So ``launch`` starts ``cxrlib.training.fit`` as a program, as a batch system does on several
-machines; the notebook's own ``fit`` then finds the stage finished, by its fingerprint, and reports on it.
+A notebook cannot start the processes inside itself once its own process has used the GPU, for example to predict the
+validation films. So ``launch`` starts ``cxrlib.training.fit`` as a program, as a batch system does on several
+machines. The notebook's own ``fit`` then recognises the finished stage by its fingerprint, and reports on it.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from cxrlib.training import team as teams
 from cxrlib.training.progress import Progress
 
 SCORE = "cxrlib.evaluation.metrics:auc_per_label"
-"""Who scores a validation, by name: evaluation is a floor above, and this one imports nothing of it."""
+"""Score function of the validation, by name, because training must not import evaluation."""
 WRONG, STOPPED = 2, 130
-"""Exit codes of a user's mistake and of a job that was stopped with its state saved."""
+"""Exit codes of a user's mistake, and of a job that was stopped with its state saved."""
 GRACE = 60.0
-"""Seconds that a job has to save its state when it is stopped."""
+"""Seconds that a stopped job has to save its state."""
 COMPLAINT = "cxr: "
 LAUNCHED = "CXR_LAUNCHED"
 """Environment variable of a job that ``launch`` started."""
@@ -56,9 +56,9 @@ def train(
     also: str = "",
     seed: int = 0,
 ) -> fit.Result:
-    """Train a stage as its notebook does, with the notebook's parameters, in one process or a launcher's several.
+    """Train a stage with the parameters of its notebook, in one process or in each process of a launcher.
 
-    ``batch_size`` counts the films of all processes together. Raises what ``fit`` raises.
+    ``batch_size`` counts the films of all processes together. Raises the errors of ``fit``.
     """
     folder, recipe = paths.Run(run), stages.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, also=also)
     team = teams.of()
@@ -73,22 +73,22 @@ def train(
     pixels = store.build(films, size, allow_missing=allow_missing, progress=False)
     films = pixels.present(films)
     parts = splits.make(films, source, seed=seed)
-    how = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
-    train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **how)
+    options = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
+    train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **options)
     val = batches.Batches(pixels, parts.val, batch_size=2 * batch_size)
     model = network.build("none" if parent else weights, seed=seed)
     if parent:
         checkpoint.load_into(model, parent)
-    balance = losses.positive_weights(records.label_matrix(parts.train), recipe.positive_weight)
-    room, _, name = SCORE.partition(":")
+    positive_weight = losses.positive_weights(records.label_matrix(parts.train), recipe.positive_weight)
+    module, _, name = SCORE.partition(":")
     return fit.fit(
         model,
         train,
         val,
-        losses.make(recipe.loss, gamma=recipe.gamma, positive_weight=balance),
+        losses.make(recipe.loss, gamma=recipe.gamma, positive_weight=positive_weight),
         recipe,
         folder=folder.stage(stage),
-        score=getattr(importlib.import_module(room), name),
+        score=getattr(importlib.import_module(module), name),
         parent=parent,
         weights=weights,
         data=records.fingerprint(films),
@@ -99,10 +99,10 @@ def train(
 
 
 def launch(processes: int, **parameters: Any) -> None:
-    """Train a stage in so many processes on this machine, one per GPU or sharing the CPU; return when it is done.
+    """Start a training job of several processes on this machine, one per GPU or all on the CPU, and wait for its end.
 
-    ``parameters`` as ``train`` takes them. What the job says goes to ``job.log`` in the stage's folder.
-    Raises UserError with the job's own complaint, or that a process of it died; ``fit.Stopped`` on an interrupt.
+    ``parameters`` are those of ``train``. The job's output goes to ``job.log`` in the stage's folder.
+    Raises UserError with the job's own message, or where one of its processes died; ``fit.Stopped`` on an interrupt.
     """
     folder = paths.Run(parameters.get("run", "demo")).stage(parameters["stage"])
     gpus = torch.cuda.device_count()
@@ -113,29 +113,29 @@ def launch(processes: int, **parameters: Any) -> None:
     paths.write_text(folder / "job.args", "\n".join(words(parameters)))
     log = folder / "job.log"
     with log.open("w", encoding="utf-8") as out:
-        began = time.time()
+        start = time.time()
         job = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # never written to; it closes when this process ends, and the job with it
+            stdin=subprocess.PIPE,  # it closes when this process ends, and the job then stops
             stdout=out,
             stderr=subprocess.STDOUT,
             env=_environment(processes, gpus),
-            start_new_session=True,  # a notebook's interrupt reaches us alone, and the job gets one signal, not three
+            start_new_session=True,  # an interrupt reaches this process only, which sends the job one signal
         )
         try:
-            _follow(job, folder / "progress.json", began)
+            _follow(job, folder / "progress.json", start)
         except KeyboardInterrupt:
             job.send_signal(signal.SIGTERM)
-            _wait_for_its_end(job, folder)
+            _wait_for_end(job, folder)
             raise fit.Stopped(
-                f"the job was stopped; its state is saved in {folder}: run the same again to go on"
+                f"the job was stopped; its state is saved in {folder}: run the same again to resume"
             ) from None
     if job.returncode:
         raise UserError(complaint(log, job.returncode))
 
 
-def _wait_for_its_end(job: subprocess.Popen, folder: Path) -> None:
-    """Wait until the launcher is gone and the process that writes has let go of the folder, its state saved."""
+def _wait_for_end(job: subprocess.Popen, folder: Path) -> None:
+    """Wait until the launcher has ended and the writing process has saved its state and released the folder's lock."""
     deadline = time.monotonic() + GRACE
     with suppress(subprocess.TimeoutExpired):
         job.wait(GRACE)
@@ -146,23 +146,23 @@ def _wait_for_its_end(job: subprocess.Popen, folder: Path) -> None:
 
 
 def words(parameters: dict[str, Any]) -> list[str]:
-    """The parameters as a command line's words; those that are empty or false are left out."""
+    """Command-line arguments from parameters, without those that are empty or false."""
     return [f"--{name}={value}" for name, value in parameters.items() if value not in ("", False)]
 
 
 def complaint(log: Path, code: int) -> str:
-    """What went wrong in a job, in the words of the process that said so, or that one died without a word."""
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if COMPLAINT in line]
-    if said:
-        return said[0].partition(COMPLAINT)[2]
+    """Error message of a failed job, from its log; or that a process died without a message."""
+    messages = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if COMPLAINT in line]
+    if messages:
+        return messages[0].partition(COMPLAINT)[2]
     return (
-        f"a process of the training job died (exit code {code}) and the others were ended; its log is {log}. "
-        "The same command goes on from the last saved state"
+        f"a process of the training job died (exit code {code}), so the others were stopped; the log is {log}. "
+        "The same command resumes from the last saved state"
     )
 
 
 class Log:
-    """One line per epoch, for a batch job's log."""
+    """Progress log of a batch job: one line per epoch."""
 
     def __init__(self) -> None:
         self.told = 0
@@ -179,52 +179,54 @@ class Log:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train a stage as a program; a user's mistake is one line on stderr and exit code 2."""
-    given = vars(parser().parse_args(arguments))
+    """Program that trains a stage. A user's mistake gives one line on stderr and exit code 2."""
+    parameters = vars(parser().parse_args(arguments))
     if LAUNCHED in os.environ:
-        threading.Thread(target=_end_with_the_launcher, daemon=True).start()
+        threading.Thread(target=_stop_with_launcher, daemon=True).start()
     try:
-        result = train(**given)
+        result = train(**parameters)
     except UserError as error:
-        _leave(f"{COMPLAINT}{error}", WRONG)
+        _exit(f"{COMPLAINT}{error}", WRONG)
     except KeyboardInterrupt as error:
-        _leave(str(error) or "stopped", STOPPED)
+        _exit(str(error) or "stopped", STOPPED)
     else:
         if teams.of().first:
             print(f"{'trained' if result.trained else 'finished before'}: {result.best.name}")
 
 
-def _end_with_the_launcher() -> None:
-    """Stop, with the state saved, when the process that launched this job is gone: its end of our input closes then."""
+def _stop_with_launcher() -> None:
+    """Stop with the state saved when the launching process ends, which closes this process's stdin."""
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: a flag for each of a stage notebook's parameters, of its name, type and default."""
-    made = argparse.ArgumentParser(
+    """Command-line parser: a flag for each parameter of ``train``, with its name, type and default."""
+    command_line = argparse.ArgumentParser(
         prog="cxrlib.training.fit",
         description="Train one stage, in every process that the launcher starts, with its notebook's parameters.",
-        fromfile_prefix_chars="@",  # torchrun takes some of our flags for its own, so launch gives them in a file
+        fromfile_prefix_chars="@",  # torchrun would read some flags as its own, so launch passes them in a file
         epilog="Example: accelerate launch --multi_gpu --num_processes 8 -m cxrlib.training.fit --stage 1 --run base "
         "--data data --schedule modern --size 224 --batch_size 512 --weights IMAGENET1K_V2",
     )
     for name, parameter in inspect.signature(train).parameters.items():
-        needed = parameter.default is inspect.Parameter.empty
-        kind = int if needed else type(parameter.default)
-        reader = _truth if kind is bool else kind
-        made.add_argument(f"--{name}", type=reader, required=needed, default=None if needed else parameter.default)
-    return made
+        required = parameter.default is inspect.Parameter.empty
+        kind = int if required else type(parameter.default)
+        default = None if required else parameter.default
+        command_line.add_argument(
+            f"--{name}", type=_parse_bool if kind is bool else kind, required=required, default=default
+        )
+    return command_line
 
 
-def _truth(text: str) -> bool:
+def _parse_bool(text: str) -> bool:
     return text.lower() in ("true", "yes", "1")
 
 
-def _leave(said: str, code: int) -> None:
-    """Say it and go at once: an orderly end would wait for processes that are past waiting for us."""
-    print(said, file=sys.stderr, flush=True)
+def _exit(message: str, code: int) -> None:
+    """Print the message and end at once. A normal exit would wait for other processes, which may have ended."""
+    print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code) if teams.of().world > 1 else sys.exit(code)
 
@@ -236,22 +238,22 @@ def _environment(processes: int, gpus: int) -> dict[str, str]:
     return {**os.environ, **own, "OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
-def _follow(job: subprocess.Popen, progress: Path, began: float) -> None:
-    """Show how far a job has come until it ends."""
+def _follow(job: subprocess.Popen, progress: Path, start: float) -> None:
+    """Show a job's progress until it ends."""
     with tqdm(desc="job", unit="batch", mininterval=5) as bar:
         while True:
             try:
                 job.wait(1.0)
                 return
             except subprocess.TimeoutExpired:
-                _show(bar, progress, began)
+                _show(bar, progress, start)
 
 
-def _show(bar: tqdm, progress: Path, began: float) -> None:
+def _show(bar: tqdm, progress: Path, start: float) -> None:
     try:
-        if progress.stat().st_mtime >= began:
+        if progress.stat().st_mtime >= start:
             now = paths.read_json(progress)
             bar.total = now["batches"] * now["epochs"]
             bar.update((now["epoch"] - 1) * now["batches"] + now["batch"] - bar.n)
-    except (OSError, UserError, KeyError):  # not there yet
+    except (OSError, UserError, KeyError):  # not written yet
         return

@@ -1,7 +1,7 @@
-"""The line of a checkpoint: which one a stage starts from, what it came from, and who was seen on the way.
+"""Lineage of a checkpoint: its ancestors, its initial weights, and the patients that any of them saw.
 
-Every checkpoint carries the line itself: each ancestor's name, hash and recipe, and every patient and picture that any
-of them was trained or validated on, so that a test on them is refused even where the ancestors' files are gone.
+Every checkpoint holds its lineage: name, hash and recipe of each ancestor, and every patient and image of their
+training and validation. So the leak guard refuses a test on those films even if the ancestors' files are deleted.
 """
 
 import itertools
@@ -24,23 +24,23 @@ from cxrlib.training.seen import Seen
 STAGES = (1, 2, 3, 4, 5)
 UNKNOWN = "unknown"
 LIST = ".films.txt"
-"""Ending, after the weights' own file name, of the list of films that they were trained on: an image name, a patient's
-number, or dataset:number a line."""
+"""Suffix of the training list beside a weights file. Each line is an image name, a patient number, or dataset:number.
+"""
 ROLES = {"trained": "was trained on", "validated": "chose its epoch and thresholds"}
-"""In which way a film was seen, and that in words."""
+"""Roles of a film that a checkpoint saw, each with its words for a message."""
 
 Past = dict[str, Seen]
-"""Who was seen, by role."""
+"""Patients and images that were seen, by role."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a stage starts: what its checkpoints say of their past.
+    """Lineage of a stage, up to its start, with the stage's own batches.
 
-    ``weights`` are the initial weights' name at the head of the line · ``epochs_so_far`` before the stage ·
-    ``ancestors`` from the oldest to the parent · ``origin`` what the initial weights had seen, ``UNKNOWN`` where nobody
-    says · ``gaps`` what else nobody knows, in words · ``before`` whom the ancestors saw · ``parts`` the batches that
-    the stage trains and validates on.
+    ``weights``: name of the initial weights · ``epochs_so_far``: epochs before the stage · ``ancestors``: from the
+    oldest to the parent · ``origin``: training data of the initial weights in words, or ``UNKNOWN`` · ``gaps``: other
+    unknown facts, in words · ``before``: patients and images that the ancestors saw · ``parts``: the training and
+    validation batches of the stage.
     """
 
     weights: str
@@ -57,30 +57,30 @@ class Lineage:
 
     @cached_property
     def past(self) -> Past:
-        """Whom the ancestors and the stage saw. Every film of the stage is looked at, once: 5 s for 86,524 of 224²."""
-        own = [seen.of(part.films, getattr(part, "store", None)) for part in self.parts]
-        return joined(self.before, dict(zip(ROLES, own, strict=False)))
+        """Patients and images that the ancestors and the stage saw. Reads all images once: 86,524 of 224² in 5 s."""
+        stage = [seen.of(part.films, getattr(part, "store", None)) for part in self.parts]
+        return joined(self.before, dict(zip(ROLES, stage, strict=False)))
 
 
 def of(parent: Path | None, weights: str, *parts: Any) -> Lineage:
-    """The line of a stage that starts from ``parent``, or from the initial ``weights``.
+    """The lineage of a stage that starts from ``parent``, or from the initial ``weights``.
 
-    ``parts`` are the batches trained on and those validated on, with their ``films`` and their ``store`` of pixels.
+    ``parts`` are the training and validation batches, with their ``films`` and their ``store`` of pixels.
     Raises UserError where the parent's JSON is absent, changed, damaged or of another format.
     """
     if parent is None:
-        began, before = origin(weights)
-        return Lineage(weights, 0, (), began, (), before, parts)
+        weights_origin, before = origin(weights)
+        return Lineage(weights, 0, (), weights_origin, (), before, parts)
     meta, before = checkpoint.read_meta(parent), past(parent)
     line = (*meta["ancestors"], _ancestor(meta))
     return Lineage(meta["weights"], meta["epochs_so_far"], line, meta["origin"], gaps(meta), before, parts)
 
 
 def parent(run: paths.Run, stage: int, ckpt: str = "") -> Path | None:
-    """The checkpoint that a stage starts from: ``ckpt`` if given, else the best of the run's stage before.
+    """The parent checkpoint of a stage: ``ckpt`` if given, else the best one of the run's previous stage.
 
-    None for stage 1 without ``ckpt``: it starts from the initial weights.
-    Raises UserError where the checkpoint, or the stage before, is not there.
+    None for stage 1 without ``ckpt``, which starts from the initial weights.
+    Raises UserError where the checkpoint or the previous stage does not exist.
     """
     if ckpt:
         return checkpoint.resolve(ckpt, run)
@@ -88,71 +88,71 @@ def parent(run: paths.Run, stage: int, ckpt: str = "") -> Path | None:
 
 
 def line(run: paths.Run) -> list[Path]:
-    """The best checkpoint of every finished stage of a run, in the order of the stages, each the next one's parent.
+    """The best checkpoints of a run's finished stages, in order. Each is the parent of the next.
 
-    Raises UserError where no stage is finished, and where a stage was trained from something else than the finished
-    stage before it as it is now, as after that one was trained anew.
+    Raises UserError where no stage is finished. Also where a checkpoint is not the parent of the next one, for example
+    after a stage was trained again.
     """
-    found = [checkpoint.best(run.stage(k)) for k in STAGES if (run.stage(k) / "best.json").is_file()]
-    if not found:
+    best = [checkpoint.best(run.stage(k)) for k in STAGES if (run.stage(k) / "best.json").is_file()]
+    if not best:
         raise UserError(f"{run.root} has no finished stage; run 01_stage1 first, or name a checkpoint by ckpt=")
-    for before, after in itertools.pairwise(map(checkpoint.read_meta, found)):
+    for before, after in itertools.pairwise(map(checkpoint.read_meta, best)):
         _check_child(run, before, after)
-    return found
+    return best
 
 
 def _check_child(run: paths.Run, before: dict[str, Any], after: dict[str, Any]) -> None:
     parent = after["ancestors"][-1] if after["ancestors"] else {"name": "the starting weights", "sha256": ""}
     if parent["sha256"] != before["sha256"]:
-        again = f"cxr train --run {run.name} --stage {after['stage']}"
+        command = f"cxr train --run {run.name} --stage {after['stage']}"
         raise UserError(
             f"run {run.name}: stage {after['stage']} ({after['name']}) was not trained from stage {before['stage']} as "
             f"it is now ({before['name']}, {before['sha256'][:8]}) but from {parent['name']} ({parent['sha256'][:8]}); "
-            f"train it and the stages after it again ({again}), or name one checkpoint by ckpt="
+            f"train it and the stages after it again ({command}), or name one checkpoint by ckpt="
         )
 
 
 def ancestors(path: Path) -> list[dict[str, Any]]:
-    """The line from the first stage to this checkpoint itself: name, sha256, stage, schedule, lr, epochs, data."""
+    """Ancestors, oldest first, and the checkpoint itself: name, sha256, stage, schedule, lr, epochs, data and so on."""
     meta = checkpoint.read_meta(path)
     return [*meta["ancestors"], _ancestor(meta)]
 
 
 def family(path: Path) -> pd.DataFrame:
-    """A checkpoint's ancestors and itself, oldest first: one row each, with rate, epochs and validation AUC."""
+    """Lineage table of a checkpoint, oldest ancestor first, itself last: rate, epochs and validation AUC of each."""
     rows = pd.DataFrame(ancestors(path))
     rows["sha256"] = rows["sha256"].str[:12]
     return rows[["name", "schedule", "stage", "lr", "epochs", "epochs_so_far", "val_auc", "data", "sha256"]]
 
 
 def card(path: Path) -> pd.DataFrame:
-    """What a checkpoint says of itself, as a table of one column."""
-    meta, known = checkpoint.read_meta(path), past(path)
-    shown = {
+    """Checkpoint facts, as a table of one column."""
+    meta, seen_by_role = checkpoint.read_meta(path), past(path)
+    facts = {
         "checkpoint": meta["name"],
         "parent": (meta["parent"] or {"name": f"weights {meta['weights']}"})["name"],
         "trained groups": " ".join(meta["recipe"]["groups"]),
         "epochs so far": meta["epochs_so_far"],
         "mean validation AUC": meta["metrics"].get("val_auc"),
-        **{f"patients {role}, with all ancestors": known[role].count for role in ROLES},
-        "of the datasets": ", ".join(sorted({name for who in known.values() for name in who.patients})),
+        **{f"patients {role}, with all ancestors": seen_by_role[role].count for role in ROLES},
+        "of the datasets": ", ".join(sorted({name for entry in seen_by_role.values() for name in entry.patients})),
         "initial weights had seen": meta["origin"],
         "sha256": meta["sha256"][:16],
     }
-    return pd.Series(shown, name="", dtype=object).to_frame()
+    return pd.Series(facts, name="", dtype=object).to_frame()
 
 
 def past(path: Path) -> Past:
-    """Whom a checkpoint or any of its ancestors saw. Raises UserError where that is damaged, or was changed."""
+    """Patients and images that a checkpoint or an ancestor saw. Raises UserError where they are damaged or changed."""
     meta = checkpoint.read_meta(path)
     return _unpacked(meta, tensors.inside(path))
 
 
 def gaps(meta: dict[str, Any]) -> tuple[str, ...]:
-    """What a checkpoint's record leaves out beside its origin, in words: an older version kept less of it."""
+    """Unknown facts of a checkpoint's lineage besides its origin, in words: older versions recorded less."""
     if meta["format"] > 1:
         return tuple(meta["gaps"])
-    return (f"the validation patients and the pictures of {meta['name']}, which an older version made",)
+    return (f"the validation patients and the images of {meta['name']}, which an older version made",)
 
 
 def joined(one: Past, other: Past) -> Past:
@@ -162,15 +162,15 @@ def joined(one: Past, other: Past) -> Past:
 def refuse_leak(
     line: Sequence[Path], films: pd.DataFrame, pixels: Store | None, *, allow: bool = False
 ) -> pd.DataFrame:
-    """Ask every checkpoint of a line whether it or an ancestor saw what is to be tested; ``allow`` lets that pass.
+    """Leak guard: check whether a checkpoint of the line, or an ancestor, saw a test film.
 
-    A film was seen where its patient was, or its picture under whatever name. Returns a row per checkpoint:
-    checkpoint, origin, seen (how many patients it saw), patients (of the tested ones, how many), films (whose picture
-    was seen), first (one such film, in words) and unknown (what nobody knows of its past, in words).
-    Raises UserError naming checkpoint, film and what it met unless ``allow``.
+    A film counts as seen if its patient was seen, or its image under any name. Returns a row per checkpoint:
+    checkpoint, origin, seen (number of patients that it saw), patients (number of test patients that it saw), films
+    (number of test images that it saw), first (one such film, in words), unknown (unknown facts of its lineage).
+    Raises UserError that names checkpoint and film, unless ``allow``.
     """
     tested, count = seen.Tested.of(films, pixels), films["patient"].nunique()
-    rows = [_ask(path, tested) for path in line]
+    rows = [_check_leak(path, tested) for path in line]
     for row in rows:
         if row["patients"] and not allow:
             raise UserError(
@@ -182,92 +182,94 @@ def refuse_leak(
 
 
 def origin(weights: str) -> tuple[str, Past]:
-    """What the starting weights were trained on, in words, and whom they saw.
+    """Origin of the initial weights: their training data in words, and the patients and images that they saw.
 
-    "none" and torchvision's names have seen no chest films. A checkpoint of this workbook brings its own past, from
-    its file, the JSON beside it or one of the same hash among the runs; for any file a list beside it
-    (``w.pth.films.txt``) is read. Without either the answer is ``UNKNOWN``.
-    Raises UserError naming the line of a list that cannot be read, or a checkpoint that was changed.
+    "none" and torchvision's weights saw no chest films. A checkpoint of this workbook has its lineage in its file, in
+    the JSON beside it, or in a run's checkpoint of the same hash. For any file, a list beside it (``w.pth.films.txt``)
+    is read too. Without these the origin is ``UNKNOWN``.
+    Raises UserError that names a bad line of the list, or a changed checkpoint.
     """
     if weights == "none":
         return "nothing", {}
     if weights in ResNet50_Weights.__members__:
         return "ImageNet, no chest films", {}
     file = paths.resolve(weights)
-    own, known = _own(file) if file.is_file() else ("", {})
-    listed = Path(f"{file}{LIST}")
-    if listed.is_file():
-        people = _listed(listed)
-        known = joined(known, {"trained": people})
-        own = f"{people.count} patients listed in {listed.name}" + (f"; {own}" if own not in ("", UNKNOWN) else "")
-    return own or UNKNOWN, known
+    words, weights_past = _workbook_origin(file) if file.is_file() else ("", {})
+    list_file = Path(f"{file}{LIST}")
+    if list_file.is_file():
+        trained = _read_list(list_file)
+        weights_past = joined(weights_past, {"trained": trained})
+        more = f"; {words}" if words not in ("", UNKNOWN) else ""
+        words = f"{trained.count} patients listed in {list_file.name}{more}"
+    return words or UNKNOWN, weights_past
 
 
-def _own(file: Path) -> tuple[str, Past]:
-    """The past of one of our checkpoints by its file, wherever it lies now; "" and nobody for a stranger's."""
-    inside = tensors.inside(file) if file.suffix == checkpoint.SUFFIX else {}
+def _workbook_origin(file: Path) -> tuple[str, Past]:
+    """Origin of weights that are a checkpoint of this workbook, in any folder; "" and {} for other files."""
+    header = tensors.inside(file) if file.suffix == checkpoint.SUFFIX else {}
     if checkpoint.is_described(file):
         meta = checkpoint.load(file).meta
-    elif inside:
-        meta = inside  # its JSON is lost, and was a copy of this
+    elif header:
+        meta = header  # the JSON is lost; the header has a copy of what is needed
     else:
-        twin = checkpoint.by_hash(provenance.file_sha256(file))
-        if twin is None:
+        copy = checkpoint.by_hash(provenance.file_sha256(file))
+        if copy is None:
             return "", {}
-        meta, inside = checkpoint.read_meta(twin), tensors.inside(twin)
-    known = _unpacked(meta, inside)
+        meta, header = checkpoint.read_meta(copy), tensors.inside(copy)
+    weights_past = _unpacked(meta, header)
     if meta["origin"] == UNKNOWN or gaps(meta):
-        return UNKNOWN, known
-    return f"{sum(who.count for who in known.values())} patients, as checkpoint {meta['name']}", known
+        return UNKNOWN, weights_past
+    return f"{sum(entry.count for entry in weights_past.values())} patients, as checkpoint {meta['name']}", weights_past
 
 
-def _listed(file: Path) -> Seen:
-    """The patients of a list beside foreign weights."""
-    names, people = [], {}
+def _read_list(file: Path) -> Seen:
+    """Patients in the list beside a weights file."""
+    names, numbers = [], {}
     for number, text in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         dataset, _, patient = text.strip().rpartition(":")
         if patient.isdigit():
-            people.setdefault(dataset or patients.UNNAMED, []).append(int(patient))
+            numbers.setdefault(dataset or patients.UNNAMED, []).append(int(patient))
         elif "_" in patient and patient.partition("_")[0].isdigit():
             names.append((patient, int(patient.partition("_")[0])))
         elif patient or dataset:
             raise UserError(f"{file}, line {number}: {text!r} is neither an image name nor a patient's number")
-    by_number = Seen({dataset: pd.unique(pd.Series(sorted(found))) for dataset, found in people.items()})
+    by_number = Seen({dataset: pd.unique(pd.Series(sorted(values))) for dataset, values in numbers.items()})
     return by_number | Seen(patients.of(pd.DataFrame(names, columns=["image", "patient"]).astype({"patient": "int64"})))
 
 
-def _ask(path: Path, tested: seen.Tested) -> dict[str, Any]:
-    """One checkpoint's row of ``refuse_leak``."""
-    meta, known = checkpoint.read_meta(path), past(path)
-    unknown, began = list(gaps(meta)), meta["origin"]
-    if began == UNKNOWN:  # what nobody knew when it was trained may have been found since
-        began, more = origin(meta["weights"])
-        known = joined(known, more)
-        unknown += [f"what the starting weights {Path(meta['weights']).name} had seen"] if began == UNKNOWN else []
-    films, pictures, first = set(), set(), ""
+def _check_leak(path: Path, tested: seen.Tested) -> dict[str, Any]:
+    """The row of one checkpoint in ``refuse_leak``."""
+    meta, seen_by_role = checkpoint.read_meta(path), past(path)
+    unknown, weights_origin = list(gaps(meta)), meta["origin"]
+    if weights_origin == UNKNOWN:  # a list of its films may have been added after the training
+        weights_origin, weights_past = origin(meta["weights"])
+        seen_by_role = joined(seen_by_role, weights_past)
+        if weights_origin == UNKNOWN:
+            unknown.append(f"what the starting weights {Path(meta['weights']).name} had seen")
+    films, images, first = set(), set(), ""
     for role, words in ROLES.items():
-        by_patient, by_picture = tested.by_patient(known[role]), tested.by_picture(known[role])
-        met = [f"film {{}} is of patient {who}, who {words}" for who in by_patient.values()]
-        met += [f"film {{}} is the picture {name}, which {words}" for name in by_picture.values()]
-        where = [*by_patient, *by_picture]
-        first = first or (met[0].format(tested.films["image"].iloc[where[0]]) if met else "")
-        films, pictures = films | {*where}, pictures | {*by_picture}
+        by_patient, by_image = tested.by_patient(seen_by_role[role]), tested.by_picture(seen_by_role[role])
+        leaks = [f"film {{}} is of patient {patient}, who {words}" for patient in by_patient.values()]
+        leaks += [f"film {{}} is the image {name}, which {words}" for name in by_image.values()]
+        rows = [*by_patient, *by_image]
+        first = first or (leaks[0].format(tested.films["image"].iloc[rows[0]]) if leaks else "")
+        films, images = films | {*rows}, images | {*by_image}
     return {
         "checkpoint": meta["name"],
-        "origin": began,
-        "seen": sum(who.count for who in known.values()),
+        "origin": weights_origin,
+        "seen": sum(entry.count for entry in seen_by_role.values()),
         "patients": int(tested.films["patient"].iloc[sorted(films)].nunique()),
-        "films": len(pictures),
+        "films": len(images),
         "first": first,
         "unknown": "; ".join(unknown),
     }
 
 
-def _unpacked(meta: dict[str, Any], inside: dict[str, Any]) -> Past:
+def _unpacked(meta: dict[str, Any], header: dict[str, Any]) -> Past:
     try:
-        if meta["format"] == 1:  # it named no dataset, and only who was trained on
+        if meta["format"] == 1:  # it has training patients only, without a dataset
             return {"trained": Seen({patients.UNNAMED: seen.unpack(meta["patients"])}), "validated": Seen()}
-        return {role: seen.unpacked(meta["seen"][role], inside["pictures"][role]) for role in ROLES}
+        return {role: seen.unpacked(meta["seen"][role], header["pictures"][role]) for role in ROLES}
     except seen.DAMAGED as error:
         raise UserError(f"checkpoint {meta['name']} has a damaged list of patients ({error}); train it again") from None
 

@@ -1,4 +1,4 @@
-"""The network: torchvision's ResNet-50 that reads one grey channel and gives 15 logits, in six layer groups."""
+"""Network: torchvision's ResNet-50 with one grey input channel and 15 logits, in six layer groups."""
 
 import pickle
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from cxrlib.training import recipes
 GROUPS = recipes.GROUPS
 RESNET50 = (3, 4, 6, 3)
 MEMBERS = {"stem": ("conv1", "bn1"), **{group: (group,) for group in GROUPS[1:]}}
-"""The modules that make up each layer group, by torchvision's names."""
+"""Modules of each layer group, by torchvision's names."""
 
 STEPS = {
     "stem": ("conv1", "bn1", "relu", "maxpool"),
@@ -29,17 +29,17 @@ STEPS = {
     "pool": ("avgpool",),
     "fc": ("fc",),
 }
-"""The way of an image through the network; pooling learns nothing and belongs to whichever side of it is frozen."""
+"""Steps of the network in order, with their modules. Pooling has no weights, so it can be on either side of the split.
+"""
 
 
 class Network(ResNet):
-    """torchvision's ResNet of bottlenecks with a grey first layer and 15 outputs, some groups of it frozen.
+    """ResNet of bottlenecks from torchvision, with a grey first layer, 15 outputs, and layer groups that can be frozen.
 
-    ``layers`` are the blocks per group, (3, 4, 6, 3) for ResNet-50. The last BatchNorm of each block starts at 0
-    (Goyal et al., Accurate, Large Minibatch SGD, 2017), so that a fresh block passes its input through.
-    The names of the weights are torchvision's. ``train()`` leaves the BatchNorm of frozen groups in eval.
-    Images may lie on any device: they are moved to the weights'. ``precision`` is that of the recipe whose weights the
-    network holds, and so the one it is read in.
+    ``layers`` are the blocks per group, (3, 4, 6, 3) for ResNet-50. The last BatchNorm of each block starts at 0, so
+    that a new block passes its input through (Goyal et al., Accurate, Large Minibatch SGD, 2017).
+    Weights have torchvision's names. ``train()`` leaves the BatchNorm of frozen groups in eval mode. Images can be on
+    any device. ``precision`` is that of the recipe that trained the weights; predictions use it too.
     """
 
     def __init__(self, layers: Sequence[int] = RESNET50) -> None:
@@ -51,7 +51,7 @@ class Network(ResNet):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.conv1.weight.device
 
     def train(self, mode: bool = True) -> "Network":
@@ -64,10 +64,9 @@ class Network(ResNet):
 
     @property
     def split(self) -> int:
-        """How many steps of ``STEPS`` come before the first one that learns: the frozen prefix."""
-        learning = [step in self.trainable for step in STEPS]
-        first = learning.index(True) if any(learning) else len(learning)
-        return first
+        """Number of steps in the frozen prefix: those of ``STEPS`` before the first trained one."""
+        trained = [step in self.trainable for step in STEPS]
+        return trained.index(True) if any(trained) else len(trained)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 15) of images (B, 1, S, S)."""
@@ -75,11 +74,11 @@ class Network(ResNet):
 
     @torch.no_grad()
     def prefix(self, images: Tensor) -> Tensor:
-        """Pass images (B, 1, S, S) through the frozen prefix, without autograd; what ``suffix`` continues from."""
+        """Features of images (B, 1, S, S) after the frozen prefix, without autograd. Input of ``suffix``."""
         return self._pass(images.to(self.device), list(STEPS)[: self.split])
 
     def suffix(self, features: Tensor) -> Tensor:
-        """Continue from ``prefix`` to logits (B, 15); ``suffix(prefix(x))`` is ``self(x)``."""
+        """Logits (B, 15) from the features of ``prefix``; ``suffix(prefix(x))`` is ``self(x)``."""
         return self._pass(features, list(STEPS)[self.split :])
 
     def _pass(self, x: Tensor, steps: Sequence[str]) -> Tensor:
@@ -92,25 +91,23 @@ class Network(ResNet):
 
 
 def build(weights: str, *, seed: int = 0, layers: Sequence[int] = RESNET50) -> Network:
-    """Make the network with the given starting weights; the head is always fresh.
+    """Build the network with its starting weights. The head is always new.
 
-    ``weights``: "none" (random), a torchvision name such as "IMAGENET1K_V2" (fetched where there is a network),
-    or a file of a ResNet-50 state dict (.pth or .safetensors). ``seed`` decides every random weight; the
-    process's own random state stays as it was. Raises UserError where the weights cannot be had or do not fit.
+    ``weights``: "none" (random), a torchvision name such as "IMAGENET1K_V2" (downloaded where there is a network),
+    or a file of a ResNet-50 state dict (.pth or .safetensors). ``seed`` decides every random weight, and the random
+    state of the process does not change. Raises UserError where the weights are not available or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = Network(layers)
     if weights != "none":
-        _take_over(model, _fetch(weights), weights)
+        # strict=False: the head's weights are left out, since its classes differ
+        model.load_state_dict(_fitting(model, _fetch(weights), weights), strict=False)
     return model
 
 
 def judge(weights: str) -> None:
-    """Raise the UserError that ``build`` would, as far as it can be known without a download or a network's memory.
-
-    Also for weights that are not finite.
-    """
+    """Check starting weights: raise the UserError of ``build``, without a download or the memory of a network."""
     if weights != "none" and weights not in ResNet50_Weights.__members__:
         with torch.device("meta"):
             model = Network()
@@ -118,7 +115,7 @@ def judge(weights: str) -> None:
 
 
 def train_only(model: Network, groups: Sequence[str]) -> Network:
-    """Freeze every layer group but the given ones: no gradient, BatchNorm in eval, also after ``model.train()``."""
+    """Freeze all layer groups except ``groups``: no gradient, and BatchNorm in eval mode, also after ``train()``."""
     unknown = set(groups) - set(GROUPS)
     if unknown:
         raise UserError(f"no layer group is called {', '.join(sorted(unknown))}; they are {', '.join(GROUPS)}")
@@ -134,13 +131,13 @@ def members(model: nn.Module, group: str) -> list[nn.Module]:
 
 
 def group_of(name: str) -> str:
-    """The layer group of a weight by its torchvision name: ``"bn1.weight"`` is in ``"stem"``."""
+    """Layer group of a weight by its torchvision name: ``"bn1.weight"`` is in ``"stem"``."""
     head = name.split(".")[0]
     return next(group for group, modules in MEMBERS.items() if head in modules)
 
 
 def table(model: Network) -> pd.DataFrame:
-    """One row per layer group: convolution and linear layers, parameters, whether it trains and its BatchNorm moves."""
+    """Layer groups, one row each: convolution and linear layers, parameters, whether they train, BatchNorm's state."""
     rows = []
     for group in GROUPS:
         modules = [module for top in members(model, group) for module in top.modules()]
@@ -158,30 +155,30 @@ def table(model: Network) -> pd.DataFrame:
 
 
 def travelled(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> pd.DataFrame:
-    """How far each layer group went from one state dict to another, as a share of where it was.
+    """Relative distance of each layer group between two state dicts.
 
-    Index group; ``weights``: ‖after − before‖ / ‖before‖ over all that is learnt by gradients; ``statistics``: the
-    same over BatchNorm's running means and variances, NaN for a group without. 0 means bit-equal.
+    Index: group. ``weights``: ‖after − before‖ / ‖before‖ over all weights that gradients change. ``statistics``: the
+    same over BatchNorm's running means and variances, NaN for a group without BatchNorm. 0 means bit-equal.
     """
     rows = []
     for group in GROUPS:
         names = [name for name in before if group_of(name) == group and before[name].is_floating_point()]
-        moving = [name for name in names if "running_" in name]
-        learnt = [name for name in names if "running_" not in name]
-        rows.append({"weights": _distance(before, after, learnt), "statistics": _distance(before, after, moving)})
+        statistics = [name for name in names if "running_" in name]
+        weights = [name for name in names if "running_" not in name]
+        rows.append({"weights": _distance(before, after, weights), "statistics": _distance(before, after, statistics)})
     return pd.DataFrame(rows, index=pd.Index(GROUPS, name="group"))
 
 
 def grey(kernels: Tensor) -> Tensor:
-    """Sum the colour channels of first-layer kernels (64, 3, 7, 7) into one (64, 1, 7, 7).
+    """Grey kernels (64, 1, 7, 7) from first-layer kernels (64, 3, 7, 7): the sum over the colour channels.
 
-    On a grey film given three times the three-channel layer computes exactly this, at a third of the work.
+    This equals the three-channel layer on a grey image that is repeated three times, with a third of the work.
     """
     return kernels.sum(1, keepdim=True)
 
 
 def _fetch(weights: str) -> dict[str, Tensor]:
-    names = [entry.name for entry in ResNet50_Weights]  # without DEFAULT, which means another one some day
+    names = [entry.name for entry in ResNet50_Weights]  # without DEFAULT, whose meaning can change
     if weights in names:
         return _download(ResNet50_Weights[weights])
     path = paths.resolve(weights) if weights else Path()
@@ -218,39 +215,36 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    """In our own words: torch's advise to load a stranger's file without care."""
+    """Reason without torch's own text, which advises to load an unknown file unsafely."""
     if isinstance(error, pickle.UnpicklingError):
-        return "it holds Python objects beside tensors, or is no file of weights, and such objects are never loaded"
+        return "it holds Python objects besides tensors, or is no weights file, and such objects are never loaded"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return "it is cut short, damaged or of another kind than its ending says"
 
 
-def _take_over(model: Network, state: dict[str, Tensor], source: str) -> None:
-    """Load a ResNet's weights but for its head, whose classes are others; colour kernels become grey."""
-    model.load_state_dict(_fitting(model, state, source), strict=False)
-
-
 def _fitting(model: Network, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights as ``_take_over`` loads them. Raises UserError where they do not fit, or are not finite."""
+    """The weights without the head, with grey kernels. Raises UserError where they do not fit or are not finite."""
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     if "conv1.weight" in state and state["conv1.weight"].shape[1:2] == (3,):
         state["conv1.weight"] = grey(state["conv1.weight"])
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-    for what, names in (("lack", missing), ("have unknown", unexpected), ("have another shape of", shapes)):
+    for fault, names in (("lack", missing), ("have unknown", unexpected), ("have another shape of", shapes)):
         if names:
-            raise UserError(f"weights {source} are no ResNet-50's: they {what} {len(names)} entries such as {names[0]}")
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"weights {source} are not finite in {len(broken)} entries such as {broken[0]}; take others")
+            raise UserError(
+                f"weights {source} do not fit a ResNet-50: they {fault} {len(names)} entries such as {names[0]}"
+            )
+    bad = [name for name, value in state.items() if not value.isfinite().all()]
+    if bad:
+        raise UserError(f"weights {source} are not finite in {len(bad)} entries such as {bad[0]}; take other weights")
     return state
 
 
 def _distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: list[str]) -> float:
     if not names:
         return float("nan")
-    was = torch.cat([before[name].flatten().double() for name in names])
-    now = torch.cat([after[name].flatten().double() for name in names])
-    return float((now - was).norm() / was.norm())
+    old = torch.cat([before[name].flatten().double() for name in names])
+    new = torch.cat([after[name].flatten().double() for name in names])
+    return float((new - old).norm() / old.norm())

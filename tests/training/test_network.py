@@ -94,7 +94,7 @@ def test_what_will_not_do_is_told_before_a_network_is_built(tmp_path):
     broken = {**good, "bn1.bias": torch.full((64,), torch.nan)}
     save_file(broken, tmp_path / "nan.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors")
-    wrong = {"nan.safetensors": "not finite in 1 entries such as bn1.bias", "odd.safetensors": "no ResNet-50's"}
+    wrong = {"nan.safetensors": "not finite in 1 entries such as bn1.bias", "odd.safetensors": "do not fit a ResNet-50"}
     for name, message in {**wrong, "absent.pth": "neither a file nor a known name"}.items():
         with pytest.raises(UserError, match=message):
             network.judge(str(tmp_path / name))
