@@ -1,4 +1,4 @@
-"""How far a stage has come: a bar for who looks on, a call for who watches, files for who is elsewhere."""
+"""Progress of a stage: a bar, a callback, progress.json, and TensorBoard."""
 
 import json
 import time
@@ -14,22 +14,22 @@ from cxrlib.training.board import Board
 from cxrlib.training.recipes import Stage
 
 EVERY = 1.0
-"""Seconds between two writings of progress.json."""
+"""Seconds between two updates of progress.json."""
 BAR_EVERY = 5.0
 """Seconds between two refreshes of the bar: under papermill each refresh is a printed line."""
 POINTS = 50
-"""Points of the loss's curve per epoch, at most."""
+"""Largest number of points per epoch in the loss curve."""
 
 Watch = Callable[["Progress"], None]
 
 
 class Progress:
-    """Counts batches of a stage. ``shown`` False: no bar, the file is written all the same.
+    """Progress of a stage, counted in batches. ``shown`` False: no bar, but the file is written.
 
-    ``watch`` is called with this about once a second while batches are trained, after each epoch and at the end; what
-    it raises is warned of once, and ends nothing. For it: ``curve`` holds (epochs done, as a fraction; mean loss since
-    the point before), ``history`` the epochs' rows, ``loss`` the newest, ``done`` whether the stage is. ``writes``
-    False: one of several processes, not the one that tells.
+    ``watch`` is called with this object about once a second during training, after each epoch and at the end. If it
+    raises, there is one warning and it is not called again. It can read ``curve`` (pairs of epochs done, as a fraction,
+    and mean loss since the previous pair), ``history`` (the epochs' rows), ``loss`` (the newest) and ``done``.
+    ``writes`` False: one of several processes, without output.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Progress:
             self.tell()
 
     def describe(self, precision: str, compiled: bool) -> None:
-        """Say in which precision it trains, and whether by compiled code."""
+        """Show the precision of the training, and whether its code is compiled."""
         self.how = {"precision": precision, "compiled": compiled}
         self.bar.set_description(f"stage {self.recipe.number}, {precision}{', compiled' * compiled}", refresh=False)
 
     def go_on_from(self, epoch: int, batch: int, history: list[dict[str, Any]]) -> None:
-        """Start counting at a batch of an epoch (both from 0) of an interrupted stage, after so much history."""
+        """Resume an interrupted stage at a batch of an epoch (both from 0), with its history."""
         for row in history:
             self.close_epoch(row)
         self.epoch, self.batch = epoch, batch
@@ -91,7 +91,7 @@ class Progress:
         self.bar.update(self.done_before - self.bar.n)
 
     def step(self, epoch: int, batch: int, films: int, loss: float) -> None:
-        """Note that ``batch`` (from 1) of ``epoch`` (from 0) is done, over so many films, with this loss."""
+        """Count a finished ``batch`` (from 1) of ``epoch`` (from 0), with its number of films and its loss."""
         self.epoch, self.batch, self.loss = epoch, batch, loss
         self.films += films
         self.since_point.append(loss)
@@ -105,14 +105,14 @@ class Progress:
             self.tell()
 
     def close_epoch(self, row: dict[str, Any]) -> None:
-        """Note the history's row of the epoch just done."""
+        """Add the history row of a finished epoch."""
         self.history.append(row)
         if self.board:
             self.board.epoch(row)
         self.tell()
 
     def note(self, text: str) -> None:
-        """Say what goes on while no batch is trained."""
+        """Show a text while no batch is trained."""
         now = time.monotonic()
         if now - self.written >= EVERY:
             self.bar.set_postfix_str(text, refresh=now - self.noted >= BAR_EVERY)
@@ -120,17 +120,17 @@ class Progress:
             self.write()
 
     def tell(self) -> None:
-        """Call the watcher."""
+        """Call ``watch``, if there is one."""
         if self.watch is None:
             return
         try:
             self.watch(self)
         except Exception as error:
             self.watch = None
-            warnings.warn(f"who watched the training failed and is asked no more: {error!r}", stacklevel=2)
+            warnings.warn(f"watch failed and is not called again: {error!r}", stacklevel=2)
 
     def text(self) -> str:
-        """``stage 3, epoch 2 of 4, batch 10 of 44, loss 0.1234, 38 images/s, 2:00 left``."""
+        """Progress in words: ``stage 3, epoch 2 of 4, batch 10 of 44, loss 0.1234, 38 images/s, 2:00 left``."""
         if self.done:
             return f"stage {self.recipe.number}, done after {len(self.history)} epochs"
         words = [f"stage {self.recipe.number}, epoch {min(self.epoch + 1, self.recipe.epochs)} of {self.recipe.epochs}"]
@@ -145,18 +145,18 @@ class Progress:
         return ", ".join(words)
 
     def speed(self) -> float:
-        """Images per second since the start, or since going on; NaN before the first."""
+        """Images per second since the start or the resume; NaN before the first."""
         seconds = time.monotonic() - self.started
         return self.films / seconds if self.films and seconds > 0 else float("nan")
 
     def left(self) -> float:
-        """Seconds left at the pace so far; NaN before the first batch."""
+        """Seconds left at the present speed; NaN before the first batch."""
         done = self.epoch * self.batches + self.batch - self.done_before
-        todo = self.recipe.epochs * self.batches - self.done_before - done
-        return todo * (time.monotonic() - self.started) / done if done else float("nan")
+        left = self.recipe.epochs * self.batches - self.done_before - done
+        return left * (time.monotonic() - self.started) / done if done else float("nan")
 
     def write(self) -> None:
-        """Write progress.json by renaming, but without a sync: it is worth nothing after a power cut."""
+        """Write progress.json by renaming, without a sync: it need not survive a power cut."""
         self.written = time.monotonic()
         if not self.writes:
             return
@@ -176,10 +176,10 @@ class Progress:
         try:
             temporary.write_text(json.dumps(content))
             temporary.replace(self.path)
-        except OSError:  # a watcher's file is not worth a stage
+        except OSError:  # this file must not stop a stage
             temporary.unlink(missing_ok=True)
 
 
 def _number(value: float, digits: int) -> float | None:
-    """Rounded, None for NaN and infinities, which JSON lacks."""
+    """The value rounded, None for NaN and infinities, which JSON lacks."""
     return round(value, digits) if abs(value) < float("inf") else None
