@@ -1,6 +1,6 @@
-"""A stage's recipe: every setting that decides its result, checked by name, type and range, and read from words.
+"""Recipe of a stage: every setting that decides its result, checked by name, type and range; and a parser for it.
 
-This room imports no torch, so that a command line can check a recipe in no time.
+This module does not import torch, so that a command line can check a recipe quickly.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from typing import Any
 from cxrlib.errors import UserError
 
 GROUPS = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
-"""The layer groups of a ResNet in the order an image passes them; ``fc`` is the classification head."""
+"""Layer groups of a ResNet, from input to output; ``fc`` is the classification head."""
 
 FROM_LAYER4 = GROUPS[4:]
 FROM_LAYER3 = GROUPS[3:]
@@ -31,7 +31,7 @@ TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0":
 
 
 def check_type(name: str, value: Any, expected: Any) -> None:
-    """Raise UserError where a value is of another type. A whole number may stand for a float; a bool is no number."""
+    """Check the type of a value, else raise UserError. An int passes as a float; a bool does not pass as a number."""
     if expected == tuple[str, ...]:
         fits = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
     else:
@@ -41,29 +41,29 @@ def check_type(name: str, value: Any, expected: Any) -> None:
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:
-    """Raise UserError that names the setting, its value and what it must be, unless ``condition`` holds."""
+    """Raise UserError with the setting's name, its value and the expected value, unless ``condition`` is true."""
     if not condition:
         raise UserError(f"{name} is {value!r}; it must be {expected}")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's recipe: everything that decides its result apart from data, seed and starting weights.
+    """Recipe of one stage: everything that decides its result, except data, seed and starting weights.
 
-    ``groups`` trained, the others frozen · ``lr`` peak rate of the topmost trained group · ``epochs`` 0 or more ·
-    ``gamma`` of the focal loss · ``positive_weight`` bound of the weight given to a finding's positives, 0 for no
-    weights · ``warmup`` share of all steps in which the rate rises, 0 to 1 · ``decay`` of the rate after it ·
-    ``lower_rate`` factor on the rate per group downwards, 1 for one rate · ``augment`` preset of
-    ``data.batches`` · ``cap`` films per finding and epoch, 0 for all · ``ema`` decay of the weights' moving
-    average, 0 for none · ``clip`` largest norm of the gradient, 0 for any · ``accumulate`` batches per step.
+    ``groups``: trained layer groups, the others are frozen · ``lr``: peak rate of the topmost trained group ·
+    ``epochs``: 0 or more · ``gamma``: of the focal loss · ``positive_weight``: largest weight of a finding's positives,
+    0 for no weights · ``warmup``: share of all steps in which the rate rises, 0 to 1 · ``decay``: of the rate after the
+    warmup · ``lower_rate``: factor on the rate per group downwards, 1 for one rate · ``augment``: preset of
+    ``data.batches`` · ``cap``: films per finding and epoch, 0 for all · ``ema``: decay of the weights' moving average,
+    0 for none · ``clip``: largest norm of the gradient, 0 for no limit · ``accumulate``: batches per step.
 
-    ``decay="plateau"`` halves the rate after every ``plateau`` epochs without a better validation AUC; ``patience``
-    such epochs end the stage, 0 never · ``views`` fixed variants of each film, 0 for new ones in every epoch ·
-    ``carry`` takes the optimizer's moments over from the parent where it trained the same weights · ``halve`` splits
-    batches that do not fit into memory instead of stopping · ``precision`` "auto" is bfloat16 where the device
-    has it, else float16 on cards that gain by it, else float32 · ``compile`` by torch.compile; "auto" where it pays.
+    ``decay="plateau"`` halves the rate after every ``plateau`` epochs without a better validation AUC · ``patience``:
+    early stopping after so many such epochs, 0 for never · ``views``: fixed variants of each film, 0 for new ones in
+    every epoch · ``carry``: keep the parent's optimizer moments for weights that it trained too · ``halve``: split
+    batches that do not fit into memory, instead of stopping · ``precision``: "auto" is bfloat16 where the device has
+    it, else float16 on cards where it is fast, else float32 · ``compile``: torch.compile, "auto" if it saves time.
 
-    Raises UserError for a value that is none of these.
+    Raises UserError for any other value.
     """
 
     schedule: str
@@ -101,8 +101,8 @@ class Stage:
         for name, allowed in CHOICES.items():
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
         require(1 <= self.number <= 5, "stage", self.number, "1 to 5")
-        groups_known = bool(self.groups) and set(self.groups) <= set(GROUPS)
-        require(groups_known, "groups", self.groups, f"some of {', '.join(GROUPS)}")
+        valid = bool(self.groups) and set(self.groups) <= set(GROUPS)
+        require(valid, "groups", self.groups, f"some of {', '.join(GROUPS)}")
         require(0 < self.lr < math.inf, "lr", self.lr, "a number above 0")
         for name in ("accumulate", "plateau"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -110,23 +110,22 @@ class Stage:
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         for name in ("warmup", "ema", "lower_rate"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-        weight = self.positive_weight
-        require(
-            weight == 0 or weight >= 1, "positive_weight", weight, "0 for no weights, or the largest weight, 1 or more"
-        )
+        valid = self.positive_weight == 0 or self.positive_weight >= 1
+        expected = "0 for no weights, or the largest weight, 1 or more"
+        require(valid, "positive_weight", self.positive_weight, expected)
         require(self.lower_rate > 0, "lower_rate", self.lower_rate, "above 0")
         require(self.ema < 1, "ema", self.ema, "below 1")
 
 
 def parse(also: str) -> dict[str, Any]:
-    """Fields of a recipe in words: ``"positive_weight=10 accumulate=2 carry=no groups=layer4+fc"``; "" gives none.
+    """Parse recipe fields from ``"positive_weight=10 accumulate=2 carry=no groups=layer4+fc"``; "" gives none.
 
-    Raises UserError for a word that is no ``name=value``, an unknown name, and a value of another type.
+    Raises UserError for a word that is not ``name=value``, an unknown name, and a value of another type.
     """
     values: dict[str, Any] = {}
     for word in also.replace(",", " ").split():
-        name, given, text = word.partition("=")
-        require(bool(given), "also", also, 'name=value words such as "positive_weight=10 accumulate=2"')
+        name, equals, text = word.partition("=")
+        require(bool(equals), "also", also, 'name=value words such as "positive_weight=10 accumulate=2"')
         require_settable(name)
         values[name] = _read(name, text)
     return values
@@ -146,14 +145,14 @@ def _read(name: str, text: str) -> Any:
 
 
 def require_settable(name: str) -> None:
-    """Raise UserError where a recipe has no setting of this name, with the nearest one that it has."""
-    known = [field.name for field in fields(Stage) if field.name not in ("schedule", "number", "purpose")]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}? It has" if near else "it has"
-        raise UserError(f"a recipe has no {name} to set; {hint} {', '.join(known)}")
+    """Check a setting's name, else raise UserError with the most similar name."""
+    names = [field.name for field in fields(Stage) if field.name not in ("schedule", "number", "purpose")]
+    if name not in names:
+        similar = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {similar[0]}? It has" if similar else "it has"
+        raise UserError(f"a recipe has no {name} to set; {hint} {', '.join(names)}")
 
 
 def row(stage: Stage) -> dict[str, Any]:
-    """A recipe as a row of a table, its groups in one word."""
+    """Table row of a recipe, with its groups in one string."""
     return {**asdict(stage), "groups": " ".join(stage.groups)}

@@ -1,4 +1,4 @@
-"""What is written down of a stage: all that decides its result, and how its epochs went."""
+"""Identity of a stage (all that decides its result), and the history of its epochs."""
 
 import csv
 import math
@@ -23,10 +23,8 @@ COLUMNS = ["epoch", "epochs_so_far", "lr", "train_loss", "val_loss", "val_auc", 
 TIMES = ["seconds", "images_per_s"]
 EXTRA = ["skipped", *TIMES]
 BATCH_COLUMNS = ["epoch", "part", "batch", "films", "loss"]
-
-
 APART = ("cxrlib.training.progress", "cxrlib.data.splits")
-"""Rooms that a stage's result does not depend on: what is shown of it, and who drew its films, which are compared."""
+"""Modules that do not change a stage's result: the progress display; the split, whose films are in the identity."""
 
 
 def identity(
@@ -41,10 +39,9 @@ def identity(
     score: Any = None,
     carried: str = "",
 ) -> dict[str, Any]:
-    """All that decides a stage's result but the bits of its starting weights, as plain data that can be compared.
+    """Identity of a stage: all that decides its result except the starting weights, as plain data to compare.
 
-    ``score`` chooses the best epoch. ``carried`` is the hash of the optimizer's moments that the stage takes over, ""
-    for none.
+    ``score`` chooses the best epoch. ``carried`` is the hash of the parent's optimizer moments, "" for none.
     """
     return {
         "recipe": {**asdict(recipe), "groups": list(recipe.groups), "purpose": ""},
@@ -63,23 +60,23 @@ def identity(
 
 @cache
 def code(*rooms: str) -> str:
-    """Version of what decides a stage's result, as this process first met it: the loop with all that it imports.
+    """Code version of a stage's result: the loop and its imports, as they were at the first call in this process.
 
-    ``rooms`` are further modules by name. ``APART`` is not among them, nor is ``stages``: what a schedule's table says
-    of this stage is in the recipe, and a change to another row must not have this one trained again.
+    ``rooms`` are further modules, by name. ``APART`` is left out. So is ``stages``: this stage's row is in the recipe,
+    and a change of another row must not train this stage again.
     """
     return provenance.code_version("cxrlib.training.fit", batches, losses_room, *rooms, without=APART)
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """The fields in which two identities differ, in words such as ``recipe.lr 0.001 → 0.0003``; "" for none."""
-    ours, others = _flat(mine), _flat(theirs)
-    differing = [name for name in ours | others if ours.get(name) != others.get(name)]
-    return ", ".join(f"{name} {others.get(name)!r} → {ours.get(name)!r}" for name in differing)
+    """Differences of two identities in words, such as ``recipe.lr 0.001 → 0.0003``; "" for none."""
+    new, old = _flat(mine), _flat(theirs)
+    names = [name for name in new | old if new.get(name) != old.get(name)]
+    return ", ".join(f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in names)
 
 
 def row(epoch: int, epochs_so_far: int, lr: float, train_loss: float, val_loss: float, aucs: np.ndarray) -> dict:
-    """One epoch of the history. ``val_auc`` is the mean over the 14 findings, those undefined (NaN) left out."""
+    """History row of one epoch. ``val_auc`` is the mean over the 14 findings, without undefined ones (NaN)."""
     findings = np.asarray(aucs, np.float64)[: len(FINDINGS)]
     mean = float(np.nanmean(findings)) if np.isfinite(findings).any() else math.nan
     return dict(zip(COLUMNS, [epoch, epochs_so_far, lr, train_loss, val_loss, mean, *findings.tolist()], strict=True))
@@ -90,29 +87,29 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def best_epoch(rows: list[dict[str, Any]]) -> int:
-    """The epoch of the highest validation AUC, the first of equals; where it is nowhere defined, the last epoch."""
+    """Epoch with the highest validation AUC, the first of equals. If no AUC is defined, the last epoch."""
     defined = [row for row in rows if not math.isnan(row["val_auc"])]
     return max(defined, key=lambda row: row["val_auc"])["epoch"] if defined else rows[-1]["epoch"]
 
 
 def losses(epoch: int, part: str, values: Sequence[float], films: Sequence[int]) -> list[tuple]:
-    """The losses of an epoch's batches as rows of ``BATCH_COLUMNS``; ``part`` is "train" or "val"."""
+    """Losses of an epoch's batches as rows of ``BATCH_COLUMNS``; ``part`` is "train" or "val"."""
     return [(epoch, part, at, n, value) for at, (value, n) in enumerate(zip(values, films, strict=True), 1)]
 
 
 def batch_frame(rows: Sequence[Sequence]) -> pd.DataFrame:
-    """A row per batch: epoch and batch (from 1), part, films in it, mean loss."""
+    """Table of batches: epoch and batch (from 1), part, number of films, mean loss."""
     return pd.DataFrame(rows, columns=BATCH_COLUMNS)
 
 
 def write_history(folder: Path, history: pd.DataFrame, batches: Sequence[Sequence]) -> None:
-    """Write ``history.csv`` and ``batches.csv``, whole or not at all each."""
+    """Write ``batches.csv`` and ``history.csv``, each atomically."""
     paths.write_text(folder / "batches.csv", batch_frame(batches).to_csv(index=False))
     paths.write_text(folder / "history.csv", history.to_csv(index=False))
 
 
 def read_batches(folder: Path) -> pd.DataFrame:
-    """The losses by batch of a stage folder; empty where an older version left none."""
+    """Losses by batch from a stage folder; empty where an older version did not write them."""
     if not (folder / "batches.csv").is_file():
         return batch_frame([])
     with (folder / "batches.csv").open(encoding="utf-8", newline="") as file:
@@ -121,16 +118,15 @@ def read_batches(folder: Path) -> pd.DataFrame:
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """The history of a stage folder, every float as it was written to the last bit, which pandas does not promise."""
+    """History from a stage folder, every float exact to the last bit, which pandas does not guarantee."""
     with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
-        rows = [
-            {name: float(text) if text else math.nan for name, text in line.items()} for line in csv.DictReader(file)
-        ]
+        lines = list(csv.DictReader(file))
+    rows = [{name: float(text or "nan") for name, text in line.items()} for line in lines]
     return frame(rows).fillna({"skipped": 0}).astype({"epoch": int, "epochs_so_far": int, "skipped": int})
 
 
 def jsonable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with None for NaN, which JSON lacks."""
+    """Rows with None instead of NaN, which JSON lacks."""
     return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
@@ -140,7 +136,7 @@ def from_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _films(part: Any) -> dict[str, Any]:
-    """What a set of batches is: its films, their pixels, and the settings that decide what is drawn from them."""
+    """Identity of a set of batches: its films, their pixels, and the settings of sampling and augmentation."""
     settings = {name: repr(getattr(part, name, None)) for name in BATCH_SETTINGS}
     store = getattr(part, "store", None)
     pixels = {"size": store.size, "pixels": store.pixels_of(part.films)} if store else {"size": None, "pixels": ""}

@@ -1,8 +1,8 @@
-"""Who was seen: patients and pictures, in a form small enough to travel in every checkpoint.
+"""Patients and images that a checkpoint saw, packed small enough to be part of every checkpoint.
 
-A film is *trained* on, or it chose epoch, calibration and thresholds (*validated*); both are kept, apart. Each film's
-patient is kept with the dataset that numbers it, and its picture as a pixel hash with the film's name: about 1.9 MB
-for the 86,524 films outside the official test part, two thirds of it hashes, which do not compress.
+A film was used for training (*trained*), or to choose epoch, calibration and thresholds (*validated*). Both are stored
+separately: each film's patient with its dataset, and the image's pixel hash with the film's name. That is about 1.9 MB
+for the 86,524 films outside the official test part. Two thirds are hashes, which do not compress.
 """
 
 import base64
@@ -18,47 +18,45 @@ from cxrlib.data import patients, pixel_hash
 from cxrlib.data.store import Store
 
 DAMAGED = (ValueError, zlib.error, UnicodeDecodeError, TypeError, KeyError, AttributeError)
-"""What unpacking raises where the text was changed or cut."""
+"""Errors of unpacking where the text was changed or cut short."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Patients by dataset, and the pictures of films: ``names`` (N,) and ``hashes`` (N, 2) uint64, row by row."""
+    """Patients by dataset, and images: file ``names`` (N,) with their pixel ``hashes`` (N, 2) uint64."""
 
     patients: Mapping[str, np.ndarray] = field(default_factory=dict)
     names: np.ndarray = field(default_factory=lambda: np.empty(0, object))
     hashes: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.uint64))
 
     def __or__(self, other: "Seen") -> "Seen":
-        """Both together, nobody twice."""
-        nobody = np.empty(0, np.int64)
+        """Union of both, without duplicates."""
+        none = np.empty(0, np.int64)
         datasets = sorted({*self.patients, *other.patients})
-        both = {
-            name: np.union1d(self.patients.get(name, nobody), other.patients.get(name, nobody)) for name in datasets
-        }
+        both = {name: np.union1d(self.patients.get(name, none), other.patients.get(name, none)) for name in datasets}
         return Seen(both, *_distinct([*self.names, *other.names], np.concatenate([self.hashes, other.hashes])))
 
     @property
     def count(self) -> int:
-        """How many patients."""
+        """Number of patients."""
         return sum(map(len, self.patients.values()))
 
     def packed_patients(self) -> dict[str, str]:
         return {dataset: pack(numbers) for dataset, numbers in self.patients.items()}
 
     def packed_pictures(self) -> dict[str, str]:
-        return {"names": _text("\n".join(self.names).encode()), "hashes": _plain(self.hashes.astype("<u8").tobytes())}
+        names = _compress("\n".join(self.names).encode())
+        return {"names": names, "hashes": _encode(self.hashes.astype("<u8").tobytes())}
 
 
 def of(films: pd.DataFrame, pixels: Store | None = None) -> Seen:
-    """The patients of films and, where there are ``pixels``, their pictures; a film without structure has none."""
+    """Patients of films and, with ``pixels``, their images. An image with almost no contrast is left out."""
     if pixels is None:
         return Seen(patients.of(films))
-    found = pixel_hash.amplitudes(pixels, films)
-    known = ~np.isnan(found[:, 0])
-    return Seen(
-        patients.of(films), *_distinct(films["image"].to_numpy(object)[known].tolist(), pixel_hash.of(found[known]))
-    )
+    amplitudes = pixel_hash.amplitudes(pixels, films)
+    valid = ~np.isnan(amplitudes[:, 0])
+    names = films["image"].to_numpy(object)[valid].tolist()
+    return Seen(patients.of(films), *_distinct(names, pixel_hash.of(amplitudes[valid])))
 
 
 def unpacked(people: Mapping[str, str], pictures: Mapping[str, str] | None = None) -> Seen:
@@ -68,73 +66,73 @@ def unpacked(people: Mapping[str, str], pictures: Mapping[str, str] | None = Non
         return Seen(by_dataset)
     names = zlib.decompress(base64.b64decode(pictures["names"], validate=True)).decode()
     hashes = np.frombuffer(base64.b64decode(pictures["hashes"], validate=True), "<u8").astype(np.uint64).reshape(-1, 2)
-    listed = np.array(names.split("\n") if names else [], object)
-    if len(listed) != len(hashes):
-        raise ValueError(f"{len(listed)} names for {len(hashes)} pictures")
-    return Seen(by_dataset, listed, hashes)
+    images = np.array(names.split("\n") if names else [], object)
+    if len(images) != len(hashes):
+        raise ValueError(f"{len(images)} names for {len(hashes)} images")
+    return Seen(by_dataset, images, hashes)
 
 
 @dataclass(frozen=True)
 class Tested:
-    """Films to be tested, with all that they are recognised by: ``rows`` as ``patients.by_film``, and amplitudes."""
+    """Test films, with what identifies them: ``rows`` of ``patients.by_film``, and ``amplitudes`` of their images."""
 
     films: pd.DataFrame
     rows: pd.DataFrame
     amplitudes: np.ndarray | None
     _compared: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
-    """What was found among hashes compared before: the stages of a run have mostly seen the same films."""
+    """Cached matches by hash of the seen images: the stages of a run mostly saw the same films."""
 
     @classmethod
     def of(cls, films: pd.DataFrame, pixels: Store | None) -> "Tested":
-        found = pixel_hash.amplitudes(pixels, films) if pixels is not None else None
-        return cls(films, patients.by_film(films), found)
+        amplitudes = pixel_hash.amplitudes(pixels, films) if pixels is not None else None
+        return cls(films, patients.by_film(films), amplitudes)
 
     def by_patient(self, seen: Seen) -> dict[int, str]:
         """Films of patients that were seen: position of the film, and the patient as ``nih:13``.
 
-        A number that no dataset claims, on either side, is taken for anybody's of that number.
+        A patient number without a dataset, on either side, matches this number in every dataset.
         """
-        anybody = seen.patients.get(patients.UNNAMED, [])
-        everybody = np.concatenate([np.empty(0, np.int64), *seen.patients.values()])
-        found: dict[int, str] = {}
-        for dataset, own in self.rows.groupby("dataset"):
-            known = everybody if dataset == patients.UNNAMED else np.union1d(seen.patients.get(dataset, []), anybody)
-            for row in own[np.isin(own["patient"], known)].itertuples():
-                found.setdefault(row.film, f"{dataset}:{row.patient}")
-        return found
+        unnamed = seen.patients.get(patients.UNNAMED, [])
+        union = np.concatenate([np.empty(0, np.int64), *seen.patients.values()])
+        matches: dict[int, str] = {}
+        for dataset, rows in self.rows.groupby("dataset"):
+            numbers = union if dataset == patients.UNNAMED else np.union1d(seen.patients.get(dataset, []), unnamed)
+            for row in rows[np.isin(rows["patient"], numbers)].itertuples():
+                matches.setdefault(row.film, f"{dataset}:{row.patient}")
+        return matches
 
     def by_picture(self, seen: Seen) -> dict[int, str]:
-        """Films whose picture was seen: position of the film, and the name that the picture had then."""
+        """Films whose image was seen: position of the film, and the name of the seen image."""
         if self.amplitudes is None or not len(seen.names):
             return {}
         key = hashlib.sha256(seen.hashes.tobytes()).digest()
         if key not in self._compared:
             self._compared[key] = pixel_hash.match(self.amplitudes, seen.hashes)
-        which = self._compared[key]
-        return {int(film): str(seen.names[which[film]]) for film in np.flatnonzero(which >= 0)}
+        matches = self._compared[key]
+        return {int(film): str(seen.names[matches[film]]) for film in np.flatnonzero(matches >= 0)}
 
 
 def pack(numbers: np.ndarray) -> str:
-    """Distinct whole numbers as compressed text: sorted, differences, zlib, base64. 25,000 patients take 12 kB."""
-    steps = np.diff(np.unique(numbers).astype("<i8"), prepend=0).astype("<i8")
-    return _text(steps.tobytes())
+    """Compressed text of distinct integers: sorted, differences, zlib, base64. 25,000 patients take 12 kB."""
+    differences = np.diff(np.unique(numbers).astype("<i8"), prepend=0).astype("<i8")
+    return _compress(differences.tobytes())
 
 
 def unpack(text: str) -> np.ndarray:
-    """The numbers that ``pack`` was given, sorted. Raises ValueError or zlib.error where the text is damaged."""
+    """Inverse of ``pack``, sorted. Raises ValueError or zlib.error where the text is damaged."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").cumsum().astype(np.int64)
 
 
 def _distinct(names: list[str], hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Names and hashes sorted by name, each pair of them once."""
+    """Names and hashes sorted by name, without duplicate pairs."""
     rows = pd.DataFrame({"name": names, "high": hashes[:, 0], "low": hashes[:, 1]})
     rows = rows.drop_duplicates().sort_values(["name", "high", "low"])
     return rows["name"].to_numpy(object), rows[["high", "low"]].to_numpy(np.uint64)
 
 
-def _text(content: bytes) -> str:
-    return _plain(zlib.compress(content, 9))
+def _compress(content: bytes) -> str:
+    return _encode(zlib.compress(content, 9))
 
 
-def _plain(content: bytes) -> str:
+def _encode(content: bytes) -> str:
     return base64.b64encode(content).decode()
