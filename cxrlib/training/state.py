@@ -1,7 +1,7 @@
-"""The resume state of a stage: everything an interrupted training needs to go on exactly where it was.
+"""Resume states of a stage: all that an interrupted training needs to continue exactly.
 
-Each saved state is a pair ``state/<steps>.safetensors`` and ``.json``; the two newest are kept, so that a state
-damaged by a power cut costs the minutes since the one before.
+Each state is a pair of files in ``state/``, .safetensors and .json. The two newest are kept, so that if a power cut
+damages one, the training resumes from the other.
 """
 
 import warnings
@@ -22,7 +22,7 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class State:
-    """Tensors by name, plain data, how many steps of the optimizer they are after, and their file."""
+    """State: tensors by name, plain data, number of optimizer steps before it, and path of the tensors' file."""
 
     tensors: dict[str, Tensor]
     data: dict[str, Any]
@@ -31,9 +31,9 @@ class State:
 
 
 def save(folder: Path, steps: int, values: dict[str, Tensor], data: dict[str, Any]) -> Path:
-    """Write a state; all but the ``KEPT`` newest go, once it is safe on the disk.
+    """Write a state. After that, delete all but the ``KEPT`` newest.
 
-    Also at a step saved before, for example when the validation after it is done: the new one replaces it.
+    Two states can have the same ``steps``, for example before and after a validation. The later one counts as newer.
     """
     order = max((_order(path)[0] for path in _states(folder)), default=0) + 1
     path = tensors.write(folder / f"{order:06d}-{steps}", values, data)
@@ -43,15 +43,16 @@ def save(folder: Path, steps: int, values: dict[str, Tensor], data: dict[str, An
 
 
 def newest(folder: Path, wanted: Callable[[dict[str, Any]], str]) -> State | None:
-    """The newest whole state whose data ``wanted`` finds no fault with, None where there is none.
+    """The newest undamaged state that ``wanted`` accepts, None where there is none.
 
-    ``wanted`` gives "" or what is wrong. A state that is damaged or unwanted is warned of and passed over.
+    ``wanted`` takes the state's data and returns "", or the reason to reject it. Each rejected or damaged state gives
+    a warning.
     """
     for path in _states(folder):
         try:
             values, data = tensors.read(path)
         except UserError as error:
-            warnings.warn(f"resume state {path.name} is damaged, going back to the one before ({error})", stacklevel=2)
+            warnings.warn(f"resume state {path.name} is damaged, trying the one before ({error})", stacklevel=2)
             continue
         fault = wanted(data)
         if not fault:
@@ -61,12 +62,12 @@ def newest(folder: Path, wanted: Callable[[dict[str, Any]], str]) -> State | Non
 
 
 def read(path: Path) -> State:
-    """A state known to be whole. Raises UserError where it no longer is."""
+    """Read a state. Raises UserError where it is damaged."""
     return State(*tensors.read(path), _order(path)[1], path)
 
 
 def clear(folder: Path) -> None:
-    """Remove every state, and what a killed process left half-written."""
+    """Remove all states, and temporary files of a killed process."""
     for path in _states(folder):
         tensors.remove(path)
     sweep(folder)
@@ -75,14 +76,14 @@ def clear(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files of a process that was killed while writing; only the folder's holder may."""
+    """Remove temporary files of a killed process. Only the process with the folder's lock may call it."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Random generators of this training's own, for networks that draw; the process's are as before afterwards."""
+    """Random generators for the training inside the block. After it, the process's own generators are restored."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -91,11 +92,11 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The random generators a network may draw from, as tensors."""
-    found = {"cpu": torch.get_rng_state()}
+    """Random state of the generators that a network can use, as tensors."""
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
-    return found
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 def set_random_state(values: dict[str, Tensor], device: torch.device) -> None:
@@ -105,17 +106,17 @@ def set_random_state(values: dict[str, Tensor], device: torch.device) -> None:
 
 
 def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One dict of tensors out of several: ``model/fc.bias``, ``optimizer/0.step`` …"""
+    """Joined dict of several dicts of tensors: ``model/fc.bias``, ``optimizer/0.step`` …"""
     return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
 def part(values: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """One of the dicts that ``prefixed`` joined; empty where it is absent."""
+    """One dict from those that ``prefixed`` joined; empty where it is absent."""
     return {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
 
 
 def _states(folder: Path) -> list[Path]:
-    """The states in a folder, newest first; one whose JSON was never written is none."""
+    """States in a folder, newest first. A file without its JSON does not count."""
     pairs = [path.with_suffix(".safetensors") for path in folder.glob("*-*.json")]
     return sorted(pairs, key=_order, reverse=True)
 

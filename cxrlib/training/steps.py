@@ -1,4 +1,4 @@
-"""One step of training: the loss and the gradients of a batch, in parts where memory is short, and the update."""
+"""Training step: loss and gradients of a batch (in parts if memory is short), and the optimizer's update."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from cxrlib.training.team import Team
 
 
 class NoRoomError(MemoryError):
-    """Memory ran out on a batch; ``fits`` films at once have room, 0 where even two have none."""
+    """Out of memory on a batch. ``fits`` is the number of films that fit, 0 if unknown or if two do not fit."""
 
     def __init__(self, fits: int) -> None:
         super().__init__("out of memory")
@@ -23,7 +23,7 @@ class NoRoomError(MemoryError):
 
 
 class Suffix(nn.Module):
-    """The part of a network that learns, as a module of its own: features of the frozen part to logits (B, 15)."""
+    """Trained part of a network as a module: features of the frozen part to logits (B, 15)."""
 
     def __init__(self, model: network.Network, compiled: int) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class Suffix(nn.Module):
 
 
 class Step:
-    """Learns from batches: ``learn`` adds up gradients of the mean loss over a step's films, ``take`` makes the step.
+    """Training step: ``learn`` adds up gradients of the mean loss over the step's films, ``take`` updates the weights.
 
-    ``dtype`` is autocast's; float16 has its loss scaled. ``compiled`` is the size of the batches that compiled code is
-    made for, 0 for none. ``parts`` is in how many parts a batch goes through the network, 1 unless memory ran out
-    (recipe ``halve``): the gradients are the same but for BatchNorm, which sees each part by itself.
+    ``dtype`` is for autocast; for float16 the loss is scaled. ``compiled`` is the compiled batch size, 0 for none.
+    ``parts`` is the number of parts of a batch, 1 unless memory ran out (recipe ``halve``). The gradients are the
+    same, except that BatchNorm computes its statistics on each part alone.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class Step:
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.suffix = team.wrap(Suffix(model, compiled))
         self.scaler = optim.Scaler(optimizer, team.device, on=dtype == torch.float16)
-        self.owing = False  # whether gradients wait for the step
+        self.owing = False  # whether there are gradients for the next ``take``
         self.parts = 1
 
     def learn(self, batch: Any, features: Callable[[Any], Tensor], of: int, *, last: bool) -> Tensor:
-        """Add the gradients of a batch to those that wait, and give its mean loss, a scalar without autograd.
+        """Add the gradients of a batch. Returns its mean loss, a scalar without autograd.
 
-        ``features(batch)`` is what the frozen part makes of it, ``of`` the films of the whole step, all its batches and
-        processes together, ``last`` whether the step follows. Where memory runs out and the recipe's ``halve`` does
-        not help, raises NoRoomError.
+        ``features(batch)`` gives the output of the frozen part. ``of`` is the number of films of the whole step, over
+        all batches and processes. ``last`` says whether ``take`` follows. Raises NoRoomError where memory runs out and
+        the recipe's ``halve`` does not help.
         """
         before = [w.grad.clone() for w in self.weights] if self.recipe.halve and self.owing else None
         while True:
@@ -77,7 +77,7 @@ class Step:
             except (RuntimeError, MemoryError) as error:
                 if not hardware.no_memory(error):
                     raise
-            if not self.can_halve(batch):  # outside the handler, whose traceback holds the failed batch
+            if not self.can_halve(batch):  # outside the except block, whose traceback keeps the batch in memory
                 raise NoRoomError(self.fitting(batch, features))
             self.parts *= 2
             for number, weight in enumerate(self.weights):
@@ -85,13 +85,13 @@ class Step:
             self._free()
 
     def can_halve(self, batch: Any) -> bool:
-        """Whether parts of half the size are allowed, and large enough for BatchNorm. Not while others wait for us."""
+        """Whether parts of half the size are allowed and large enough for BatchNorm. Needs a single process."""
         return self.recipe.halve and self.team.world == 1 and len(batch.rows) >= 4 * self.parts
 
     def fitting(self, batch: Any, features: Callable[[Any], Tensor]) -> int:
-        """How many of the batch's films there is room for at once, found by halving; 0 where that cannot be found out.
+        """Number of the batch's films that fit into memory, found by halving; 0 if unknown.
 
-        Gradients and BatchNorm's statistics are not what they were afterwards.
+        Afterwards the gradients and BatchNorm's statistics are wrong.
         """
         size = len(batch.rows) // 2 if self.team.world == 1 else 0
         while size >= 2:
@@ -114,19 +114,19 @@ class Step:
             part = batch if self.parts == 1 else _cut(batch, at, at + size)
             with nullcontext() if last and at == cuts[-1] else self.team.unsynced(self.suffix):
                 value, _ = self.forward(part, features)
-                share = len(part.rows) * self.team.world / of  # wrapping takes the mean over the processes
+                share = len(part.rows) * self.team.world / of  # the wrapper takes the mean over the processes
                 self.scaler.scaled(value * share).backward()
             total += value.detach() * (len(part.rows) / len(batch.rows))
         return total
 
     def forward(self, batch: Any, features: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss of a batch in training, a scalar, and its logits (B, 15)."""
+        """Loss of a batch, a scalar, and its logits (B, 15)."""
         with hardware.autocast(self.team.device, self.dtype):
             logits = self.suffix(features(batch))
         return self.loss(logits, batch.labels), logits
 
     def take(self, lr: float) -> None:
-        """One step of the optimizer on the gradients that wait, at this rate of the topmost group."""
+        """Update the weights with the added gradients, at rate ``lr`` of the topmost group."""
         self.scaler.unscale()
         if self.recipe.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)

@@ -1,7 +1,7 @@
-"""One process or several that train together: who has which films, what they tell each other, whose word counts.
+"""Processes that train together: their shares of the films, exchange of values, and shared BatchNorm statistics.
 
-Several processes are torch.distributed's, set up by accelerate from what ``accelerate launch`` or torchrun left in
-the environment. Every process calls the same functions in the same order; with one process they cost nothing.
+Several processes use torch.distributed, set up by accelerate from the environment of ``accelerate launch`` or torchrun.
+Every process calls the same functions in the same order. With one process they cost nothing.
 """
 
 import copy
@@ -22,14 +22,14 @@ from cxrlib.training import hardware, network
 
 Answer = TypeVar("Answer")
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher leaves in the environment of each process."""
+"""Environment variables that a launcher sets for each process."""
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: one may decode every film while the rest wait for the store."""
+"""Longest wait of a process for the others: one may decode all films while the others wait for the store."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a training as one of them sees them: its ``rank`` of ``world``, and its device."""
+    """Processes of a training as one of them sees them: ``world`` in all, ``local`` on this machine, own ``rank``."""
 
     device: torch.device
     rank: int = 0
@@ -39,7 +39,7 @@ class Team:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the first one, which alone writes files."""
         return self.rank == 0
 
     @property
@@ -47,9 +47,9 @@ class Team:
         return self.local == self.world
 
     def share(self, part: Any) -> Any:
-        """The batches of ``part`` that are this process's.
+        """The share of the batches of ``part`` for this process.
 
-        Raises UserError where a batch is too small to be shared out: BatchNorm needs two films in each share.
+        Raises UserError where a batch is too small: BatchNorm needs two films in each share.
         """
         if self.world == 1:
             return part
@@ -58,20 +58,20 @@ class Team:
                 f"{self.world} processes share batches of {part.batch_size} of {len(part.films)} films; "
                 f"give a batch_size of {2 * self.world} or more, which counts the films of all, or fewer processes"
             )
-        mine = copy.copy(part)
-        mine.rank, mine.world = self.rank, self.world
-        return mine
+        share = copy.copy(part)
+        share.rank, share.world = self.rank, self.world
+        return share
 
     def wrap(self, step: nn.Module) -> nn.Module:
-        """The module whose gradients are averaged over the processes (DistributedDataParallel)."""
+        """The module with gradients averaged over the processes (DistributedDataParallel)."""
         if self.world == 1:
             return step
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # releases of torch differ in a flag's name
+            warnings.simplefilter("ignore", FutureWarning)  # a flag has another name in some versions of torch
             return self.accelerator.prepare_model(step)
 
     def unsynced(self, step: nn.Module) -> AbstractContextManager:
-        """Inside the block gradients of a wrapped module stay with their process, to be averaged later."""
+        """Context in which the gradients of a wrapped module are not averaged yet."""
         return nullcontext() if self.world == 1 else self.accelerator.no_sync(step)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -83,13 +83,13 @@ class Team:
         return reduce(values.to(self.device), "sum").to(values.device)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether it is set in any process."""
+        """Flags that are set in any process, one value per flag."""
         if self.world == 1:
             return flags
         return tuple(self.sum(torch.tensor(flags, dtype=torch.float32)).gt(0).tolist())
 
     def gather(self, mine: Answer) -> list[Answer]:
-        """Everybody's ``mine``, in the order of their ranks. It is pickled: only what we made ourselves."""
+        """List of ``mine`` from all processes, by rank. It is pickled, so use it for the project's own data only."""
         if self.world == 1:
             return [mine]
         from accelerate.utils import gather_object
@@ -97,43 +97,43 @@ class Team:
         return gather_object([mine])
 
     def from_first(self, ask: Callable[[], Answer]) -> Answer:
-        """What ``ask`` answers in the first process; whatever goes wrong there ends every process, none waits for it.
+        """Result of ``ask`` in the first process, sent to all. An error there is raised in every process.
 
-        A UserError and an interrupt are raised everywhere as they are, anything else in the others as a RuntimeError.
+        UserError and KeyboardInterrupt keep their type in all processes. Others become a RuntimeError in the others.
         """
         if self.world == 1:
             return ask()
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [None, None]
-        failed: BaseException | None = None
+        message: list[Any] = [None, None]  # the result and the error
+        own_error: BaseException | None = None
         if self.first:
             try:
-                told[0] = ask()
+                message[0] = ask()
             except BaseException as error:
-                failed, plain = error, isinstance(error, UserError | KeyboardInterrupt)
+                own_error, plain = error, isinstance(error, UserError | KeyboardInterrupt)
                 words = f"the first process failed: {type(error).__name__}: {error}"  # not every error can be pickled
-                told[1] = error if plain else RuntimeError(words)
-        answer, error = broadcast_object_list(told)
+                message[1] = error if plain else RuntimeError(words)
+        result, error = broadcast_object_list(message)
         if error is not None:
-            raise failed or error
-        return answer
+            raise own_error or error
+        return result
 
     @contextmanager
     def held_by_first(self, make: Callable[[], AbstractContextManager]) -> Iterator[None]:
-        """Hold what ``make`` gives in the first process inside the block; where it cannot be had, none goes on."""
-        with ExitStack() as held:
-            self.from_first(lambda: held.enter_context(make()) and None)
+        """Enter the context of ``make``, such as a lock, in the first process. If that fails, every process raises."""
+        with ExitStack() as stack:
+            self.from_first(lambda: stack.enter_context(make()) and None)
             yield
 
     def together(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has made this call."""
         if self.world > 1:
             self.accelerator.wait_for_everyone()
 
 
 def of(wanted: str | torch.device | None = None) -> Team:
-    """The team that a launcher made this process a member of; without one, a team of one on the wanted device."""
+    """The processes of this process's launcher. Without a launcher, this process alone, on the wanted device."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not all(name in os.environ for name in LAUNCHED):
         return Team(hardware.device(wanted))
     return _launched(hardware.device(wanted).type == "cpu")
@@ -147,57 +147,54 @@ def _launched(cpu: bool) -> Team:
     local, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if not cpu and cards and local > cards:
         raise UserError(f"{local} processes were started on a machine with {cards} GPUs; start at most one per GPU")
-    # Buffers are equal already: every process sees the statistics of the whole batch.
+    # Buffers are equal in all processes: BatchNorm's statistics are those of the whole batch.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
-    made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", made.num_processes))
-    return Team(made.device, made.process_index, made.num_processes, local, made)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return Team(accelerator.device, accelerator.process_index, accelerator.num_processes, local, accelerator)
 
 
 @contextmanager
 def shared_statistics(model: network.Network, team: Team) -> Iterator[None]:
-    """Let the BatchNorms that are trained see the whole batch of all processes inside the block, as one would.
+    """BatchNorm statistics over the whole batch of all processes, for trained BatchNorms, inside the block.
 
-    torch's SyncBatchNorm does so on accelerators alone, so CPUs get ``SharedBatchNorm``. Afterwards the network has its
-    own modules again, with what they learnt.
+    torch's SyncBatchNorm works on accelerators only, so CPUs get ``SharedBatchNorm``. Afterwards the network has its
+    own modules again, with the learned values.
     """
-    own = {
+    norms = {
         name: module
         for name, module in model.named_modules()
         if team.world > 1 and type(module) is nn.BatchNorm2d and network.group_of(name) in model.trainable
     }
     try:
-        for name, module in own.items():
-            _put(model, name, _cpu_shared(module) if team.device.type == "cpu" else _gpu_shared(module))
+        for name, module in norms.items():
+            _replace(model, name, _shared(module, team.device))
         yield
     finally:
-        for name, module in own.items():
-            _put(model, name, _take_over(module, model.get_submodule(name)))
+        for name, module in norms.items():
+            _replace(model, name, _with_tensors(module, model.get_submodule(name)))
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
 
 
-def _gpu_shared(norm: nn.BatchNorm2d) -> nn.SyncBatchNorm:
-    return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+def _shared(norm: nn.BatchNorm2d, device: torch.device) -> nn.Module:
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    return _with_tensors(SharedBatchNorm(norm.num_features, norm.eps, norm.momentum), norm)
 
 
-def _cpu_shared(norm: nn.BatchNorm2d) -> "SharedBatchNorm":
-    shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
-    return _take_over(shared, norm)
-
-
-def _take_over(norm: nn.Module, other: nn.Module) -> nn.Module:
-    """Let a BatchNorm have the very tensors of another, and its mode."""
+def _with_tensors(norm: nn.Module, other: nn.Module) -> nn.Module:
+    """The BatchNorm ``norm`` with the tensors of another, the same objects, and its mode."""
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(norm, name, getattr(other, name))
     return norm.train(other.training)
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the films of all processes, in plain differentiable sums (Ioffe & Szegedy 2015, algorithm 1)."""
+    """BatchNorm over the films of all processes, with differentiable sums (Ioffe & Szegedy 2015, algorithm 1)."""
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         if not self.training:
@@ -205,18 +202,18 @@ class SharedBatchNorm(nn.BatchNorm2d):
         values = images.float()
         count = _Sum.apply(values.new_tensor(values.numel() / values.shape[1]))
         mean = _Sum.apply(values.sum((0, 2, 3))) / count  # (C,)
-        away = values - mean[:, None, None]
-        spread = _Sum.apply(away.square().sum((0, 2, 3))) / count  # (C,)
+        centred = values - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count  # (C,)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(spread * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(spread + self.eps)
-        return (away * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes; each one's share has the gradient of everybody's loss."""
+    """Sum over the processes. The gradient of a process's term is that of the loss of all processes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def test_a_damaged_file_is_refused(saved, model):
         ({"labels": ["Hernia"] * 15}, "labels are"),
         ({"layout": "densenet121"}, "another network"),
         ({"format": 99}, "format 99"),
-        ({"sha256": None}, "names no SHA-256"),
+        ({"sha256": None}, "has no SHA-256"),
         ({"seen": {"trained": {}, "validated": {}}}, "was changed or damaged: its seen is not what"),
         ({"origin": "nothing at all"}, "its origin is not"),
         ({"format": 1, "patients": ""}, "its format"),

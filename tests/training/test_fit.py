@@ -237,7 +237,7 @@ def test_a_damaged_newest_state_costs_only_the_way_from_the_one_before(undisturb
         tiny.train(tmp_path, settings(), train=kill_at(1, 2))
     newest, before = sorted((tmp_path / "state").glob("*.safetensors"), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1000])
-    with pytest.warns(UserWarning, match=f"{newest.name} is damaged, going back to the one before"):
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged, trying the one before"):
         result = tiny.train(tmp_path, settings())
     assert result.resumed_from == "epoch 2, batch 2"
     assert before.name
