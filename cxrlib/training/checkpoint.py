@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 READABLE = (1, FORMAT)
-"""Formats that can be read. Format 1 has ``patients`` instead of ``seen``: training patients only, without dataset, in
-the JSON only."""
+"""Formats that can be read. Format 1 has ``patients`` for ``seen``: training patients without dataset, in the JSON."""
 LAYOUT = "resnet50, 1 channel, 15 outputs, torchvision names"
 SUFFIX = ".safetensors"
 NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "ancestors", "origin")
@@ -87,11 +86,11 @@ def save(
         "fingerprint": fingerprint,
         "code": code,
         "ancestors": list(line.ancestors),
-        "seen": {role: record.packed_patients() for role, record in line.past.items()},
+        "seen": {role: entry.packed_patients() for role, entry in line.past.items()},
         "created": provenance.now(),
         **_machine(),
     }
-    pictures = {role: record.packed_pictures() for role, record in line.past.items()}
+    pictures = {role: entry.packed_pictures() for role, entry in line.past.items()}
     return tensors.write(folder / title, state, meta, {key: meta[key] for key in GUARDED} | {"pictures": pictures})
 
 
@@ -211,10 +210,10 @@ def load_into(model: nn.Module, path: Path, *, strict: bool = True) -> Report:
     Raises UserError where shapes differ or, if ``strict``, keys differ. The network is then unchanged.
     """
     checkpoint = load(path)
-    own = model.state_dict()
-    missing = tuple(key for key in own if key not in checkpoint.state)
-    unexpected = tuple(key for key in checkpoint.state if key not in own)
-    shapes = [key for key in own if key in checkpoint.state and own[key].shape != checkpoint.state[key].shape]
+    state = model.state_dict()
+    missing = tuple(key for key in state if key not in checkpoint.state)
+    unexpected = tuple(key for key in checkpoint.state if key not in state)
+    shapes = [key for key in state if key in checkpoint.state and state[key].shape != checkpoint.state[key].shape]
     if shapes or (strict and (missing or unexpected)):
         raise UserError(
             f"checkpoint {path} does not fit this network: {len(missing)} weights missing, {len(unexpected)} "

@@ -317,7 +317,7 @@ class _Training:
         self.history = record.from_json(saved.data["history"])
         self.losses = [tuple(row) for row in saved.data["losses"]]
         meter_state = state.part(saved.tensors, "meter")
-        share = 1 if self.team.first else 0  # the saved sums are over all processes; the first process takes them all
+        share = 1 if self.team.first else 0  # saved for all processes together, so the first continues with all
         losses, films = meter_state["losses"] * share, meter_state["films"] * share
         self.meter = self.new_meter(losses=losses.tolist(), films=films.tolist(), seconds=saved.data["seconds"])
         self.progress.go_on_from(self.epoch, self.batch, self.history)

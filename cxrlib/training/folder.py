@@ -18,8 +18,7 @@ from cxrlib.training.recipes import Stage
 SAVE_EVERY = 300.0
 """Seconds between two states within an epoch. A state is also saved after each epoch."""
 SAVE_SHARE = 0.01
-"""Largest share of the time that saving may take. If saving is slow or epochs are short, states are saved less often.
-"""
+"""Largest share of the time for saving. With slow saving or short epochs, states are saved less often."""
 
 
 def save_every() -> float | None:
@@ -39,7 +38,7 @@ def save_every() -> float | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError where ``folder`` is not writable. An absent folder is created."""
+    """Check that a folder is writable, else raise UserError. An absent folder is created."""
     with paths.atomic(folder / ".probe"):
         pass
     (folder / ".probe").unlink(missing_ok=True)
@@ -134,13 +133,13 @@ class StageFolder:
         return time.monotonic() - self.saved_at >= max(interval if within else 0.0, shortest)
 
     def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
-        began = time.monotonic()
+        start_time = time.monotonic()
         best = self._title(record.best_epoch(record.from_json(data["history"]))) if data["history"] else ""
         state.save(self.states, steps, values, {**data, "best": best, "who": self.who, "start": self.start})
         self.safe = [*self.safe[-1:], best]
         self._prune({*self.safe})
         self.saved_at = time.monotonic()
-        self.save_cost = self.saved_at - began
+        self.save_cost = self.saved_at - start_time
 
     def keep(self, model: network.Network, history: list[dict[str, Any]], batches: list[tuple], *, last: bool) -> None:
         """Write the history, and a checkpoint if the newest epoch is the best so far or the ``last``.
@@ -187,7 +186,7 @@ class StageFolder:
 
     def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
         _ = self.line.past  # computed once and cached; its time must not count as the cost of a checkpoint
-        began = time.monotonic()
+        start_time = time.monotonic()
         metrics = record.jsonable([{name: value for name, value in row.items() if name not in record.TIMES}])[0]
         checkpoint.save(
             self.folder,
@@ -200,7 +199,7 @@ class StageFolder:
             fingerprint=self.fingerprint,
             code=self.who["code"],
         )
-        self.save_cost = self.save_cost or time.monotonic() - began
+        self.save_cost = self.save_cost or time.monotonic() - start_time
 
     def _title(self, epoch: int) -> str:
         return checkpoint.name(self.recipe.number, self.recipe.lr, self.line.epochs_so_far + epoch)

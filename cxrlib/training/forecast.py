@@ -26,6 +26,7 @@ PROBED = 8 * 224**2
 """Largest number of pixels in a measured step on a CPU. An accelerator uses the run's own batches."""
 NOTEBOOK = 8.0
 """Seconds that a notebook takes besides training and prediction: figures, intervals, files."""
+Work = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ def measure(
     return Speeds(training, prediction, memory + increase)
 
 
-def _training_step(
-    model: network.Network, recipe: Stage, size: int, films: int, device: torch.device
-) -> Callable[[], Any]:
+def _training_step(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Work:
     dtype, team = hardware.dtype(device, recipe.precision), Team(device)
     optimizer = optim.make(model.train(), recipe)
     step = steps.Step(model, losses.make(recipe.loss), recipe, optimizer, team, dtype=dtype)
@@ -113,9 +112,7 @@ def _training_step(
     return work
 
 
-def _prediction_step(
-    model: network.Network, recipe: Stage, size: int, films: int, device: torch.device
-) -> Callable[[], Any]:
+def _prediction_step(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Work:
     reader = inference.Inference(model, dtype=hardware.dtype_to_read(device, recipe.precision))
     images = torch.randn(films, 1, size, size, device=device)
 
@@ -126,7 +123,7 @@ def _prediction_step(
     return work
 
 
-def _speed(work: Callable[[], Any], films: int, device: torch.device, clock: Callable[[], float]) -> float:
+def _speed(work: Work, films: int, device: torch.device, clock: Callable[[], float]) -> float:
     """Speed in films/s, after two warm-up calls. Waits for the card before each reading of the clock."""
     times = 2 if device.type == "cpu" else 10
     with hardware.keeping_memory(device):

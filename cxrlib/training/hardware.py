@@ -22,9 +22,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """Allocator settings of glibc, see mallopt(3)."""
 CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 FP16_GAINS = {(6, 0), (7, 0), (7, 2), (7, 5)}
-"""Compute capabilities without bfloat16 but with fast float16: P100, V100, Xavier, T4 and the RTX 20 cards. On others
-of capability 6, float16 has 1/64 of float32's rate (CUDA C++ Programming Guide, throughput of arithmetic instructions).
-"""
+"""Compute capabilities without bfloat16 but with fast float16: P100, V100, Xavier, T4, RTX 20 cards. On other cards of
+capability 6, float16 has 1/64 of float32's rate (CUDA C++ Programming Guide, throughput of arithmetic instructions)."""
 LOST = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|device-side assert|NCCL error")
 DEVICE = "CXR_DEVICE"
 """Environment variable that names the device: cpu, cuda, cuda:1 or mps."""

@@ -213,10 +213,8 @@ def parser() -> argparse.ArgumentParser:
     for name, parameter in inspect.signature(train).parameters.items():
         required = parameter.default is inspect.Parameter.empty
         kind = int if required else type(parameter.default)
-        default = None if required else parameter.default
-        command_line.add_argument(
-            f"--{name}", type=_parse_bool if kind is bool else kind, required=required, default=default
-        )
+        reader = _parse_bool if kind is bool else kind
+        command_line.add_argument(f"--{name}", type=reader, required=required, default=parameter.default)
     return command_line
 
 
@@ -232,10 +230,10 @@ def _exit(message: str, code: int) -> None:
 
 
 def _environment(processes: int, gpus: int) -> dict[str, str]:
-    own = {"CXR_OUTPUTS": str(paths.outputs()), "CXR_PROJECT": str(paths.project()), LAUNCHED: "1"}
-    own |= {} if gpus else {"ACCELERATE_USE_CPU": "1"}
+    variables = {"CXR_OUTPUTS": str(paths.outputs()), "CXR_PROJECT": str(paths.project()), LAUNCHED: "1"}
+    variables |= {} if gpus else {"ACCELERATE_USE_CPU": "1"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {**os.environ, **own, "OMP_NUM_THREADS": str(max(1, cores // processes))}
+    return {**os.environ, **variables, "OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
 def _follow(job: subprocess.Popen, progress: Path, start: float) -> None:

@@ -24,8 +24,7 @@ from cxrlib.training.seen import Seen
 STAGES = (1, 2, 3, 4, 5)
 UNKNOWN = "unknown"
 LIST = ".films.txt"
-"""Suffix of the training list beside a weights file. Each line is an image name, a patient number, or dataset:number.
-"""
+"""Suffix of the list of training films beside a weights file: an image, a patient number or dataset:number per line."""
 ROLES = {"trained": "was trained on", "validated": "chose its epoch and thresholds"}
 """Roles of a film that a checkpoint saw, each with its words for a message."""
 

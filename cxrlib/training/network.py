@@ -29,8 +29,7 @@ STEPS = {
     "pool": ("avgpool",),
     "fc": ("fc",),
 }
-"""Steps of the network in order, with their modules. Pooling has no weights, so it can be on either side of the split.
-"""
+"""Steps of the network in order, with their modules. Pooling has no weights, so it can be frozen or not."""
 
 
 class Network(ResNet):
@@ -228,9 +227,9 @@ def _fitting(model: Network, state: dict[str, Tensor], source: str) -> dict[str,
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     if "conv1.weight" in state and state["conv1.weight"].shape[1:2] == (3,):
         state["conv1.weight"] = grey(state["conv1.weight"])
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+    expected = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
     for fault, names in (("lack", missing), ("have unknown", unexpected), ("have another shape of", shapes)):
         if names:
             raise UserError(

@@ -31,7 +31,7 @@ def write(stem: Path, tensors: dict[str, Tensor], meta: dict[str, Any], inside: 
             sha256 = provenance.file_sha256(temporary)
         paths.write_json(json_of(path), {**meta, "sha256": sha256})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error}); free disk space and run the same again") from None
+        raise UserError(f"cannot write {path} ({error}); make room on the disk and run the same again") from None
     return path
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the training floor share."""
+"""Fixtures of the training tests."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Nets of this size are no faster on two threads, and the same bits are asked for again and again."""
+    """Use one thread: two are not faster for such small networks, and the tests compare results bit by bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Checkpoints of a tiny network that say whom it was trained on."""
+"""Checkpoints of a tiny network, with the patients that it was trained on."""
 
 from types import SimpleNamespace
 

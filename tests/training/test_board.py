@@ -1,4 +1,4 @@
-"""A stage's history goes to TensorBoard where there is one, and nowhere else."""
+"""TensorBoard gets a stage's history where it is installed."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ ROW |= {f"auc_{finding}": 0.6 for finding in FINDINGS} | {"auc_Hernia": float("n
 
 
 class Writer:
-    """What ``torch.utils.tensorboard.SummaryWriter`` is asked for."""
+    """Double of ``torch.utils.tensorboard.SummaryWriter`` that records its calls."""
 
     made = ()
 
@@ -36,7 +36,7 @@ class Writer:
 
 @pytest.fixture
 def installed(monkeypatch):
-    """As if TensorBoard were installed."""
+    """TensorBoard, as if it were installed."""
     room = types.ModuleType("torch.utils.tensorboard")
     room.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", room)

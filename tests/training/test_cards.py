@@ -102,7 +102,7 @@ def test_a_gpu_that_fails_is_told_and_nothing_more_is_asked_of_it():
         raise error
 
     class Dead(torch.nn.Module):
-        """Its weights can be read once, before the card fails."""
+        """Network whose weights can be read once, before the card fails."""
 
         trainable = ("fc",)
         asked = 0

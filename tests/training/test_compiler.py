@@ -1,4 +1,4 @@
-"""When compiling pays, and what is compiled."""
+"""Compiling: when it saves time, and what is compiled."""
 
 from types import SimpleNamespace
 
@@ -27,8 +27,8 @@ def test_a_cards_peak_is_its_makers(monkeypatch, name):
 
 
 def test_a_resnet50s_operations_are_the_published_ones():
-    """4.09 billion multiply-adds a film at 224 px (torchvision's table), less two thirds of the first layer's; three
-    times as many to train all, and one and a little to train the head."""
+    """Operations per film at 224 px: 4.09 billion multiply-adds (torchvision's table), less two thirds of those of the
+    first layer. Training all layers takes three times as many, training the head slightly more than one time."""
     model = network.build("none")
     forward = 2 * (4.09e9 - 2 / 3 * 112**2 * 64 * 3 * 49)
     assert compiler.training_flops(model, 10, 224) == pytest.approx(30 * forward, rel=0.01)
@@ -38,7 +38,7 @@ def test_a_resnet50s_operations_are_the_published_ones():
 
 
 def test_compiling_pays_for_long_stages_on_slow_cards_and_never_on_a_cpu(monkeypatch):
-    stage = 24.3e9 * 77_872 * 5  # everything trained for five epochs of the whole dataset
+    stage = 24.3e9 * 77_872 * 5  # all layers, five epochs of the whole dataset
     is_card(monkeypatch, "T4")
     assert compiler.pays(CUDA, lambda: stage)
     assert not compiler.pays(CUDA, lambda: stage / 100)

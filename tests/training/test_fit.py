@@ -18,7 +18,7 @@ from cxrlib.training import checkpoint, fit, folder, lineage, network, record, s
 
 THIS = Path(tiny.__file__)
 SETTINGS = {"ema": 0.9, "epochs": 3, "groups": ("layer4", "fc")}
-"""With an average, so that both sets of weights must come back."""
+"""Recipe with a moving average, so that a resume must restore both sets of weights."""
 
 
 def settings(**changes):
@@ -34,12 +34,12 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def often(monkeypatch):
-    """Save the state after every step."""
+    """Make every step save its state."""
     monkeypatch.setenv("CXR_SAVE_EVERY", "0")
 
 
 class Interrupting(tiny.TinyBatches):
-    """Films that call ``at(epoch, batch)`` before each batch of training."""
+    """Batches that call ``at(epoch, batch)`` before each training batch."""
 
     def __init__(self, at):
         super().__init__(24, shuffle=True)
@@ -56,7 +56,7 @@ def kill_at(epoch, batch, number=signal.SIGTERM):
 
 
 def same(one, other):
-    """Whether two stage folders came to the same: weights, losses, the history but for its times, the verdict."""
+    """Whether two stage folders are equal: weights, losses, history without its times, and best.json."""
     names = {path.name for path in one.glob("stage*.safetensors")}
     assert names == {path.name for path in other.glob("stage*.safetensors")}
     for name in names:
@@ -221,7 +221,7 @@ def test_stopped_in_the_validation_it_goes_on_with_the_validation(undisturbed, t
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_two_stages_end_with_the_same_bits(tmp_path):
-    """The program kills itself over and over (see ``tiny.hunt``), then goes on to the end."""
+    """The program is killed many times (see ``tiny.hunt``) and then resumes to the end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, THIS, tmp_path], env=environment, check=True, timeout=900)
     kills = json.loads((tmp_path / "kills.json").read_text())
@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite_stops_naming_stage_epoch_batch_and_images(tmp
         poisoned.images = spoilt if epoch == 1 else train.images
 
     poisoned = Interrupting(spoil)
-    poisoned.augment = augment("light")  # films that vary are looked at anew in each epoch
+    poisoned.augment = augment("light")  # so that features are not cached
     model = tiny.net()
     start = tensors.sha256(model.state_dict())
     with pytest.raises(UserError, match=r"stage 1, epoch 2, batch 2: the loss is nan \(images .*_000.png") as error:
@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_finite_stops_naming_stage_epoch_batch_and_images(tmp
 
 
 def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path):
-    """With the head alone: BatchNorm, which sees each batch by itself, stands still."""
+    """Only the head is trained, so that BatchNorm, which depends on the batch, does not change."""
     how = {"epochs": 2, "groups": ("fc",), "optimizer": "sgd", "lr": 0.1, "precision": "float32"}
     small, large = tiny.TinyBatches(20, batch_size=4), tiny.TinyBatches(20, batch_size=12)
     one = tiny.train(tmp_path / "one", {**how, "accumulate": 3}, train=small)
@@ -336,7 +336,7 @@ def test_states_keep_the_two_newest_and_their_tensors(tmp_path):
 
 
 def test_states_wait_until_they_are_worth_their_time_unless_asked_for(tmp_path, monkeypatch):
-    """A checkpoint of 2 seconds says that a state takes as long, which is 1 % of 200 seconds."""
+    """A checkpoint takes 2 seconds, so a state should take as long, which is 1 % of 200 seconds."""
     now = [0.0]
     monkeypatch.setattr(folder.time, "monotonic", lambda: now[0])
 

@@ -1,4 +1,4 @@
-"""What a run is said to take: the arithmetic by a made-up clock, and the words."""
+"""Forecast of a run: its arithmetic with an artificial clock, and its text."""
 
 import json
 

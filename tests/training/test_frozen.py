@@ -11,7 +11,7 @@ SPLITS = [network.GROUPS[first:] for first in range(1, 6)]
 
 @pytest.fixture(scope="module")
 def worn():
-    """A network whose BatchNorms have seen films, so that folding them in changes every kernel."""
+    """A network with used BatchNorm statistics, so that folding changes every kernel."""
     model = network.build("none", seed=2, layers=(2, 1, 1, 1)).train()
     draw = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
@@ -60,7 +60,7 @@ def test_in_half_precision_the_prefix_is_as_close_as_autocast_brings_the_plain_o
 
 
 def away(values, exact):
-    """Distance as a share of the exact values' size."""
+    """Distance relative to the norm of the exact values."""
     return ((values.float() - exact).norm() / exact.norm()).item()
 
 
@@ -111,7 +111,7 @@ def test_beside_an_accelerator_no_file_is_made(tmp_path):
 
 def test_fixed_views_are_remembered_each_and_found_again():
     class Viewed(tiny.TinyBatches):
-        """Films that look different in each of two views."""
+        """Batches with two variants of each film."""
 
         def epoch(self, epoch, start=0, **where):
             for batch in super().epoch(epoch, start, **where):

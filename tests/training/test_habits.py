@@ -1,4 +1,4 @@
-"""What a recipe's settings do to a stage: moments carried on, early stop, plateaus, memory, precision, views."""
+"""Recipe settings and their effect: optimizer moments, early stopping, plateaus, memory, precision, variants."""
 
 import json
 import warnings
@@ -109,7 +109,7 @@ def test_undefined_aucs_are_no_plateau_and_wear_out_no_patience():
 
 
 def narrow(monkeypatch, films, error):
-    """Let the head refuse more films at once than this, with this error."""
+    """Make the head raise ``error`` for batches of more than ``films``."""
     own = network.Network.suffix
 
     def suffix(self, features):

@@ -1,4 +1,4 @@
-"""What the machine has: memory and its end, and the precision that gains."""
+"""Memory, out of memory, and precision of the machine."""
 
 import ctypes
 import resource
@@ -15,7 +15,7 @@ from cxrlib.training import hardware
 
 CPU = torch.device("cpu")
 LARGE = 2**28
-"""Bytes of a block that glibc would hand back to the system at once."""
+"""Bytes of a block that glibc by default returns to the system at once."""
 GLIBC = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc"
 )
@@ -43,7 +43,7 @@ def resident() -> int:
 
 
 def faults(blocks: int) -> int:
-    """Pages that the kernel had to give while so many blocks were filled and freed, one after the other."""
+    """Page faults while so many blocks are filled and freed, one after the other."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(blocks):
         torch.ones(LARGE, dtype=torch.uint8)
@@ -54,7 +54,7 @@ def faults(blocks: int) -> int:
 def test_a_training_keeps_the_memory_it_frees_and_gives_it_back_at_its_end():
     before, pages = resident(), LARGE / 4096
     with hardware.keeping_memory(CPU):
-        faults(10)  # glibc places a few aligned blocks beside each other before it takes one of them again
+        faults(10)  # glibc allocates a few aligned blocks before it uses one of them again
         assert faults(10) < 0.01 * pages
         assert resident() - before > LARGE / 2
     assert resident() - before < LARGE / 2

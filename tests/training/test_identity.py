@@ -1,4 +1,4 @@
-"""What a stage is known by: its films, their pixels, its settings; and what is done when one is asked for again."""
+"""Identity of a stage: its films, their pixels, its settings; and what a second training of a stage does."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ SIZE = 16
 
 @pytest.fixture
 def films(tiny_phantom, tmp_path):
-    """A data folder of this test's own."""
+    """A data folder for one test."""
     return shutil.copytree(tiny_phantom, tmp_path / "films")
 
 
 class Stage:
-    """What a stage would be known by, on the films as they lie now."""
+    """A stage on the present films, for its identity."""
 
     def __init__(self, folder, **changes):
         self.folder, self.table, self.changes = folder, records.read(folder), changes

@@ -1,4 +1,4 @@
-"""Reading with a network: folded, one way for validation and prediction."""
+"""Inference network: folded, and the same for validation and prediction."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_refreshed_it_follows_the_network():
 
 @pytest.mark.parametrize("groups", [("fc",), ("layer4", "fc"), network.GROUPS], ids=len)
 def test_a_stages_validation_is_what_its_checkpoint_predicts(tmp_path, groups):
-    """To the last bit, in whatever precision this processor takes."""
+    """Equal to the last bit, in the precision of this processor."""
     val = tiny.TinyBatches(12, first=24)
     result = tiny.train(tmp_path, {"epochs": 2, "groups": groups}, val=val, score=metrics.auc_per_label)
     model = tiny.net(seed=5)

@@ -1,4 +1,4 @@
-"""Several processes train as one does, and end with a clear word when one of them dies."""
+"""Several processes give the result of one, and a clear message when one of them dies."""
 
 import inspect
 import os
@@ -24,7 +24,7 @@ EXACT = "optimizer=sgd precision=float32 augment=light"
 @pytest.fixture
 def quiet(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "")
-    monkeypatch.setenv("CXR_SAVE_EVERY", "300")  # after each epoch, however short
+    monkeypatch.setenv("CXR_SAVE_EVERY", "300")  # a state after each epoch
     torch.set_num_threads(1)
 
 
@@ -45,7 +45,7 @@ def test_two_processes_end_as_one_does_and_are_recognised(tiny_phantom, quiet):
 
 
 def workers(run: Path) -> dict[int, int]:
-    """Rank to process number of a job's processes."""
+    """Process ids of a job, by rank."""
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -58,11 +58,11 @@ def workers(run: Path) -> dict[int, int]:
 
 
 def once_it_trains(folder: Path, act) -> threading.Thread:
-    """Do ``act`` when a state has been saved."""
+    """Call ``act`` when a state has been saved."""
 
     def follow():
         while not list(folder.glob("state/*.json")):
-            time.sleep(0.01)  # there is nothing to wait on but the file
+            time.sleep(0.01)  # only the file shows it
         act()
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -90,7 +90,7 @@ def test_a_dead_process_ends_the_job_with_a_word_and_the_next_call_goes_on(tiny_
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a job's processes in /proc")
 def test_a_job_whose_launcher_is_killed_saves_its_state_and_ends(tiny_phantom, quiet):
-    """As when a notebook's kernel is restarted."""
+    """The launching process ends, as when a notebook's kernel is restarted."""
     how = {**HOW, "run": "orphan", "data": str(tiny_phantom), "epochs": 50, "also": "groups=layer4+fc"}
     folder = paths.Run("orphan").stage(1)
     child = tiny.forked(lambda: job.launch(2, **how))
@@ -98,7 +98,7 @@ def test_a_job_whose_launcher_is_killed_saves_its_state_and_ends(tiny_phantom, q
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     deadline = time.monotonic() + 60
     while workers(folder) and time.monotonic() < deadline:
-        time.sleep(0.05)  # there is nothing to wait on: they are nobody's children
+        time.sleep(0.05)  # they are not child processes, so wait() cannot be used
     assert not workers(folder)
     assert "was stopped by SIGTERM" in (folder / "job.log").read_text()
     with provenance.only_one(folder):

@@ -19,7 +19,7 @@ def test_patients_of_all_ancestors_are_remembered_and_their_films_refused(tmp_pa
     first = save(tmp_path / "stage1", model, 1, 2)
     second = save(tmp_path / "stage2", model, 2, 3, number=2, parent=first)
     third = save(tmp_path / "stage3", model, 7, number=3, parent=second)
-    first.unlink()  # an ancestor's file may be gone
+    first.unlink()  # an ancestor's file may be deleted
     meta = checkpoint.read_meta(third)
     assert {role: who.patients["nih"].tolist() for role, who in lineage.past(third).items() if who.count} == {
         "trained": [1, 2, 3, 7]

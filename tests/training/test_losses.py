@@ -16,7 +16,7 @@ def batch():
 def test_focal_is_the_papers_formula(batch, gamma):
     logits, labels = batch
     p = torch.sigmoid(logits.double())
-    said = torch.where(labels == 1, p, 1 - p)  # the probability given to what the label says
+    said = torch.where(labels == 1, p, 1 - p)  # the predicted probability of the label's value
     expected = (-((1 - said) ** gamma) * said.log()).mean()
     torch.testing.assert_close(
         losses.make("focal", gamma=gamma)(logits, labels).double(), expected, rtol=1e-5, atol=1e-8

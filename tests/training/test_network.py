@@ -101,7 +101,7 @@ def test_what_will_not_do_is_told_before_a_network_is_built(tmp_path):
 
 
 def test_a_strangers_file_is_refused_in_our_words(tmp_path):
-    """torch's own message tells how to have the file run its code."""
+    """torch's own message explains how to let the file run its code."""
     torch.save(small(), tmp_path / "whole.pth")
     (tmp_path / "foreign.pth").write_text("<html>not found</html>")
     for name in ("whole.pth", "foreign.pth"):

@@ -15,7 +15,7 @@ CUDA, MPS, CPU = (torch.device(kind) for kind in ("cuda", "mps", "cpu"))
 
 @pytest.fixture
 def card(monkeypatch):
-    """Lets CUDA's device be a card of some compute capability."""
+    """A function that sets the compute capability of the CUDA device."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda at: "Some card")
     return lambda *found: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: found)
 
@@ -62,7 +62,7 @@ def test_a_recipe_takes_the_four_words_alone():
 
 
 def one_step(scaled, infinite=False, optimizer="adamw"):
-    """The head after a step on three films, the loss scaled or not, and the scaler."""
+    """The head after a step on three films, with or without loss scaling, and the scaler."""
     model = network.train_only(tiny.net(), ("fc",))
     how = tiny.recipe(groups=("fc",), optimizer=optimizer, clip=1.0)
     made = optim.make(model, how)
@@ -79,7 +79,7 @@ def one_step(scaled, infinite=False, optimizer="adamw"):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_scaled_step_is_the_plain_one(optimizer):
-    """The scale is a power of two, so not one bit differs."""
+    """The scale is a power of two, so no bit differs."""
     plain, _ = one_step(False, optimizer=optimizer)
     scaled, scaler = one_step(True, optimizer=optimizer)
     assert torch.equal(scaled, plain)
@@ -105,7 +105,7 @@ def test_a_scalers_state_comes_back():
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """Stages train as in float16, with their loss scaled, on any processor: their numbers are float32's."""
+    """Train stages with the loss scaling of float16 but with numbers in float32, on any processor."""
     monkeypatch.setattr(hardware, "dtype", lambda at, precision="auto": torch.float16)
     monkeypatch.setattr(hardware, "autocast", lambda at, to: torch.enable_grad())
     for module in ("Features", "Inference"):
@@ -118,7 +118,7 @@ def _in_float32(kind):
 
 
 def overflowing(monkeypatch, at):
-    """Let the gradients of these steps (from 0) overflow."""
+    """Make the gradients of these steps (from 0) overflow."""
     own = steps.Step.take
 
     def take(self, lr):

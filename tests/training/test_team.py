@@ -1,4 +1,4 @@
-"""What processes that train together tell each other, without starting any: what is broadcast is handed over here."""
+"""Exchange of values between processes, without starting any: the test passes the broadcast messages on."""
 
 import re
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def told(monkeypatch):
-    """What the first process broadcasts; the second one is then given it."""
+    """Double of the broadcast: it stores the first process's message and gives it to the second."""
     heard = []
 
     def broadcast(values):
@@ -65,7 +65,7 @@ def test_a_network_has_its_own_batchnorms_again_with_what_they_learnt(device, sh
     with team.shared_statistics(model, team.Team(torch.device(device), world=2)):
         assert type(model.layer4[0].bn1) is shared
         assert type(model.layer1[0].bn1) is nn.BatchNorm2d
-        model.layer4[0].bn1.running_mean = torch.ones(512)  # a new tensor, as some ways of learning leave
+        model.layer4[0].bn1.running_mean = torch.ones(512)  # a new tensor object
         with torch.no_grad():
             model.layer4[0].bn1.weight.fill_(3)
     assert dict(model.named_modules()) == own

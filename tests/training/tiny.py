@@ -1,6 +1,6 @@
-"""A network and films small enough that a stage of training takes a second.
+"""Tiny network and films, so that the training of a stage takes a second.
 
-As a program, ``python tests/training/tiny.py FOLDER``, it trains two stages there and kills itself at it.
+As a program, ``python tests/training/tiny.py FOLDER``, it trains two stages there and kills the training many times.
 """
 
 import json
@@ -24,7 +24,7 @@ SIZE = 32
 
 
 class TinyBatches:
-    """The interface of ``data.batches.Batches`` over random films whose brightness says what they show."""
+    """Batches with the interface of ``data.batches.Batches``: random films whose brightness shows their labels."""
 
     def __init__(self, count, *, first=0, batch_size=8, shuffle=False, views=0):
         self.batch_size, self.shuffle, self.views = batch_size, shuffle, views
@@ -83,7 +83,7 @@ def net(seed=0):
 
 
 def score(answers, probabilities):
-    """AUC by counting pairs; slow and plainly right."""
+    """AUC by counting pairs: slow, but simple to check."""
     found = []
     for answer, probability in zip(answers.T, probabilities.T, strict=True):
         positive, negative = probability[answer == 1], probability[answer == 0]
@@ -107,7 +107,7 @@ def train(where, changes=None, model=None, train=None, val=None, **more):
 
 
 def two_stages(root):
-    """A stage of everything, then one of the upper groups with an average; a state after every step."""
+    """Train a stage of all groups, then one of the upper groups with a moving average; a state after every step."""
     os.environ["CXR_SAVE_EVERY"] = "0"
     model = net()
     first = train(root / "stage1", {"epochs": 1}, model=model)
@@ -116,7 +116,7 @@ def two_stages(root):
 
 
 def forked(work):
-    """Do ``work`` in a child of this process, which has not computed yet, so that forking it is safe. Its number."""
+    """Run ``work`` in a child process. Returns its id. Forking is safe because this process has not computed yet."""
     child = os.fork()
     if child:
         return child
@@ -129,14 +129,14 @@ def forked(work):
 
 
 def done(child):
-    """Wait for a child that must come through."""
+    """Wait for a child process, which must succeed."""
     assert os.waitpid(child, 0)[1] == 0
 
 
 def hunt(root, kills=20, seed=0):
-    """Train two stages undisturbed, and again with SIGKILLs at random moments; ``kills.json`` tells of each.
+    """Train two stages undisturbed, and again with SIGKILLs at random times, listed in ``kills.json``.
 
-    A kill comes after a random share of the time that the undisturbed training took, so that some get further.
+    Each kill comes after a random share of the undisturbed training time, so that some trainings get further.
     """
     began = time.monotonic()
     done(forked(lambda: two_stages(root / "undisturbed")))
@@ -149,7 +149,7 @@ def hunt(root, kills=20, seed=0):
         os.kill(child, signal.SIGKILL)
         ended = os.WTERMSIG(os.waitpid(child, 0)[1])
         told.append({"signal": ended, "states": len(list(root.glob("killed/stage*/state/*.json")))})
-        if not ended:  # it came through: once more from the beginning
+        if not ended:  # the training ended first: start again
             shutil.rmtree(root / "killed")
     done(forked(lambda: two_stages(root / "killed")))
     (root / "kills.json").write_text(json.dumps(told))
