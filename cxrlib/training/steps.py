@@ -85,7 +85,7 @@ class Step:
             self._free()
 
     def can_halve(self, batch: Any) -> bool:
-        """Whether parts of half the size are allowed and large enough for BatchNorm. Needs a single process."""
+        """Whether parts of half the size are allowed, with one process only, and large enough for BatchNorm."""
         return self.recipe.halve and self.team.world == 1 and len(batch.rows) >= 4 * self.parts
 
     def fitting(self, batch: Any, features: Callable[[Any], Tensor]) -> int:
