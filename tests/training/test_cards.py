@@ -95,7 +95,7 @@ def test_a_gpu_that_fails_is_told_and_nothing_more_is_asked_of_it():
     error = RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported")
     with (
         pytest.raises(
-            UserError, match=r"stage 3: the GPU failed \(CUDA error: unspecified launch failure\); the state"
+            UserError, match=r"stage 3: the GPU failed \(CUDA error: unspecified launch failure\); the last saved state"
         ),
         hardware.failures_of(torch.device("cpu"), "stage 3", 8),
     ):
