@@ -4,6 +4,7 @@ Networks are one weight here, since no way depends on what was learnt; films are
 recognised by nothing but itself; what a real one is recognised by is in ``data/test_pixel_hash``.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -421,3 +422,22 @@ def test_the_boxes_are_asked_for_too(nih, monkeypatch):
     given = {"folder": paths.Run("one"), "ckpt": "", "data": str(nih.where), "size": SIZE, "allow_missing": False}
     with pytest.raises(UserError, match="to be tested"):
         run_cells("07_localisation", {**given, "allow_leak": False, "seed": 0}, ("lineage.refuse_leak",))
+
+
+def test_on_the_official_part_a_like_image_is_told_and_a_patient_is_refused(nih, monkeypatch):
+    """Its lists may hold one image under two patients: the benchmark's own, known only after a night of training."""
+    pixels = store.build(nih.films, SIZE, progress=False)
+    patients = nih.films["patient"].unique()
+    trained = nih.films[nih.films["patient"] == patients[0]].head(1)
+    other = nih.films[nih.films["patient"] == patients[1]].head(1)
+    path = save(SimpleNamespace(films=trained, store=pixels), stage=1)
+    monkeypatch.setattr(seen.Tested, "by_picture", lambda self, known: {0: "twin.png"} if len(known.names) else {})
+    with pytest.raises(UserError, match=r"twin\.png"):
+        lineage.refuse_leak([path], other, pixels)
+    monkeypatch.setattr(splits, "OFFICIAL_NAMES", hashlib.sha256(other["image"].iloc[0].encode()).hexdigest())
+    (row,) = lineage.refuse_leak([path], other, pixels).itertuples()
+    assert (row.patients, row.films, row.first) == (0, 1, "")
+    assert "twin.png" in row.unknown
+    monkeypatch.setattr(splits, "OFFICIAL_NAMES", hashlib.sha256(trained["image"].iloc[0].encode()).hexdigest())
+    with pytest.raises(UserError, match="is of patient"):
+        lineage.refuse_leak([path], trained, pixels)

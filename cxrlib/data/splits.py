@@ -4,7 +4,8 @@ The test part is the official one where ``test_list.txt`` and ``train_val_list.t
 Validation patients are drawn from the rest so that every finding is about as frequent among them as among all.
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from cxrlib.errors import UserError
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 OTHER_NAMES = {TRAIN_LIST: "train_val_list_NIH.txt", TEST_LIST: "test_list_NIH.txt"}
 """What re-sized mirrors of the dataset call the lists."""
+
+OFFICIAL_FILMS = 25_596
+OFFICIAL_NAMES = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
+"""SHA-256 of the names in the dataset's ``test_list.txt``, sorted, one per line."""
 
 TEST_FRACTION = 0.2
 """Share of films tested on where no list says which: 70 % train, 10 % validation, 20 % test."""
@@ -58,6 +63,12 @@ def make(films: pd.DataFrame, folder: str | Path, *, val_fraction: float = 0.1, 
     parts = Parts(_part(rest[~in_val]), _part(rest[in_val]), _part(films[in_test]), source, seed)
     _assert_disjoint(parts)
     return parts
+
+
+def is_official_test(images: Iterable[str]) -> bool:
+    """Whether these image names are those of the official test part, all 25,596 of them and no other."""
+    names = "\n".join(sorted({*images}))
+    return hashlib.sha256(names.encode()).hexdigest() == OFFICIAL_NAMES
 
 
 def overlap(a: pd.DataFrame, b: pd.DataFrame) -> int:
