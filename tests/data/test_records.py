@@ -201,7 +201,7 @@ def test_no_folder_and_no_csv(tmp_path):
 
 def test_one_name_for_two_different_files(folder):
     write_film(folder / "images_001" / "images" / "00000001_000.png", seed=9, side=30)
-    with pytest.raises(UserError, match="one name"):
+    with pytest.raises(UserError, match="the same name"):
         records.read(folder)
 
 
