@@ -171,7 +171,7 @@ def test_all_faults_at_once(whole):
     assert groups == {"table", "files", "films", "lists", "boxes"}
     text = str(report)
     assert "line 5 'Gout'" in text
-    assert text.endswith("not fit: mend the errors above first")
+    assert text.endswith("not usable: correct the errors above first")
 
 
 def test_the_report_is_for_people(whole):
@@ -207,7 +207,7 @@ def test_fast_decodes_nothing(whole, monkeypatch):
     monkeypatch.setattr(images, "decode", None)
     report = check.folder(whole, fast=True, progress=False)
     assert report.fit
-    assert "without decoding" in str(report)
+    assert "not decoded" in str(report)
 
 
 def test_fast_sees_empty_and_absent_files(whole):
