@@ -48,8 +48,8 @@ FAILURES = {
     "terms not accepted": (http(403), r"kaggle\.json"),
     "no such dataset": (http(404), "has no dataset"),
     "no handle": (ValueError("Invalid dataset handle: x"), "owner/name"),
-    "disk full": (OSError(errno.ENOSPC, "No space left"), "disk filled up"),
-    "interrupted": (KeyboardInterrupt(), "goes on where it stopped"),
+    "disk full": (OSError(errno.ENOSPC, "No space left"), "disk is full"),
+    "interrupted": (KeyboardInterrupt(), "the same command resumes it"),
     "something else": (RuntimeError("the moon\nis full"), "failed: the moon$"),
 }
 
