@@ -101,7 +101,7 @@ def test_an_epoch_goes_on_in_its_middle_with_the_same_batches():
 def test_a_film_is_varied_alike_however_the_epoch_is_shared():
     how = batches.augment("full")
     alone = {row: image for batch in make(shuffle=True, augment=how, batch_size=12).epoch(1)
-             for row, image in zip(batch.rows.tolist(), batch.images, strict=True)}  # fmt: skip
+             for row, image in zip(batch.rows.tolist(), batch.images, strict=True)}
     for rank in range(3):
         for batch in make(shuffle=True, augment=how, batch_size=12, rank=rank, world=3).epoch(1):
             for row, image in zip(batch.rows.tolist(), batch.images, strict=True):

@@ -155,7 +155,7 @@ def test_a_file_limit_met_by_a_real_process_is_one_message(tmp_path):
         [sys.executable, "-c", code, *words],
         capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert "disk is full" in done.stderr
     assert "Traceback" not in done.stderr
