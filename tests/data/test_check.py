@@ -1,4 +1,4 @@
-"""A broken folder is told by its fault; everything comes at once; nothing is written."""
+"""Check of a folder: each fault is reported, all faults at once, and nothing is written."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from cxrlib.errors import UserError
 
 @pytest.fixture
 def whole(folder):
-    """A folder without a fault: with lists and boxes."""
+    """Folder without faults, with lists and boxes."""
     films = records.read(folder)
     tested = films["patient"] > 12
     (folder / splits.TEST_LIST).write_text("\n".join(films["image"][tested]))
@@ -181,7 +181,7 @@ def test_the_report_is_for_people(whole):
     two_of_one_name(whole, same=True)
     text = str(check.folder(whole, progress=False))
     assert "film sizes: 20x20 (38), 30x30 (1)" in text
-    assert "image folders: 2" in text  # images_001 itself holds none
+    assert "image folders: 2" in text  # images_001 has no films itself
     assert f"films of another size than 20x20 (1): {first_film(whole).name} 30x30" in text
     assert f"films that cannot be decoded (1): {truncated_film.name} is damaged (truncated)\n" in text
     assert max(len(line) for line in text.splitlines()) < 200

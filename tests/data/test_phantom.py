@@ -1,4 +1,4 @@
-"""The phantom set: its layout, its determinism, its truth (labels, boxes, anatomy) and its likeness to the dataset."""
+"""Phantom set: layout, determinism, labels, boxes, anatomy, and similarity to the dataset."""
 
 import numpy as np
 import pandas as pd
