@@ -43,15 +43,10 @@ def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, lis
     ``reason`` says why a film could not be decoded, or is "". The row of such a film is black and must not be used.
     """
     block = np.zeros((len(tasks), size, size), np.uint8)
-    columns: dict[str, list] = {"name": [task.name for task in tasks], "reason": []}
-    for name in ("bytes", "mtime_ns", "source_crc", "width", "height", "pixel_crc"):
-        columns[name] = []
     decoded = {file: np.load(file, mmap_mode="r") for file in {task.row.file for task in tasks if task.row}}
-    for pixel_row, task in zip(block, tasks, strict=True):
-        row, reason = _fill(pixel_row, size, task, decoded)
-        columns["reason"].append(reason)
-        for name in row._fields[2:]:
-            columns[name].append(getattr(row, name))
+    rows, reasons = zip(*(_fill(*pair, size, decoded) for pair in zip(block, tasks, strict=True)), strict=True)
+    columns = {"name": [task.name for task in tasks], "reason": list(reasons)}
+    columns |= {name: [getattr(row, name) for row in rows] for name in Row._fields[2:]}
     with Path(pixels).open("r+b") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
@@ -62,7 +57,8 @@ def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, lis
     return columns
 
 
-def _fill(target: np.ndarray, size: int, task: Task, decoded: dict[str, np.ndarray]) -> tuple[Row, str]:
+def _fill(target: np.ndarray, task: Task, size: int, decoded: dict[str, np.ndarray]) -> tuple[Row, str]:
+    """Fill the pixels of one task, (size, size) uint8. Returns its row, and the reason if it failed."""
     if task.row is not None:
         pixels = decoded[task.row.file][task.row.at]
         if zlib.crc32(pixels) == task.row.pixel_crc:

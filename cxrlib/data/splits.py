@@ -6,6 +6,7 @@ patients are drawn from the rest. Each finding is about as frequent among them a
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ TEST_FRACTION = 0.2
 ROUNDS, SWAPS = 200, 64
 """Steps that improve a random draw of patients towards equal prevalence, and swaps tried per step: see ``_draw``."""
 
+_NAMES = ("train", "val", "test")
 _ORDER, _SWAPS = 2, 3  # purposes of random numbers; ``draws`` uses 0 and 1
 
 
@@ -55,9 +57,11 @@ def make(films: pd.DataFrame, folder: str | Path, *, val_fraction: float = 0.1, 
         val_fraction = val_fraction / (1 - TEST_FRACTION)
     rest = films[~in_test]
     in_val = _draw(rest, val_fraction, seed, stream=0)
-    parts = Parts(_part(rest[~in_val]), _part(rest[in_val]), _part(films[in_test]), source, seed)
-    _assert_disjoint(parts)
-    return parts
+    tables = [part.reset_index(drop=True) for part in (rest[~in_val], rest[in_val], films[in_test])]
+    for a, b in combinations(tables, 2):
+        if shared := overlap(a, b):
+            raise AssertionError(f"{shared} patients are in two parts of the split")
+    return Parts(*tables, source, seed)
 
 
 def overlap(a: pd.DataFrame, b: pd.DataFrame) -> int:
@@ -67,17 +71,14 @@ def overlap(a: pd.DataFrame, b: pd.DataFrame) -> int:
 
 def summary(parts: Parts) -> pd.DataFrame:
     """Counts per part, one row each: films, patients, then the films with each of the 15 labels."""
-    rows = {
-        name: [len(part), part["patient"].nunique(), *records.label_matrix(part).sum(0, dtype=int)]
-        for name, part in (("train", parts.train), ("val", parts.val), ("test", parts.test))
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["films", "patients", *labels.LABELS])
+    tables = [getattr(parts, name) for name in _NAMES]
+    rows = [[len(part), part["patient"].nunique(), *records.label_matrix(part).sum(0, dtype=int)] for part in tables]
+    return pd.DataFrame(rows, list(_NAMES), ["films", "patients", *labels.LABELS])
 
 
 def write(parts: Parts, path: Path) -> Path:
     """Write the split as CSV: a row per film, columns image, patient, part."""
-    named = (("train", parts.train), ("val", parts.val), ("test", parts.test))
-    table = pd.concat([part[["image", "patient"]].assign(part=name) for name, part in named])
+    table = pd.concat([getattr(parts, name)[["image", "patient"]].assign(part=name) for name in _NAMES])
     return paths.write_text(path, table.to_csv(index=False))
 
 
@@ -179,13 +180,3 @@ def _distance(counts: np.ndarray, fraction: float) -> Callable[[np.ndarray], np.
 
     return distance
 
-
-def _part(films: pd.DataFrame) -> pd.DataFrame:
-    return films.reset_index(drop=True)
-
-
-def _assert_disjoint(parts: Parts) -> None:
-    for a, b in ((parts.train, parts.val), (parts.train, parts.test), (parts.val, parts.test)):
-        shared = overlap(a, b)
-        if shared:
-            raise AssertionError(f"{shared} patients are in two parts of the split")
