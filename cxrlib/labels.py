@@ -57,7 +57,7 @@ def encode(text: str) -> np.ndarray:
     vector = np.zeros(len(LABELS), np.uint8)
     vector[[column(name) for name in names]] = 1
     if vector[-1] and vector[:-1].any():
-        raise UserError(f"{text!r} says {NO_FINDING!r} beside a finding; one of the two is wrong")
+        raise UserError(f"{text!r} has {NO_FINDING!r} beside a finding; one of the two is wrong")
     return vector
 
 

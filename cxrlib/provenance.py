@@ -54,7 +54,7 @@ def code_version(*modules: ModuleType | str, without: Collection[str] = ()) -> s
 
 
 def closure(*names: str, without: Collection[str] = ()) -> list[str]:
-    """Modules of ``cxrlib`` that these modules import, directly or indirectly, with themselves: sorted names.
+    """Modules of ``cxrlib`` that these modules import, directly or indirectly, and themselves. Returns sorted names.
 
     Imports inside functions count. Imports for type checkers, and in ``if __name__ == "__main__"`` blocks, do not.
     The packages that contain a module count too, except ``cxrlib`` itself, which holds only its version.

@@ -83,11 +83,11 @@ def augment(name: str) -> Augment:
 class Batches:
     """Batches of films from a store, epoch by epoch.
 
-    Without ``shuffle`` the films come in their order. With it each epoch has a random order. ``cap`` then also draws
-    the films: at most ``cap`` per class, and all Hernia films. ``batch_size`` counts the films of all processes.
-    Process ``rank`` of ``world`` gets its share of each batch, so a step uses the same films for any number of
-    processes. In training each share has at least two films, if there are enough, because BatchNorm cannot train on
-    one. A smaller last batch joins the batch before.
+    Without ``shuffle`` the films keep their order. With it each epoch has a random order, and ``cap`` > 0 selects a
+    random subset: at most ``cap`` films per class, and all Hernia films. ``batch_size`` counts the films of all
+    processes. Process ``rank`` of ``world`` gets its share of each batch, so a step uses the same films for any number
+    of processes. With ``shuffle`` each share has at least two films, if there are enough, because BatchNorm cannot
+    train on one. A smaller last batch joins the batch before.
 
     With ``views`` 0 each epoch augments a film differently. With k > 0 each film has k fixed variants, and epoch e uses
     variant e mod k, so that the features of frozen layers can be cached.
@@ -175,7 +175,7 @@ class Batches:
     def _cuts(self, films: int) -> np.ndarray:
         """Bounds of the batches in an epoch's order, all processes together, (steps + 1,) int64.
 
-        The last batch joins the one before if it has less than one film per process, or in training less than two.
+        The last batch joins the batch before if it has too few films: less than one per process, or two with shuffle.
         """
         cuts = np.append(np.arange(0, films, self.batch_size), films)
         if len(cuts) > 2 and cuts[-1] - cuts[-2] < self.world * (2 if self.shuffle else 1):

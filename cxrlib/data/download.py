@@ -80,8 +80,7 @@ def _user_error(error: Exception, handle: str) -> UserError:
         return UserError(f"Kaggle has no dataset {handle!r}; give --handle owner/name, such as {NIH}")
     if isinstance(error, OSError) and error.errno == 28:
         return UserError(
-            f"the disk is full: {handle} needs twice its size while it is unpacked; "
-            "make room, or give another --cache"
+            f"the disk is full: {handle} needs twice its size while it is unpacked; make room, or give another --cache"
         )
     if isinstance(error, ConnectionError) or name in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "SSLError"):
         return UserError(f"no connection to Kaggle for {handle}; when you have one, the same command resumes")

@@ -44,4 +44,3 @@ def capped(marks: np.ndarray, cap: int) -> np.ndarray:
         full = counts >= cap
         full[_HERNIA] = False
     return np.sort(np.concatenate(kept))
-

@@ -119,8 +119,8 @@ def _lists(report: Report, films: pd.DataFrame) -> None:
     one = "the absent list then has all films that are not in the other list"
     both = "the films are then split at random by patient; do not compare the result with published results"
     report.add("lists", "warning", "official lists absent", absent, both if len(absent) == 2 else one)
-    for fault, concerned in splits.contradictions(films, lists) if lists else ():
-        report.add("lists", "error", fault, concerned, advice)
+    for fault, cases in splits.contradictions(films, lists) if lists else ():
+        report.add("lists", "error", fault, cases, advice)
 
 
 def _boxes(report: Report, films: pd.DataFrame) -> None:
@@ -203,7 +203,7 @@ def _compare(report: Report, films: dict[str, tuple], patient_of: dict[str, int]
 
 
 def look(files: list[str]) -> list[tuple[str, str, tuple[int, int], int, bool]]:
-    """Decoding results of files: reason of failure or "", mode, (width, height), pixel checksum, one grey level only."""
+    """Decoding results of files: reason of failure or "", mode, (width, height), pixel checksum, one grey level."""
     results = []
     for file in files:
         try:

@@ -58,7 +58,7 @@ def _abdomen(chest: anatomy.Chest, rng: np.random.Generator) -> np.ndarray:
 
 
 def _mediastinum(chest: anatomy.Chest) -> np.ndarray:
-    """Cover of the great vessels with the aortic knob, as a share of the air that they replace. The windpipe is a gap."""
+    """Share of air that the great vessels with the aortic knob replace. The windpipe is a gap in them."""
     canvas, body = chest.canvas, chest.body
     x, high, low = body.centre + body.shift, body.apex, body.dome[0]
     half = 0.155 * body.half

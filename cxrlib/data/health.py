@@ -38,7 +38,7 @@ class Report:
     def add(self, group: str, level: str, what: str, concerned: list, advice: str) -> None:
         """Add a fault with ``concerned`` as its cases. If this is empty, nothing is added."""
         if concerned:
-            examples = [str(one) for one in concerned[:EXAMPLES]]
+            examples = [str(case) for case in concerned[:EXAMPLES]]
             self.problems.append(Problem(group, level, what, len(concerned), examples, advice))
 
     @property
@@ -63,8 +63,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Report as plain data for ``--json``."""
-        verdict = {"folder": str(self.folder), "fit": self.fit, "fit_without_missing": self.fit_without_missing}
-        return verdict | {"fast": self.fast, "facts": self.facts, "problems": [asdict(one) for one in self.problems]}
+        verdict = {"folder": "", "fit": self.fit, "fit_without_missing": self.fit_without_missing}
+        return verdict | asdict(self) | {"folder": str(self.folder)}
 
     def __str__(self) -> str:
         facts = [f"  {name.replace('_', ' ')}: {_text(value)}" for name, value in self.facts.items()]

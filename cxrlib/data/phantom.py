@@ -111,10 +111,10 @@ def write(
     """Write a set of ``images`` films of ``size`` × ``size`` pixels into a new folder and return it.
 
     The layout is the dataset's: Data_Entry_2017.csv, images/, train_val_list.txt, test_list.txt, and
-    BBox_List_2017.csv for the test films. dataset.txt gives the patients a dataset name of their own. With ``folders=12``
-    the films are in images_001/images to images_012/images, in the download's proportions. Each finding is on at least
-    the share ``least`` of the films; 0 keeps the dataset's prevalence (Hernia: one film in 500). The folder appears only
-    when it is complete.
+    BBox_List_2017.csv for the test films. dataset.txt gives the patients a dataset name of their own. With
+    ``folders=12`` the films are in images_001/images to images_012/images, in the download's proportions. Each finding
+    is on at least the share ``least`` of the films; 0 keeps the dataset's prevalence (Hernia: one film in 500). The
+    folder appears only when it is complete.
 
     ``workers`` is the number of processes (default: one per core if there is enough to draw). It does not change the
     result. ``progress`` shows a bar if drawing takes more than a second; None: only on a terminal.

@@ -164,7 +164,7 @@ def label_matrix(films: pd.DataFrame) -> np.ndarray:
 
 
 def film_size(films: pd.DataFrame, sample: int = 20) -> str:
-    """Most frequent size of the film files, such as "1024x1024", from the headers of a sample. "" if none is readable."""
+    """Most frequent size in a sample of the film files, such as "1024x1024". "" if no file is readable."""
     sizes: Counter[tuple[int, int]] = Counter()
     for path in films["path"].iloc[:: max(len(films) // sample, 1)]:
         with suppress(UserError):

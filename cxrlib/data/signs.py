@@ -34,7 +34,7 @@ def overinflate(body: Anatomy, rng: np.random.Generator) -> Anatomy:
 
 
 def lose_volume(body: Anatomy, rng: np.random.Generator) -> Anatomy:
-    """Atelectasis: the diaphragm on the collapsed side rises; the mediastinum moves to that side (Fleischner; Felson)."""
+    """Atelectasis: diaphragm higher on the collapsed side, mediastinum moved to that side (Fleischner; Felson)."""
     side = int(rng.integers(2))
     rise = rng.uniform(0.03, 0.07)
     dome = (body.dome[0] - rise * (side == 0), body.dome[1] - rise * (side == 1))

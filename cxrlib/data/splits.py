@@ -124,9 +124,9 @@ def _official(films: pd.DataFrame, folder: Path) -> tuple[np.ndarray | None, str
     lists = read_lists(folder)
     if not lists:
         return None, ""
-    for fault, concerned in contradictions(films, lists):
-        if concerned:
-            raise UserError(f"{folder}: {len(concerned)} {fault}, first {concerned[0]}; download the lists again")
+    for fault, cases in contradictions(films, lists):
+        if cases:
+            raise UserError(f"{folder}: {len(cases)} {fault}, first {cases[0]}; download the lists again")
     return _sides(films, lists)[1], f"official lists of {folder.name} ({' and '.join(lists)})"
 
 
@@ -179,4 +179,3 @@ def _distance(counts: np.ndarray, fraction: float) -> Callable[[np.ndarray], np.
         return chi_square + 100 * (shared & ((draw == 0) | (draw == total))).sum(-1)
 
     return distance
-

@@ -147,7 +147,7 @@ def load(folder: str | Path) -> Store:
 
 
 def default_folder(films: pd.DataFrame, size: int) -> Path:
-    """Default folder of a store: in ``outputs/stores``, named after the data folder, a hash of its path, and the size."""
+    """Default folder of a store: ``outputs/stores/<name of the data folder>-<hash of its path>-<size>``."""
     data = data_folder(films)
     path_hash = hashlib.sha256(str(data).encode()).hexdigest()[:8]
     return paths.outputs() / "stores" / f"{data.name or 'films'}-{path_hash}-{size}"

@@ -100,8 +100,11 @@ def test_an_epoch_goes_on_in_its_middle_with_the_same_batches():
 
 def test_a_film_is_varied_alike_however_the_epoch_is_shared():
     how = batches.augment("full")
-    alone = {row: image for batch in make(shuffle=True, augment=how, batch_size=12).epoch(1)
-             for row, image in zip(batch.rows.tolist(), batch.images, strict=True)}
+    alone = {
+        row: image
+        for batch in make(shuffle=True, augment=how, batch_size=12).epoch(1)
+        for row, image in zip(batch.rows.tolist(), batch.images, strict=True)
+    }
     for rank in range(3):
         for batch in make(shuffle=True, augment=how, batch_size=12, rank=rank, world=3).epoch(1):
             for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
@@ -305,7 +308,7 @@ def test_without_images_no_film_is_read_and_labels_and_rows_are_the_same():
 def test_a_card_gets_what_the_cpu_gets():
     how = batches.augment("full")
     here = list(make(augment=how, shuffle=True).epoch(0))
-    there = list(make(augment=how, shuffle=True).epoch(0, on="cuda"))  # all batches are kept: none may overwrite another
+    there = list(make(augment=how, shuffle=True).epoch(0, on="cuda"))  # all are kept: none may overwrite another
     for one, other in zip(here, there, strict=True):
         torch.testing.assert_close(other.images.cpu(), one.images, atol=1e-3, rtol=1e-3)
         assert torch.equal(other.labels.cpu(), one.labels)

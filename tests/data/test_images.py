@@ -188,7 +188,7 @@ def test_shrink_averages_areas():
     ("side", "size"), [((64, 64), 14), ((96, 64), 20), ((60, 44), 40), ((61, 67), 13), ((63, 9), 6)]
 )
 def test_shrink_is_the_exact_average_to_the_nearest_grey(side, size):
-    """Exact oracle in whole numbers: each pixel is split into size x size parts, and each new pixel averages its parts."""
+    """Oracle in whole numbers: each pixel is split into size x size parts, and each new pixel averages its parts."""
     height, width = side
     pixels = np.random.default_rng(size).integers(0, 256, side, dtype=np.uint8)
     parts = np.kron(pixels.astype(np.int64), np.ones((size, size), np.int64)).reshape(size, height, size, width)

@@ -89,7 +89,7 @@ def test_twelve_folders_hold_the_same_set_in_order(plain, tmp_path):
     assert sorted(path.name for path in folder.glob("images*")) == outer
     inside = [sorted(path.name for path in (folder / name / "images").iterdir()) for name in outer]
     assert [len(names) for names in inside] == phantom.shares(60)
-    assert sum(inside, []) == sorted(path.name for path in (plain / "images").iterdir())
+    assert [name for names in inside for name in names] == sorted(path.name for path in (plain / "images").iterdir())
     assert {Path(name).name: data for name, data in files(folder).items()} == {
         Path(name).name: data for name, data in files(plain).items()
     }
@@ -153,7 +153,8 @@ def test_a_file_limit_met_by_a_real_process_is_one_message(tmp_path):
     words = f"phantom {tmp_path / 'set'} --images 60 --size 64 --workers 2".split()
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
     )
     assert done.returncode == 2
@@ -164,14 +165,15 @@ def test_a_file_limit_met_by_a_real_process_is_one_message(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*set.*choose another folder"):
+    with pytest.raises(UserError, match=r"cannot write .*set.*choose another folder"):
         phantom.write(tmp_path / "file" / "set", 4, 32)
 
 
 def test_the_room_that_is_asked_for_is_enough_and_not_twice_too_much(tmp_path):
     for size in (32, 128, 256):
         folder = phantom.write(tmp_path / str(size), 12, size)
-        taken = sum(path.stat().st_size + 2048 for path in (folder / "images").iterdir())  # on average half a block per file is empty
+        # on average half a block per file is empty
+        taken = sum(path.stat().st_size + 2048 for path in (folder / "images").iterdir())
         assert taken <= phantom.room(12, size) < 1.5 * taken
 
 

@@ -22,7 +22,8 @@ def test_real_films_are_known_by_their_pixels_and_none_is_taken_for_another(nih_
     for words, (change, least) in changes.items():
         which = pixel_hash.match(pixel_hash.transform(np.stack([change(film) for film in small])), hashes)
         assert (which >= 0).mean() >= least, words
-        assert (patient[which[which >= 0]] == patient[which >= 0]).all(), words  # 00002658_001 and _002 are the same image
+        # 00002658_001 and _002 are the same image
+        assert (patient[which[which >= 0]] == patient[which >= 0]).all(), words
         assert (which[which >= 0] == own[which >= 0]).mean() > 0.99, words
     originals = records.read(nih_fullres)
     large = np.stack([images.shrink(images.read(path), 224) for path in originals["path"]])

@@ -73,8 +73,11 @@ def test_who_is_on_which_side_is_written_down(tmp_path):
     table = pd.read_csv(splits.write(parts, tmp_path / "run" / "split.csv"))
     assert list(table.columns) == ["image", "patient", "part"]
     for name in ("train", "val", "test"):
-        pd.testing.assert_frame_equal(table.loc[table["part"] == name, ["image", "patient"]].reset_index(drop=True),
-                                      getattr(parts, name)[["image", "patient"]], check_dtype=False)
+        pd.testing.assert_frame_equal(
+            table.loc[table["part"] == name, ["image", "patient"]].reset_index(drop=True),
+            getattr(parts, name)[["image", "patient"]],
+            check_dtype=False,
+        )
 
 
 def test_shares_without_lists(tmp_path):
