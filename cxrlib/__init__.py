@@ -1,6 +1,6 @@
 """Helper package of the chest X-ray workbook.
 
-Four floors, each importing only from those below it::
+Each of the four layers imports only from the layers below it::
 
     workbook    pipeline, report, widgets, cli
     evaluation  predict, metrics, intervals, plots
@@ -8,7 +8,7 @@ Four floors, each importing only from those below it::
     data        phantom, images, records, splits, store, batches
     (ground)    labels, paths, errors, theme, provenance
 
-Importing ``cxrlib`` itself imports nothing heavy; a notebook imports the rooms it uses.
+``import cxrlib`` loads no heavy library. A notebook imports the modules that it uses.
 """
 
 __version__ = "0.1.0"

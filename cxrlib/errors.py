@@ -1,9 +1,9 @@
-"""The one exception for mistakes a user can mend."""
+"""Exception for mistakes that a user can correct."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a path, a file's content, a parameter.
+    """Error in the user's input: a path, the content of a file, a parameter.
 
-    The message says what is wrong, where, and what to do, in one or two lines. ``cxr`` prints it without a
-    traceback and exits with 2; in a notebook it ends the cell.
+    The message says in one or two lines what is wrong, where, and what to do. ``cxr`` prints it without a traceback
+    and exits with code 2.
     """

@@ -1,7 +1,7 @@
-"""The one label order of the project.
+"""Label order of the project, and the text form of labels.
 
-The 14 findings stand in the order of the dataset paper (Wang et al., ChestX-ray8, CVPR 2017, extended to 14 in
-its arXiv version), then "No Finding". Every matrix of labels, logits or probabilities has these 15 columns.
+The 14 findings have the order of the dataset paper (Wang et al., ChestX-ray8, CVPR 2017; the arXiv version has 14).
+"No Finding" is the last. Every matrix of labels, logits or probabilities has these 15 columns.
 """
 
 from collections.abc import Iterable
@@ -31,15 +31,15 @@ LABELS: tuple[str, ...] = (*FINDINGS, NO_FINDING)
 
 SEPARATOR = "|"
 ALIASES = {"Infiltrate": "Infiltration", "Pleural Thickening": "Pleural_Thickening"}
-"""Other spellings met in the dataset's files: the box list says Infiltrate."""
+"""Other spellings in the dataset's files. The box list has "Infiltrate"."""
 
 _COLUMN = {label: i for i, label in enumerate(LABELS)}
 
 
 def column(name: str) -> int:
-    """Index of a label in the order of ``LABELS``; known other spellings are understood.
+    """Column of a label in ``LABELS``. Accepts the spellings in ``ALIASES``.
 
-    Raises UserError for a label that is none of the 15.
+    Raises UserError for an unknown label.
     """
     try:
         return _COLUMN[ALIASES.get(name, name)]
@@ -48,26 +48,26 @@ def column(name: str) -> int:
 
 
 def encode(text: str) -> np.ndarray:
-    """Turn a cell of ``Finding Labels`` such as ``"Effusion|Mass"`` into a vector of 0 and 1.
+    """Label vector, (15,) uint8 of 0 and 1, of a ``Finding Labels`` cell such as ``"Effusion|Mass"``.
 
-    Returns (15,) uint8. "No Finding" is 1 when, and only when, none of the 14 findings is.
-    Raises UserError for an empty cell, an unknown label, or "No Finding" beside a finding.
+    "No Finding" is 1 only if all 14 findings are 0.
+    Raises UserError for an empty cell, an unknown label, or "No Finding" together with a finding.
     """
     names = [name.strip() for name in text.split(SEPARATOR)]
     vector = np.zeros(len(LABELS), np.uint8)
     vector[[column(name) for name in names]] = 1
     if vector[-1] and vector[:-1].any():
-        raise UserError(f"{text!r} says {NO_FINDING!r} beside a finding; one of the two is wrong")
+        raise UserError(f"{text!r} has {NO_FINDING!r} beside a finding; one of the two is wrong")
     return vector
 
 
 def decode(vector: Iterable[int]) -> str:
-    """Turn a (15,) vector of 0 and 1 back into the text of ``Finding Labels``; the inverse of ``encode``."""
+    """``Finding Labels`` text of a (15,) vector of 0 and 1. This is the inverse of ``encode``."""
     return SEPARATOR.join(name for name, on in zip(LABELS, vector, strict=True) if on)
 
 
 def check_order(names: Iterable[str], where: str) -> None:
-    """Raise UserError unless ``names`` are the 15 labels in the project's order; ``where`` goes into the message."""
-    found = tuple(names)
-    if found != LABELS:
-        raise UserError(f"{where}: labels are {list(found)}, expected {list(LABELS)} in this order")
+    """Raise UserError unless ``names`` are the 15 labels in the order of ``LABELS``. ``where`` is for the message."""
+    names = tuple(names)
+    if names != LABELS:
+        raise UserError(f"{where}: labels are {list(names)}, expected {list(LABELS)} in this order")

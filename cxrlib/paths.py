@@ -1,4 +1,4 @@
-"""Where things lie, and how a file is written so that it is never seen half-written."""
+"""Paths of the project and of a run, and atomic writing of files."""
 
 import json
 import os
@@ -13,16 +13,16 @@ from typing import Any
 from cxrlib.errors import UserError
 
 AGAIN = "again"
-"""File in a stage's folder by which somebody asks for the stage to be trained again, though nothing has changed."""
+"""Marker file in a stage's folder. It requests that the stage is trained again although nothing has changed."""
 
 TAKEN = r"stores|bench|(phantom|rehearsal-films|compare)-.*"
-"""What else lies in the outputs folder: films decoded, measurements, sets that are drawn, pages that compare runs."""
+"""Reserved names in the outputs folder: film stores, benchmarks, phantom sets, rehearsal films, comparison pages."""
 
 PACKAGE = Path(__file__).resolve().parent
 
 
 def project() -> Path:
-    """The workbook's top folder: ``$CXR_PROJECT`` if set, else the checkout that holds the package, else here."""
+    """Top folder of the workbook: ``$CXR_PROJECT`` if set, else the package's checkout, else the current folder."""
     if "CXR_PROJECT" in os.environ:
         return Path(os.environ["CXR_PROJECT"]).resolve()
     return PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
@@ -33,24 +33,24 @@ def notebooks() -> Path:
 
 
 def outputs() -> Path:
-    """Where every run's results go: ``$CXR_OUTPUTS`` if set, else ``outputs/`` of the project."""
+    """Folder for the results of all runs: ``$CXR_OUTPUTS`` if set, else ``outputs/`` in the project."""
     return Path(os.environ.get("CXR_OUTPUTS", project() / "outputs")).resolve()
 
 
 def resolve(path: str | Path) -> Path:
-    """Make a path given by a user absolute: as it stands if it is there, else relative to the project.
+    """Absolute form of a user's path. A relative path that does not exist here is taken relative to the project.
 
-    So ``data`` means the same from the project folder, from ``notebooks/`` and under papermill.
+    So ``data`` has the same meaning in the project folder, in ``notebooks/`` and under papermill.
     """
-    given = Path(path).expanduser()
-    if given.is_absolute() or given.exists():
-        return given.resolve()
-    return (project() / given).resolve()
+    path = Path(path).expanduser()
+    if path.is_absolute() or path.exists():
+        return path.resolve()
+    return (project() / path).resolve()
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of one run and the names inside it, as the README's table gives them."""
+    """Folder of one run and the paths in it. The README's table lists the same names."""
 
     name: str
 
@@ -58,7 +58,7 @@ class Run:
         if not self.name or self.name in {".", ".."} or any(c in self.name for c in '/\\:*?"<>|\0'):
             raise UserError(f"run {self.name!r} cannot be a folder name; use letters, digits, - and _")
         if re.fullmatch(TAKEN, self.name, re.IGNORECASE):
-            raise UserError(f"run {self.name!r} is the name of something else in {outputs()}; choose another by --run")
+            raise UserError(f"run {self.name!r} is a reserved name in {outputs()}; choose another with --run")
 
     @property
     def root(self) -> Path:
@@ -94,16 +94,18 @@ class Run:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; at the end sync it to disk and rename it into place.
+    """Yield a temporary path in the folder of ``path``. At the end, sync the file to disk and rename it to ``path``.
 
-    If the block raises, ``path`` stays as it was and the temporary file goes.
-    Raises UserError where the folder cannot be written.
+    If the block raises, ``path`` is unchanged and the temporary file is deleted.
+    Raises UserError if the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or mend its rights") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose another folder or correct its permissions"
+        ) from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -123,18 +125,18 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write JSON that a person can read; NaN and infinities are refused (ValueError), since JSON has none."""
+    """Write indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError naming the file where it is absent or damaged."""
+    """Read a JSON file. Raises UserError with the file's name if it is absent or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it to have it made again") from None
+        raise UserError(f"{path} is damaged ({error}); delete it so that it is made again") from None
 
 
 def _sync(path: Path) -> None:

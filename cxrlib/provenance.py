@@ -1,4 +1,4 @@
-"""What made a result: versions, code, data, machine, in forms that can be compared."""
+"""Provenance of a result: versions, code, data and machine, in forms that can be compared."""
 
 import ast
 import hashlib
@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "opencv-p
 
 
 def now() -> str:
-    """The time in UTC, to the second, as ISO 8601."""
+    """UTC time in seconds as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -43,69 +43,68 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def code_version(*rooms: ModuleType | str, without: Collection[str] = ()) -> str:
-    """Fingerprint of what the given modules of ``cxrlib`` mean, with all of it that they import, directly or not.
+def code_version(*modules: ModuleType | str, without: Collection[str] = ()) -> str:
+    """Fingerprint of modules of ``cxrlib`` and of all modules of ``cxrlib`` that they import, directly or indirectly.
 
-    Comments, docstrings and formatting are no part of it; anything else is, in any module on the way. Modules named in
-    ``without`` are passed over, with what only they import.
+    Comments, docstrings and formatting do not count; everything else does. Modules in ``without`` are skipped, and so
+    are modules that only they import.
     """
-    names = [room if isinstance(room, str) else room.__name__ for room in rooms]
-    return digest([[name, _read_module(_file(name)).meaning] for name in closure(*names, without=without)])
+    names = [module if isinstance(module, str) else module.__name__ for module in modules]
+    return digest([[name, _read_module(_file(name)).digest] for name in closure(*names, without=without)])
 
 
 def closure(*names: str, without: Collection[str] = ()) -> list[str]:
-    """Names of the modules of ``cxrlib`` that the given ones import, directly or not, themselves included, sorted.
+    """Modules of ``cxrlib`` that these modules import, directly or indirectly, and themselves. Returns sorted names.
 
-    As they stand in the source, in functions too; what is imported for types only, or only by a program's start
-    (``__name__ == "__main__"``), does not count. Importing a module runs the packages it lies in; ``cxrlib`` itself,
-    which holds nothing but its version, is left out.
+    Imports inside functions count. Imports for type checkers, and in ``if __name__ == "__main__"`` blocks, do not.
+    The packages that contain a module count too, except ``cxrlib`` itself, which holds only its version.
     """
-    found, ahead = set(), list(names)
-    while ahead:
-        name = ahead.pop()
-        if name in found or name in without or _file(name) is None:
+    modules, queue = set(), list(names)
+    while queue:
+        name = queue.pop()
+        if name in modules or name in without or _file(name) is None:
             continue
-        found.add(name)
-        ahead += [name.rpartition(".")[0], *_read_module(_file(name)).imports]
-    return sorted(found - {paths.PACKAGE.name})
+        modules.add(name)
+        queue += [name.rpartition(".")[0], *_read_module(_file(name)).imports]
+    return sorted(modules - {paths.PACKAGE.name})
 
 
 def imports(tree: ast.AST, package: str = "") -> set[str]:
-    """What a syntax tree imports, by full name: ``from cxrlib import paths`` gives ``cxrlib`` and ``cxrlib.paths``.
+    """Imports of a syntax tree, by full name: ``from cxrlib import paths`` gives ``cxrlib`` and ``cxrlib.paths``.
 
-    ``package`` is the one that relative imports are seen from.
+    Relative imports are relative to ``package``.
     """
-    found = set()
-    for node in _that_run(tree):
+    names = set()
+    for node in _executed_nodes(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return found
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
 
 
 class _Module(NamedTuple):
-    meaning: str
+    digest: str
     imports: frozenset[str]
 
 
 def _read_module(file: Path) -> _Module:
     status = file.stat()
-    return _parsed(file, status.st_size, status.st_mtime_ns)
+    return _parse(file, status.st_size, status.st_mtime_ns)
 
 
 @cache
-def _parsed(file: Path, size: int, mtime_ns: int) -> _Module:
-    """A module's meaning and imports, once for each state of its file."""
+def _parse(file: Path, size: int, mtime_ns: int) -> _Module:
+    """Digest and imports of a module. ``size`` and ``mtime_ns`` are there for the cache only."""
     tree = ast.parse(file.read_bytes())
-    inside = file.relative_to(paths.PACKAGE.parent)
-    return _Module(digest(_meaning(tree)), frozenset(imports(tree, ".".join(inside.parent.parts))))
+    package = file.relative_to(paths.PACKAGE.parent).parent
+    return _Module(digest(_plain_tree(tree)), frozenset(imports(tree, ".".join(package.parts))))
 
 
 def _file(name: str) -> Path | None:
-    """The source of a module of ``cxrlib``; None for another's, and for a name that is no module."""
+    """Source file of a module of ``cxrlib``. None if the name is not a module of ``cxrlib``."""
     head, *rest = name.split(".")
     if head != paths.PACKAGE.name:
         return None
@@ -113,45 +112,43 @@ def _file(name: str) -> Path | None:
     return next((file for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py") if file.is_file()), None)
 
 
-def _meaning(value: Any) -> Any:
-    """A syntax tree as plain data, without docstrings and without what is empty, which differs between Pythons."""
+def _plain_tree(value: Any) -> Any:
+    """Syntax tree as plain data, without docstrings. Empty fields are left out: they differ between Python versions."""
     if isinstance(value, ast.AST):
-        fields = {name: _meaning(item) for name, item in ast.iter_fields(value) if item not in (None, [])}
+        fields = {name: _plain_tree(item) for name, item in ast.iter_fields(value) if item not in (None, [])}
         return [type(value).__name__, fields]
     if isinstance(value, list):
-        return [_meaning(item) for item in value if not _says_only(item)]
+        return [_plain_tree(item) for item in value if not _is_docstring(item)]
     return value if isinstance(value, str | bool | int | None) else [type(value).__name__, repr(value)]
 
 
-def _says_only(node: Any) -> bool:
-    """Whether a statement is a string alone: a docstring, or a word about the constant above it."""
+def _is_docstring(node: Any) -> bool:
+    """Whether a statement is only a string: a docstring, or the description of a constant."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _that_run(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a tree, without blocks for type checkers and for a program's start."""
+def _executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes of a syntax tree, without blocks for type checkers and without ``if __name__ == "__main__"`` blocks."""
     if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
         children = node.orelse
     else:
         children = ast.iter_child_nodes(node)
     yield node
     for child in children:
-        yield from _that_run(child)
+        yield from _executed_nodes(child)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the operating system, this package and those that compute; absent ones are left out."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "cxrlib": __version__}
+    """Versions of Python, the operating system, this package and the installed ones of ``PACKAGES``."""
+    installed = {"python": platform.python_version(), "platform": platform.platform(), "cxrlib": __version__}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def table() -> "pd.DataFrame":
-    """Versions, code and device as a table of one column, for a notebook's first page."""
+    """Versions, code and device as a table of one column, for the start of a notebook."""
     import pandas as pd
 
     revision, _, changes = git_revision().partition("+")
@@ -160,7 +157,7 @@ def table() -> "pd.DataFrame":
 
 
 def git_revision() -> str:
-    """Commit of the workbook's checkout, with ``+changes`` when files differ from it; "" outside a checkout."""
+    """Git commit of the workbook's checkout, with ``+changes`` if files differ from it. "" outside a checkout."""
     git = ["git", "-C", str(paths.project())]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
@@ -171,9 +168,9 @@ def git_revision() -> str:
 
 
 def device() -> str:
-    """The device a run would use, in words: the CUDA device's name, ``mps``, or the processor and its threads.
+    """Device that a run would use: the CUDA device's name, ``mps``, or the CPU with its number of threads.
 
-    ``CXR_DEVICE`` counts, as in ``training.hardware``.
+    ``CXR_DEVICE`` has priority, as in ``training.hardware``.
     """
     import torch  # heavy, and only some callers need it
 
@@ -187,9 +184,9 @@ def device() -> str:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; the lock goes with the process, however it ends.
+    """Lock ``folder`` for this process. The lock ends with the process, also if the process is killed.
 
-    Raises UserError naming the holder where another process holds it.
+    Raises UserError with the other process's id if another process has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".holder.json"
@@ -208,7 +205,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 def _describe(holder: Path) -> str:
     try:
-        who = json.loads(holder.read_text())
-        return f"process {who['pid']} on {who['host']} since {who['since']}"
+        entry = json.loads(holder.read_text())
+        return f"process {entry['pid']} on {entry['host']} since {entry['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"

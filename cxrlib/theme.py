@@ -1,8 +1,8 @@
-"""One look for every figure: fonts, sizes, and one colour per finding, part, stage and run.
+"""Theme of all figures: fonts, sizes, and one colour per finding, split, stage and run.
 
-Colours follow Paul Tol's schemes (https://personal.sron.nl/~pault/), which keep apart for colour-blind readers; where
-many lines share an axes, a dash pattern or a marker tells them apart in grey as well. ``use()`` is called by the
-plots, so a notebook need not.
+The colours are from Paul Tol's schemes (https://personal.sron.nl/~pault/), which colour-blind readers can distinguish.
+Where many lines share an axes, they also differ in dash pattern or marker, for print in grey. The plot functions call
+``use()``, so a notebook need not.
 """
 
 from cxrlib import labels
@@ -14,7 +14,7 @@ FINDING_COLOURS: dict[str, str] = {
     **{finding: _HUES[i % len(_HUES)] for i, finding in enumerate(labels.FINDINGS)},
     labels.NO_FINDING: "#555555",
 }
-"""Eight hues, used twice; with ``FINDING_DASHES`` each finding's line is its own."""
+"""Eight hues, each used twice. Together with ``FINDING_DASHES`` each finding has a unique line."""
 
 FINDING_DASHES: dict[str, str | tuple] = {
     **{finding: _DASHES[i // len(_HUES)] for i, finding in enumerate(labels.FINDINGS)},
@@ -22,19 +22,19 @@ FINDING_DASHES: dict[str, str | tuple] = {
 }
 
 SPLIT_COLOURS: dict[str, str] = {"train": "#004488", "val": "#DDAA33", "test": "#BB5566"}
-"""Tol's high-contrast scheme: dark, light and middle in grey."""
+"""Tol's high-contrast scheme. In grey the three are dark, light and medium."""
 
 STAGE_COLOURS: dict[int, str] = {1: "#E0BC3A", 2: "#9FA04C", 3: "#5E8575", 4: "#37648B", 5: "#1F2F6B"}
-"""Light to dark from the first stage to the last, so that the order survives in grey."""
+"""From light (stage 1) to dark (stage 5), so that the order is visible in grey."""
 
 RUN_COLOURS: tuple[str, ...] = ("#004488", "#BB5566", "#DDAA33", "#117733", "#882255")
 MARKERS: tuple[str, ...] = ("o", "s", "D", "^", "v", "P", "X")
 
 INK, MUTED, FAINT, PAPER = "#222222", "#666666", "#D5D5D5", "#FFFFFF"
 SEQUENTIAL = "cividis"
-"""Colour map for amounts; even to colour-blind readers and rising evenly in grey."""
+"""Colour map for amounts. It is perceptually uniform, for colour-blind readers and in grey too."""
 
-_LOOK = {
+_THEME = {
     "figure.dpi": 96,
     "figure.facecolor": PAPER,
     "savefig.dpi": 120,
@@ -70,12 +70,12 @@ _LOOK = {
 
 
 def use() -> None:
-    """Set the look for all figures made from here on; calling it again changes nothing."""
-    import matplotlib  # heavy, and only those who draw need it
+    """Set the theme for all later figures. A second call changes nothing."""
+    import matplotlib  # heavy, and only plots need it
 
-    matplotlib.rcParams.update(_LOOK)
+    matplotlib.rcParams.update(_THEME)
 
 
 def name(label: str) -> str:
-    """A label as a reader wants it: without underscores."""
+    """Display name of a label: without underscores."""
     return label.replace("_", " ")

@@ -320,8 +320,8 @@ def test_a_split_over_row_numbers_is_told_first_and_refused_last(tmp_path):
     both = len(set(patients.claimed(parts.test)) & {*patients.claimed(parts.train), *patients.claimed(parts.val)})
     assert both > 0
     assert len(told) == 1
-    assert "35 films are named after another patient than their row's, first 00000001_001.png" in told[0]
-    assert f"by their names {both} patients are both trained on and tested" in told[0]
+    assert "35 films have another patient in their name than in their row, first 00000001_001.png" in told[0]
+    assert f"by their names {both} patients are in training and in test" in told[0]
     pixels = store.build(folder.films, SIZE, progress=False)
     made = save(*(SimpleNamespace(films=part, store=pixels) for part in (parts.train, parts.val)))
     with pytest.raises(UserError, match="of patient nih:"):
@@ -338,7 +338,7 @@ def test_one_picture_under_two_patients_is_told_as_soon_as_films_are_decoded_and
     made = save(folder.part(1, 2, 8))
     told = pipeline.data(str(folder.where), size=SIZE)["doubts"]
     assert told == [
-        "1 pictures are there under two patients, first 00000001_000.png = 00000007_000.png; keep one film of each"
+        "1 images appear under two patients, first 00000001_000.png = 00000007_000.png; keep one film of each"
     ]
     with pytest.raises(UserError, match=r"00000007_000\.png is the image 00000001_000\.png"):
         ask(made, folder.part(7))
@@ -375,7 +375,7 @@ def test_123_of_one_hospital_is_not_123_of_another(nih, tmp_path):
 @pytest.mark.parametrize("word", ["", "Our Hospital", "unnamed", "a:b", "-x"])
 def test_a_dataset_that_is_no_word_is_refused(nih, word):
     (nih.where / records.DATASET).write_text(word)
-    with pytest.raises(UserError, match=r"dataset\.txt says"):
+    with pytest.raises(UserError, match=r"dataset\.txt holds"):
         records.read(nih.where)
 
 

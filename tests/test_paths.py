@@ -104,6 +104,6 @@ def test_the_umask_stays(tmp_path):
     "name", ["stores", "Stores", "bench", "phantom-900-128-0", "rehearsal-films-9-8-0", "compare-a"]
 )
 def test_a_run_is_not_called_like_something_else_in_the_outputs_folder(name):
-    with pytest.raises(UserError, match="is the name of something else"):
+    with pytest.raises(UserError, match="is a reserved name"):
         paths.Run(name)
     assert paths.Run(f"my-{name}").name == f"my-{name}"

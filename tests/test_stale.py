@@ -271,6 +271,6 @@ def test_two_tables_that_differ_are_told_and_two_that_agree_are_not(films):
     assert records.rivals(films) == ""
     table.loc[0, "Finding Labels"] = "Hernia"
     table.to_csv(films / records.TABLES[1], index=False)
-    told = [words for words in pipeline.data(str(films), known=True)["doubts"] if "counts" in words]
+    told = [words for words in pipeline.data(str(films), known=True)["doubts"] if "is used" in words]
     assert len(told) == 1
-    assert told[0].startswith("Data_Entry_2017.csv counts, and Data_Entry_2017_v2020.csv")
+    assert told[0].startswith("Data_Entry_2017.csv is used, and Data_Entry_2017_v2020.csv")

@@ -1,1 +1,1 @@
-"""Floor 1: from a folder of films to batches of tensors."""
+"""Layer 1: from a folder of films to batches of tensors."""

@@ -1,4 +1,4 @@
-"""The whole health of a data folder in one pass: everything that is wrong, counted, with examples and what to do."""
+"""Check of a data folder: finds all faults in one pass, with counts, examples and advice."""
 
 from pathlib import Path
 
@@ -7,12 +7,13 @@ from cxrlib.data import examine
 from cxrlib.data.health import Report
 
 
-def folder(path: str | Path, *, fast: bool = False, size: int = 256, workers: int | None = None,
-           progress: bool = True) -> Report:  # fmt: skip
-    """Look a data folder through: layout, CSV, files, films, lists, boxes, disk space.
+def folder(
+    path: str | Path, *, fast: bool = False, size: int = 256, workers: int | None = None, progress: bool = True
+) -> Report:
+    """Report on a data folder: layout, CSV, files, films, lists, boxes, disk space.
 
-    ``fast`` leaves the decoding out. ``size`` is that of the store whose space is looked for. Writes nothing, and
-    raises nothing for what it finds: everything goes into the report.
+    ``fast`` does not decode the films. ``size`` is the pixel size of the store, for the check of disk space. Nothing is
+    written, and faults go into the report instead of raising.
     """
     report = Report(paths.resolve(path), fast)
     examine.everything(report, size, workers, progress)

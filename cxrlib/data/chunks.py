@@ -1,4 +1,4 @@
-"""What a decoding process does: turn a chunk of films into rows of the pixel file, and say what came of each."""
+"""Decoding of a chunk of films into rows of a store's pixel file, as one process does it."""
 
 import os
 import zlib
@@ -15,7 +15,7 @@ PIXELS = "pixels.npy"
 
 
 class Row(NamedTuple):
-    """A decoded film: where its pixels lie, and its source's and its pixels' size, time and CRC-32."""
+    """Row of a decoded film: position of its pixels; size, time and CRC-32 of its source; CRC-32 of its pixels."""
 
     file: str
     at: int
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A row to be filled: from ``row`` where the film is decoded already, else from the file at ``path``."""
+    """Task for one row: copy ``row`` if the film is already decoded, else decode the file at ``path``."""
 
     name: str
     bytes: int
@@ -38,20 +38,15 @@ class Task(NamedTuple):
 
 
 def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, list]:
-    """Fill the rows from ``start`` on, sync them to disk, and give a column per field of ``Row`` and ``reason``.
+    """Write the rows from ``start`` on and sync them to disk. Returns the columns name, reason and those of ``Row``.
 
-    ``reason`` is "" or why a film could not be decoded; its row stays black and must not be used.
+    ``reason`` says why a film could not be decoded, or is "". The row of such a film is black and must not be used.
     """
     block = np.zeros((len(tasks), size, size), np.uint8)
-    columns: dict[str, list] = {"name": [task.name for task in tasks], "reason": []}
-    for name in ("bytes", "mtime_ns", "source_crc", "width", "height", "pixel_crc"):
-        columns[name] = []
     decoded = {file: np.load(file, mmap_mode="r") for file in {task.row.file for task in tasks if task.row}}
-    for pixel_row, task in zip(block, tasks, strict=True):
-        row, reason = _fill(pixel_row, size, task, decoded)
-        columns["reason"].append(reason)
-        for name in row._fields[2:]:
-            columns[name].append(getattr(row, name))
+    rows, reasons = zip(*(_fill(*pair, size, decoded) for pair in zip(block, tasks, strict=True)), strict=True)
+    columns = {"name": [task.name for task in tasks], "reason": list(reasons)}
+    columns |= {name: [getattr(row, name) for row in rows] for name in Row._fields[2:]}
     with Path(pixels).open("r+b") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
@@ -62,7 +57,8 @@ def work(pixels: str, size: int, start: int, tasks: list[Task]) -> dict[str, lis
     return columns
 
 
-def _fill(target: np.ndarray, size: int, task: Task, decoded: dict[str, np.ndarray]) -> tuple[Row, str]:
+def _fill(target: np.ndarray, task: Task, size: int, decoded: dict[str, np.ndarray]) -> tuple[Row, str]:
+    """Fill the pixels of one task, (size, size) uint8. Returns its row, and the reason if it failed."""
     if task.row is not None:
         pixels = decoded[task.row.file][task.row.at]
         if zlib.crc32(pixels) == task.row.pixel_crc:
@@ -80,7 +76,7 @@ def _fill(target: np.ndarray, size: int, task: Task, decoded: dict[str, np.ndarr
 
 
 def allocate(path: Path, shape: tuple[int, int, int]) -> None:
-    """Make an .npy file of zeros of this shape and claim its space, so that a full disk shows now and not in a map."""
+    """Make an .npy file of zeros and reserve its disk space, so that a full disk raises now and not in a memory map."""
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -93,7 +89,7 @@ def allocate(path: Path, shape: tuple[int, int, int]) -> None:
 
 
 def side(path: Path) -> int:
-    """Side in pixels of the films in an .npy file; 0 where it is absent, shorter than its header says, or another's."""
+    """Side in pixels of the films in an .npy file. 0 if it is absent, truncated, or not a file of films."""
     try:
         pixels = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -102,11 +98,11 @@ def side(path: Path) -> int:
 
 
 def compact(source: Path, rows: list[int], target: Path) -> None:
-    """Write the given rows of an .npy file as another, a few at a time."""
+    """Write these rows of an .npy file to another file, 128 at a time."""
     old = np.load(source, mmap_mode="r")
     with paths.atomic(target) as temporary:
         allocate(temporary, (len(rows), *old.shape[1:]))
         new = np.load(temporary, mmap_mode="r+")
-        for at in range(0, len(rows), 128):
-            new[at : at + 128] = old[rows[at : at + 128]]
+        for start in range(0, len(rows), 128):
+            new[start : start + 128] = old[rows[start : start + 128]]
         new.flush()

@@ -1,4 +1,4 @@
-"""Tensors on their way to an NVIDIA card and from it, without making the processor or the card wait."""
+"""Asynchronous copies of tensors to an NVIDIA GPU and back, without a wait of CPU or GPU."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -9,14 +9,14 @@ Job = TypeVar("Job")
 
 
 def moved(values: torch.Tensor, to: torch.device) -> torch.Tensor:
-    """The tensor on that device; to a card through pinned memory, since a copy from other memory is waited for."""
+    """Copy of a tensor on that device. A copy to a GPU uses pinned memory, because other memory makes the CPU wait."""
     if to.type != "cuda" or values.is_cuda:
         return values.to(to)
     return values.pin_memory().to(to, non_blocking=True)
 
 
 class Coming:
-    """A tensor on its way to the CPU: ``values()`` waits for it, which costs nothing when it has long arrived."""
+    """Asynchronous copy of a tensor to the CPU. ``values()`` waits until the copy is complete."""
 
     def __init__(self, there: torch.Tensor) -> None:
         self.arrived = None
@@ -34,23 +34,24 @@ class Coming:
 
 
 def prefetched(jobs: Iterable[Job], work: Callable[[Job], tuple], device: torch.device) -> Iterator[Any]:
-    """``map(work, jobs)`` on a stream of its own, one result ahead of the one in use.
+    """``map(work, jobs)`` on a separate CUDA stream, one result in advance.
 
-    ``work`` copies to ``device`` and computes there; it gives a tuple of tensors. A result is handed over when the
-    stream that reads it has been told to wait for it, and its memory is not used again before that stream is done.
+    ``work`` copies to ``device``, computes there and returns a tuple of tensors. The consumer's stream waits for each
+    result, and a result's memory is not reused before that stream has read it.
     """
-    beside = torch.cuda.Stream(device)
-    waiting: list[tuple] = []
+    stream = torch.cuda.Stream(device)
+    queue: list[tuple] = []
     for job in jobs:
-        with torch.cuda.stream(beside):
-            waiting.append((job, work(job), beside.record_event()))
-        if len(waiting) > 1:
-            yield _handed_over(*waiting.pop(0)[1:], device)
-    for _, result, done in waiting:
-        yield _handed_over(result, done, device)
+        with torch.cuda.stream(stream):
+            queue.append((job, work(job), stream.record_event()))  # the job holds pinned memory that is being copied
+        if len(queue) > 1:
+            yield _synchronised(*queue.pop(0)[1:], device)
+    for _, result, done in queue:
+        yield _synchronised(result, done, device)
 
 
-def _handed_over(result: tuple, done: torch.cuda.Event, device: torch.device) -> tuple:
+def _synchronised(result: tuple, done: torch.cuda.Event, device: torch.device) -> tuple:
+    """The result, ready for the consumer's stream."""
     reader = torch.cuda.current_stream(device)
     reader.wait_event(done)
     for value in result:

@@ -1,4 +1,4 @@
-"""The films from Kaggle, by its own client: resumed where it was cut off, kept in its cache and used there in place."""
+"""Download of the films from Kaggle by Kaggle's client. It resumes a download, and the films stay in its cache."""
 
 import os
 from collections.abc import Iterator
@@ -10,51 +10,51 @@ from cxrlib.data import records
 from cxrlib.errors import UserError
 
 NIH = "nih-chest-xrays/data"
-"""The original 112,120 films of 1024², 42 GB in twelve folders."""
+"""Kaggle handle of the original 112,120 films of 1024², 42 GB in twelve folders."""
 
 DEPTH = 3
-"""How many folders deep the table may lie in a download."""
+"""Deepest level of subfolders in a download that is searched for the table."""
 
 
 def dataset(handle: str = NIH, *, cache: str | Path = "") -> Path:
-    """Download a dataset, or find it in the cache, and give the data folder in it: the one that holds the table.
+    """Download a dataset unless it is in the cache. Returns its data folder, which holds the table.
 
-    ``cache`` is the folder to keep it in ("": Kaggle's own, ``~/.cache/kagglehub``). Calling it again resumes a
-    download that was cut off. Raises UserError where the client, the network, the credentials, the dataset or the
-    disk space is wanting.
+    ``cache`` is the folder to keep it in; "" means Kaggle's own, ``~/.cache/kagglehub``. A second call resumes an
+    interrupted download. Raises UserError if the client, the network, the credentials, the dataset or disk space is
+    missing.
     """
     client = _client()
     try:
         with _cache(cache):
             folder = Path(client.dataset_download(handle))
     except KeyboardInterrupt:
-        raise UserError("download interrupted; the same command goes on where it stopped") from None
+        raise UserError("download interrupted; the same command resumes it") from None
     except Exception as error:
-        raise _explained(error, handle) from error
+        raise _user_error(error, handle) from error
     return find_data_folder(folder)
 
 
 def find_data_folder(folder: Path) -> Path:
-    """The folder at or below ``folder`` that holds the CSV of the films. Raises UserError where none does."""
+    """Folder that holds the CSV of the films: ``folder`` or a subfolder. Raises UserError if there is none."""
     for depth in range(DEPTH + 1):
         for pattern in records.TABLES:
-            found = sorted(folder.glob("*/" * depth + pattern + "*"))
-            if found:
-                return found[0].parent
-    raise UserError(f"{folder} was downloaded and holds no {records.TABLES[0]}; give a --handle of NIH films")
+            tables = sorted(folder.glob("*/" * depth + pattern + "*"))
+            if tables:
+                return tables[0].parent
+    raise UserError(f"{folder} was downloaded but holds no {records.TABLES[0]}; give a --handle of NIH films")
 
 
 def _client() -> ModuleType:
     try:
         import kagglehub
     except ImportError:
-        raise UserError("downloading needs kagglehub: install it with `uv pip install kagglehub`") from None
+        raise UserError("the download needs kagglehub: install it with `uv pip install kagglehub`") from None
     return kagglehub
 
 
 @contextmanager
 def _cache(folder: str | Path) -> Iterator[None]:
-    """Point the client at a cache of the user's choice for a while."""
+    """Make the client use this cache folder inside the block."""
     before = os.environ.get("KAGGLEHUB_CACHE")
     if folder:
         os.environ["KAGGLEHUB_CACHE"] = str(Path(folder).expanduser().resolve())
@@ -67,22 +67,21 @@ def _cache(folder: str | Path) -> Iterator[None]:
             os.environ["KAGGLEHUB_CACHE"] = before
 
 
-def _explained(error: Exception, handle: str) -> UserError:
-    """What a failure of the client means and what to do; the client's own words where it is none of the known."""
+def _user_error(error: Exception, handle: str) -> UserError:
+    """UserError for a failure of the client, with advice. An unknown failure keeps the client's message."""
     name = type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
     if name in ("UnauthenticatedError", "CredentialError") or status in (401, 403):
         return UserError(
-            f"Kaggle wants credentials for {handle}: make a token at kaggle.com/settings and put it in "
+            f"Kaggle needs credentials for {handle}: make a token at kaggle.com/settings and put it in "
             "~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY"
         )
     if name == "NotFoundError" or status == 404 or "Invalid dataset handle" in str(error):
         return UserError(f"Kaggle has no dataset {handle!r}; give --handle owner/name, such as {NIH}")
     if isinstance(error, OSError) and error.errno == 28:
         return UserError(
-            f"the disk filled up while downloading {handle}, which takes twice its size while it is unpacked; "
-            "make room, or give another --cache"
+            f"the disk is full: {handle} needs twice its size while it is unpacked; make room, or give another --cache"
         )
     if isinstance(error, ConnectionError) or name in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "SSLError"):
-        return UserError(f"no connection to Kaggle for {handle}; where there is a network, the same command goes on")
-    return UserError(f"downloading {handle} failed: {str(error).strip().splitlines()[0] if str(error) else name}")
+        return UserError(f"no connection to Kaggle for {handle}; when you have one, the same command resumes")
+    return UserError(f"the download of {handle} failed: {str(error).strip().splitlines()[0] if str(error) else name}")

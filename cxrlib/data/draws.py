@@ -1,6 +1,6 @@
-"""Random numbers of an epoch as a pure function of (seed, epoch), by the counter-based generator Philox.
+"""Random numbers of an epoch, a pure function of (seed, epoch), and the sampler with a cap per class.
 
-Only the generator's raw 64-bit stream is used (``philox``), which NumPy promises to keep the same over its versions.
+The numbers come from ``philox``, so they are the same in every version of NumPy.
 """
 
 import numpy as np
@@ -12,27 +12,27 @@ _HERNIA = labels.column("Hernia")
 
 
 def uniform(films: int, draws: int, seed: int, epoch: int) -> np.ndarray:
-    """(films, draws) float32 in [0, 1): a row of random numbers for every position of the epoch."""
+    """Random numbers (films, draws) float32 in [0, 1): one row per position of the epoch."""
     raw = philox.raw(films * draws, seed, epoch, _TABLE)
     return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(films, draws)
 
 
 def permutation(films: int, seed: int, epoch: int) -> np.ndarray:
-    """(films,) int64: the positions 0 … films - 1 in random order."""
+    """Random order of the positions 0 … films - 1, (films,) int64."""
     return philox.permutation(films, seed, epoch, _ORDER)
 
 
 def capped(marks: np.ndarray, cap: int) -> np.ndarray:
-    """Positions (k,) int64, rising, of films kept when each of the 15 labels may occur ``cap`` times.
+    """Films kept if each of the 15 labels may occur ``cap`` times: positions (k,) int64, ascending.
 
-    ``marks`` is (N, 15), in the order of the draw. Every Hernia is kept and counted first; then a film is kept if none
-    of its labels is used up yet. The original did the same film by film, but dropped the first film of each class that
-    has that label alone; here no film is dropped for being first.
+    ``marks`` are labels (N, 15) in the order of the draw. All Hernia films are kept and counted first. Then a film is
+    kept if none of its labels has reached the cap. The original did this film by film, and dropped the first film of
+    each class that has only that label; this function keeps it.
     """
     hernia = marks[:, _HERNIA] == 1
     counts = marks[hernia].sum(0, dtype=np.int64)
     full = counts >= cap
-    full[_HERNIA] = False  # whatever the cap
+    full[_HERNIA] = False  # Hernia has no cap
     kept = [np.flatnonzero(hernia)]
     rest = np.flatnonzero(~hernia)
     while len(rest := rest[~marks[rest][:, full].any(1)]):
@@ -44,4 +44,3 @@ def capped(marks: np.ndarray, cap: int) -> np.ndarray:
         full = counts >= cap
         full[_HERNIA] = False
     return np.sort(np.concatenate(kept))
-

@@ -1,4 +1,4 @@
-"""From a chest with its signs to the grey values of a film: tissue layers, exposure, noise, borders, marker."""
+"""Film of a phantom's chest: tissue layers, exposure, noise, black borders and markers give the pixels."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from cxrlib.data import anatomy
 
 
 def develop(chest: anatomy.Chest, rng: np.random.Generator, *, view: str) -> np.ndarray:
-    """The film of a chest, (S, S) uint8, bone and fluid bright, air dark."""
+    """Pixels of a chest's film, (S, S) uint8. Bone and fluid are bright, air is dark."""
     canvas, body = chest.canvas, chest.body
     lungs = np.maximum(*chest.lungs)
     heart = canvas.area(body.heart(), soft=0.007)
@@ -22,13 +22,13 @@ def develop(chest: anatomy.Chest, rng: np.random.Generator, *, view: str) -> np.
 
 
 def _soft_tissue(chest: anatomy.Chest) -> np.ndarray:
-    """Chest wall, neck, shoulders and breasts; 1 is the density of a chest without lungs."""
+    """Density of chest wall, neck, shoulders and breasts. 1 is a chest without lungs."""
     canvas, body = chest.canvas, chest.body
     wide = 0.085 * body.girth
     flank = body.half + wide
-    half = [(0.085, -0.1), (0.09, 0.02), (0.13, 0.075), (0.3, 0.12), (0.42, 0.17), (0.5, 0.26), (0.56, 0.42),
-            (0.56, 0.6), (flank + 0.02, 0.5), (flank - 0.01, 0.42), (flank, 0.6), (flank, 1.1)]  # fmt: skip
-    right = np.array(half)
+    x = [0.085, 0.09, 0.13, 0.3, 0.42, 0.5, 0.56, 0.56, flank + 0.02, flank - 0.01, flank, flank]
+    y = [-0.1, 0.02, 0.075, 0.12, 0.17, 0.26, 0.42, 0.6, 0.5, 0.42, 0.6, 1.1]
+    right = np.column_stack([x, y])
     outline = np.concatenate([right, right[::-1] * (-1, 1)]) + np.array((body.centre, 0))
     cover = canvas.area(outline, soft=0.006)
     middle = np.exp(-(((canvas.x - np.float32(body.centre)) / np.float32(0.17)) ** 2))
@@ -43,7 +43,7 @@ def _soft_tissue(chest: anatomy.Chest) -> np.ndarray:
 
 
 def _abdomen(chest: anatomy.Chest, rng: np.random.Generator) -> np.ndarray:
-    """Liver, spleen and stomach under the domes, with the gas bubble of the stomach."""
+    """Density of liver, spleen and stomach under the domes, with the stomach's gas bubble."""
     canvas, body = chest.canvas, chest.body
     halves = []
     for side, sign in ((0, -1), (1, 1)):
@@ -58,23 +58,23 @@ def _abdomen(chest: anatomy.Chest, rng: np.random.Generator) -> np.ndarray:
 
 
 def _mediastinum(chest: anatomy.Chest) -> np.ndarray:
-    """Great vessels with the aortic knob, and the windpipe as a gap in them; a share of the air they replace."""
+    """Share of air that the great vessels with the aortic knob replace. The windpipe is a gap in them."""
     canvas, body = chest.canvas, chest.body
     x, high, low = body.centre + body.shift, body.apex, body.dome[0]
     half = 0.155 * body.half
-    band = np.array([(x - half, high - 0.12), (x + half, high - 0.12), (x + 1.25 * half, high + 0.12),
-                     (x + 1.1 * half, low + 0.05), (x - half, low + 0.05), (x - 1.15 * half, high + 0.1)])  # fmt: skip
+    across = x + half * np.array([-1, 1, 1.25, 1.1, -1, -1.15])
+    band = np.column_stack([across, [high - 0.12, high - 0.12, high + 0.12, low + 0.05, low + 0.05, high + 0.1]])
     knob = canvas.disc(x + 0.165 * body.half, high + 0.29 * (low - high), 0.03 + 0.0002 * body.age, 0.015, 1.2)
     trunk = canvas.disc(x + 0.19 * body.half, high + 0.42 * (low - high), 0.033, 0.02, 1.3)
     carina = high + 0.34 * (low - high)
-    pipe = [np.array([(x - 0.004, -0.05), (x, carina)]), np.array([(x, carina), (x - 0.05, carina + 0.05)]),
-            np.array([(x, carina), (x + 0.06, carina + 0.055)])]  # fmt: skip
-    windpipe = canvas.blur(canvas.lines(pipe, [0.034, 0.02, 0.02]), 0.004)
+    ends = [(x - 0.004, -0.05), (x - 0.05, carina + 0.05), (x + 0.06, carina + 0.055)]  # trachea, two main bronchi
+    tubes = [np.array([(x, carina), end]) for end in ends]
+    windpipe = canvas.blur(canvas.lines(tubes, [0.034, 0.02, 0.02]), 0.004)
     return np.maximum.reduce([canvas.area(band, soft=0.006), knob, 0.8 * trunk]) * (1 - 0.3 * windpipe)
 
 
 def _vessels(chest: anatomy.Chest, rng: np.random.Generator) -> np.ndarray:
-    """Hila and the vessels that fan out of them, forking and thinning towards the chest wall."""
+    """Strength of hila and vessels. The vessels fan out of the hila, fork, and become thin towards the chest wall."""
     stems = 16  # first half right, second half left
     sign = np.repeat([-1, 1], stems // 2)[:, None]
     hila = np.stack([chest.body.hilum(side) for side in (0, 1)])
@@ -98,11 +98,11 @@ def _vessels(chest: anatomy.Chest, rng: np.random.Generator) -> np.ndarray:
 _COLLAR = np.array([(0.035, 0.085), (0.09, 0.072), (0.16, 0.04), (0.24, 0.012), (0.31, 0.015)])
 _BLADE = np.array([(0.27, 0.03), (0.4, 0.06), (0.37, 0.16), (0.35, 0.33), (0.31, 0.2)])
 _ARM = np.array([(0.42, 0.06), (0.48, 0.2), (0.55, 0.5)])
-"""Collar bone, shoulder blade and upper arm, from the midline at the height of the lungs' apices."""
+"""Collar bone, shoulder blade and upper arm. The origin is the midline at the height of the lungs' apices."""
 
 
 def _bones(chest: anatomy.Chest) -> np.ndarray:
-    """Ribs, collar bones, shoulder blades, arms and spine, as added density."""
+    """Added density of ribs, collar bones, shoulder blades, arms and spine."""
     canvas, body = chest.canvas, chest.body
     behind, before = _ribs(body)
     rims = [rib + np.array((0, 0.01)) for rib in behind]
@@ -118,7 +118,7 @@ def _bones(chest: anatomy.Chest) -> np.ndarray:
 
 
 def _ribs(body: anatomy.Anatomy, pairs: int = 9) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Hind and front parts of the ribs as curves (n, 2)."""
+    """Curves (n, 2) of the ribs: posterior parts and anterior parts."""
     low = body.dome[0] + 0.1
     number = np.arange(pairs)[:, None]
     along, front = np.linspace(0, 1, 9), np.linspace(0, 1, 6)
@@ -142,7 +142,7 @@ def _spine(chest: anatomy.Chest) -> np.ndarray:
 
 
 def _expose(chest: anatomy.Chest, density: np.ndarray, rng: np.random.Generator, *, view: str) -> np.ndarray:
-    """Tone curve, exposure, scatter (more on portable films), grain, collimator and marker, as uint8."""
+    """Pixels from density, uint8: exposure, tone curve, scatter (more on portable films), grain, marker, collimator."""
     canvas = chest.canvas
     portable = view == "AP"
     exposure = rng.uniform(1.05, 1.5)
@@ -156,18 +156,18 @@ def _expose(chest: anatomy.Chest, density: np.ndarray, rng: np.random.Generator,
 
 
 def _mark(pixels: np.ndarray, rng: np.random.Generator, *, portable: bool) -> None:
-    """The side marker at the patient's left shoulder, and the word that portable films carry."""
+    """Draw the side marker at the patient's left shoulder, and PORTABLE on some portable films."""
     size = len(pixels)
     scale, thick = size / 900, max(1, size // 340)
-    spot = (int(size * rng.uniform(0.88, 0.94)), int(size * rng.uniform(0.06, 0.14)))
-    cv2.putText(pixels, "L", spot, cv2.FONT_HERSHEY_DUPLEX, 1.6 * scale, 245, thick, cv2.LINE_AA)
+    place = (int(size * rng.uniform(0.88, 0.94)), int(size * rng.uniform(0.06, 0.14)))
+    cv2.putText(pixels, "L", place, cv2.FONT_HERSHEY_DUPLEX, 1.6 * scale, 245, thick, cv2.LINE_AA)
     if portable and rng.random() < 0.6:
-        at = (int(size * 0.04), int(size * rng.uniform(0.05, 0.1)))
-        cv2.putText(pixels, "PORTABLE", at, cv2.FONT_HERSHEY_SIMPLEX, 0.7 * scale, 235, thick, cv2.LINE_AA)
+        place = (int(size * 0.04), int(size * rng.uniform(0.05, 0.1)))
+        cv2.putText(pixels, "PORTABLE", place, cv2.FONT_HERSHEY_SIMPLEX, 0.7 * scale, 235, thick, cv2.LINE_AA)
 
 
 def _collimate(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Black edges where the beam was narrowed, on a third of the films."""
+    """Blacken the edges of a third of the films, as a collimator does."""
     if rng.random() < 0.35:
         size = len(pixels)
         top, bottom, left, right = (rng.uniform(0, 0.035, 4) * size).astype(int)

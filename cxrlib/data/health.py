@@ -1,7 +1,7 @@
-"""A data folder's health as it was found: what is wrong, counted, with examples and what to do, and whether it is fit.
+"""Report of a check: the faults of a data folder with counts, examples and advice, and whether the folder is usable.
 
-``error``: a run cannot use the folder so. ``missing``: films that are not there or cannot be decoded; a run stops,
-or goes on without them when told ``--allow-missing``. ``warning`` and ``note``: a run goes on.
+Levels: ``error``: a run cannot use the folder. ``missing``: films are absent or cannot be decoded; a run stops, or
+continues without them with ``--allow-missing``. ``warning`` and ``note``: a run continues.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of fault: ``count`` of them, the first few as ``examples``, and ``advice`` on what to do."""
+    """One kind of fault, with the number of cases, the first ``EXAMPLES`` cases, and advice for the user."""
 
     group: str
     level: str
@@ -28,7 +28,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What a check found. ``facts`` says what the folder holds; ``fast`` that no film was decoded."""
+    """Result of a check. ``facts`` describes the folder's content. ``fast`` means that no film was decoded."""
 
     folder: Path
     fast: bool
@@ -36,9 +36,9 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, group: str, level: str, what: str, concerned: list, advice: str) -> None:
-        """Note a fault of everything in ``concerned``; nothing where that is empty."""
+        """Add a fault with ``concerned`` as its cases. If this is empty, nothing is added."""
         if concerned:
-            examples = [str(one) for one in concerned[:EXAMPLES]]
+            examples = [str(case) for case in concerned[:EXAMPLES]]
             self.problems.append(Problem(group, level, what, len(concerned), examples, advice))
 
     @property
@@ -52,22 +52,22 @@ class Report:
         return not any(problem.level == "error" for problem in self.problems)
 
     def require(self, *, allow_missing: bool = False) -> None:
-        """Raise UserError naming the first fault unless the folder is fit for a run."""
+        """Raise UserError with the worst fault unless a run can use the folder."""
         if self.fit or (allow_missing and self.fit_without_missing):
             return
         levels = ("error",) if allow_missing else ("error", "missing")
         faults = [problem for problem in self.problems if problem.level in levels]
         worst = min(faults, key=lambda problem: LEVELS.index(problem.level))
         more = f" (and {len(faults) - 1} other kinds of fault)" if len(faults) > 1 else ""
-        raise UserError(f"{self.folder} is not fit: {_line(worst)}{more}. See all with: cxr check {self.folder}")
+        raise UserError(f"{self.folder} is not usable: {_line(worst)}{more}. See all with: cxr check {self.folder}")
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain data for ``--json``."""
-        verdict = {"folder": str(self.folder), "fit": self.fit, "fit_without_missing": self.fit_without_missing}
-        return verdict | {"fast": self.fast, "facts": self.facts, "problems": [asdict(one) for one in self.problems]}
+        """Report as plain data for ``--json``."""
+        verdict = {"folder": "", "fit": self.fit, "fit_without_missing": self.fit_without_missing}
+        return verdict | asdict(self) | {"folder": str(self.folder)}
 
     def __str__(self) -> str:
-        facts = [f"  {name.replace('_', ' ')}: {_words(value)}" for name, value in self.facts.items()]
+        facts = [f"  {name.replace('_', ' ')}: {_text(value)}" for name, value in self.facts.items()]
         lines = [str(self.folder), *facts, ""]
         for level in LEVELS:
             for problem in self.problems:
@@ -77,17 +77,19 @@ class Report:
 
     def _verdict(self) -> str:
         if self.fit:
-            return "fit" + (" as far as can be seen without decoding the films" if self.fast else "")
-        return "fit only with --allow-missing" if self.fit_without_missing else "not fit: mend the errors above first"
+            return "usable" + (" (films were not decoded)" if self.fast else "")
+        if self.fit_without_missing:
+            return "usable only with --allow-missing"
+        return "not usable: correct the errors above first"
 
 
 def _line(problem: Problem) -> str:
-    shown = ", ".join(problem.examples) + (", …" if problem.count > len(problem.examples) else "")
-    return f"{problem.what} ({problem.count:,}): {shown}"
+    examples = ", ".join(problem.examples) + (", …" if problem.count > len(problem.examples) else "")
+    return f"{problem.what} ({problem.count:,}): {examples}"
 
 
-def _words(fact: Any) -> str:
-    """A fact as a person reads it; counts by name as "256x256 (53), 120x100 (1)"."""
+def _text(fact: Any) -> str:
+    """Text of a fact. Counts by name become "256x256 (53), 120x100 (1)"."""
     if isinstance(fact, dict):
         return ", ".join(f"{name} ({count:,})" for name, count in fact.items())
     return f"{fact:,}" if isinstance(fact, int) else str(fact)

@@ -1,9 +1,8 @@
-"""One film file to one grey array: PNG of any mode or JPEG, decoded whole or refused by name.
+"""Image decoding: a PNG of any mode, or a JPEG, becomes an array of grey pixels. A damaged file raises.
 
-OpenCV decodes, but it hands out half a picture for half a file. So the file is looked through first: Pillow reads the
-header, and the PNG's chunks are checked against their own checksums. Nothing is allocated for a file whose header
-promises more than ``MAX_PIXELS``. Where kornia-rs is installed it decodes the plain grey PNGs, in less than half of
-OpenCV's time and to the same pixels.
+OpenCV decodes half a file into half an image without an error. So the file is checked first: Pillow reads the header,
+and the checksums of a PNG's chunks are compared. A file with more than ``MAX_PIXELS`` in its header is not decoded.
+If kornia-rs is installed, it decodes 8-bit grey PNGs to the same pixels in less than half of OpenCV's time.
 """
 
 import struct
@@ -28,10 +27,10 @@ except ImportError:
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000
-"""Largest film taken, in pixels: 8000². A full-field digital chest film has about 9 million."""
+"""Most pixels of a film: 8000². A full-field digital chest film has about 9 million."""
 
 _PERIOD = 64
-"""Longest repeat of the overlaps in pixels for which products of matrices are the faster way (1024 to 224: 32)."""
+"""Longest period of the overlaps, in pixels, for which matrix products are faster (1024 to 224: 32)."""
 
 _FORMATS = ("PNG", "JPEG")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -39,15 +38,15 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def read(path: str | Path) -> np.ndarray:
-    """Read a film as (height, width) uint8, 0 black. 16-bit pixels keep their upper eight bits; alpha is dropped.
+    """Pixels of a film file, (height, width) uint8, 0 black. 16-bit pixels keep the upper 8 bits; alpha is dropped.
 
-    Raises UserError naming the file where it is absent, empty, truncated, damaged, too large or no PNG or JPEG.
+    Raises UserError with the path if the file is absent, empty, truncated, damaged, too large, or not PNG or JPEG.
     """
     return decode(load(path), path)
 
 
 def load(path: str | Path) -> bytes:
-    """Bytes of a file. Raises UserError where it is absent, empty or cannot be read."""
+    """Bytes of a file. Raises UserError if it is absent, empty or not readable."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -60,7 +59,7 @@ def load(path: str | Path) -> bytes:
 
 
 def decode(data: bytes, path: str | Path) -> np.ndarray:
-    """Turn the bytes of a film into (height, width) uint8; ``path`` only goes into messages. Raises as ``read``."""
+    """Pixels (height, width) uint8 from a film's bytes. ``path`` is for messages only. Raises as ``read``."""
     mode, (width, height) = header(data, path)
     png = data.startswith(_PNG_SIGNATURE)
     damage = _png_damage(data) if png else _jpeg_damage(data)
@@ -76,30 +75,30 @@ def decode(data: bytes, path: str | Path) -> np.ndarray:
 
 
 def size(path: str | Path) -> tuple[int, int]:
-    """Width and height of a film from its header, without decoding it. Raises UserError as ``read`` does."""
+    """Width and height of a film from its header, without decoding. Raises as ``read``."""
     return header(load(path), path)[1]
 
 
 def header(data: bytes, path: str | Path) -> tuple[str, tuple[int, int]]:
-    """Pillow's mode (``L``, ``RGBA``, ``I;16``, ``P`` …) and (width, height) of the bytes of a film.
+    """Pillow mode (``L``, ``RGBA``, ``I;16``, ``P`` …) and (width, height) from a film's bytes.
 
-    Raises UserError where they are neither PNG nor JPEG, or promise more than ``MAX_PIXELS``.
+    Raises UserError if the bytes are neither PNG nor JPEG, or if the header has more than ``MAX_PIXELS``.
     """
     try:
         mode, (width, height) = _plain_header(data) or _any_header(data)
     except _BOMBS:
-        raise UserError(f"{path} claims more than {MAX_PIXELS:,} pixels; not decoded, remove it") from None
+        raise UserError(f"{path} has more than {MAX_PIXELS:,} pixels in its header; remove it") from None
     except UnidentifiedImageError:
         raise UserError(f"{path} is neither PNG nor JPEG, or its header is damaged; download it again") from None
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise UserError(f"{path} is damaged ({error}); download it again") from None
     if width * height > MAX_PIXELS:
-        raise UserError(f"{path} claims {width} x {height} pixels, more than {MAX_PIXELS:,}; not decoded, remove it")
+        raise UserError(f"{path} has {width} x {height} pixels in its header, more than {MAX_PIXELS:,}; remove it")
     return mode, (width, height)
 
 
 def _plain_header(data: bytes) -> tuple[str, tuple[int, int]] | None:
-    """``header`` of a PNG of eight grey bits, as nearly all films are, in a tenth of Pillow's time; None of another."""
+    """``header`` of an 8-bit grey PNG, as nearly all films are: ten times as fast as Pillow. None for other files."""
     if len(data) > 33 and data.startswith(_PNG_SIGNATURE) and data[12:16] == b"IHDR" and data[24:29] == b"\x08\0\0\0\0":
         width, height, checksum = struct.unpack_from(">II5xI", data, 16)
         if width and height and checksum == zlib.crc32(data[12:29]):
@@ -115,9 +114,9 @@ def _any_header(data: bytes) -> tuple[str, tuple[int, int]]:
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Bring (height, width) uint8 to (size, size) by averaging areas; enlarging interpolates linearly.
+    """Resize (height, width) uint8 to (size, size) by area averaging. A smaller film is enlarged linearly.
 
-    A film that is not square is squeezed, so box coordinates scale along each axis by itself.
+    The aspect ratio is not kept, so box coordinates scale separately along each axis.
     """
     if pixels.shape == (size, size):
         return pixels
@@ -129,11 +128,11 @@ def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _area_average(pixels: np.ndarray, size: int) -> np.ndarray:
-    """What OpenCV gives where neither side is a multiple of ``size``, as products of matrices: in a third of its time.
+    """Area average by matrix products: as OpenCV if neither side is a multiple of ``size``, in a third of the time.
 
-    The overlaps of old and new pixels repeat, so that a block of old rows makes a few new ones. All sums are of whole
-    numbers below 2^24, which float32 holds exactly: the result does not depend on their order. Blocks are also too
-    small for a BLAS to start threads on, which would be in the way of the other decoding processes.
+    The overlaps of old and new pixels are periodic, so each block of old rows gives a few new rows. All sums are whole
+    numbers below 2^24 and exact in float32, so their order does not matter. The blocks are too small for BLAS threads,
+    which would slow down the other decoding processes.
     """
     down, across = (_overlaps(side, size) for side in pixels.shape)
     means = np.empty((size, size), np.float32)
@@ -146,7 +145,7 @@ def _area_average(pixels: np.ndarray, size: int) -> np.ndarray:
 
 @cache
 def _overlaps(side: int, size: int) -> np.ndarray:
-    """How far each old pixel lies in each new one, up to where that repeats: (new, old) float32, whole numbers."""
+    """Overlap of each old pixel with each new pixel in one period, (new, old) float32 of whole numbers."""
     divisor = gcd(side, size)
     old, new = side // divisor, size // divisor
     first, last = np.arange(new)[:, None] * old, np.arange(old) * new
@@ -154,29 +153,29 @@ def _overlaps(side: int, size: int) -> np.ndarray:
 
 
 def _plain_grey(data: bytes, width: int, height: int) -> np.ndarray | None:
-    """The pixels of a PNG of eight grey bits; None where OpenCV must see to it."""
+    """Pixels of an 8-bit grey PNG by kornia-rs. None if kornia-rs is absent or cannot decode it."""
     if decode_image_png_u8 is not None:
-        with suppress(Exception):  # it raises nothing narrower, for fewer bits as for damage
+        with suppress(Exception):  # it has no narrower exception, neither for damage nor for fewer than 8 bits
             return decode_image_png_u8(data, (height, width), "mono")[..., 0]
     return None
 
 
 def _png_damage(data: bytes) -> str:
-    """What is wrong with the chunks of a PNG, or "": each has a length, a name, its data and a CRC-32 of both."""
-    view, at = memoryview(data), len(_PNG_SIGNATURE)
-    while at + 12 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
+    """Damage in the chunks of a PNG, or "". A chunk has a length, a name, data, and a CRC-32 of name and data."""
+    buffer, start = memoryview(data), len(_PNG_SIGNATURE)
+    while start + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
         if end > len(data):
             return "truncated"
-        if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            return f"wrong checksum at byte {at}"
+        if zlib.crc32(buffer[start + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            return f"wrong checksum at byte {start}"
         if name == b"IEND":
             return ""
-        at = end
+        start = end
     return "truncated"
 
 
 def _jpeg_damage(data: bytes) -> str:
-    """ "truncated" for a JPEG without its end marker, else ""."""
+    """Damage of a JPEG: "truncated" if it has no end marker, else ""."""
     return "" if b"\xff\xd9" in data[-65536:] else "truncated"

@@ -1,6 +1,6 @@
-"""Opacities of the lung, drawn as signs of seven findings: what fills the air spaces or grows in them.
+"""Opacities of the lung as signs of seven findings: fluid or tissue in the air spaces.
 
-One function per finding, as in ``signs``, where the sources are named in full.
+There is one function per finding, as in ``signs``, which also has the full sources.
 """
 
 import numpy as np
@@ -8,18 +8,18 @@ import numpy as np
 from cxrlib.data.anatomy import FILM_CM, Chest, ramp, smooth
 
 CONSPICUITY = 1.0
-"""How plain the signs are. At 1 they are plainer than on most real films: on real ones many labels rest on signs
-that a reader can hardly see. A phantom AUC therefore says that the workbook works, not how well it reads films."""
+"""Contrast of the signs. At 1 they are clearer than on most real films, where many labels depend on signs that are
+hard to see. So a phantom AUC shows that the workbook works, not how well it reads real films."""
 
 NODULE_CM = (1.4, 2.8)
 MASS_CM = (3.6, 7.0)
-"""Diameters; 3 cm divides nodules from masses (Fleischner)."""
+"""Diameters in cm. Nodules have at most 3 cm, masses more (Fleischner)."""
 
 Covers = list[np.ndarray]
 
 
 def infiltration(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Patchy opacity without a border, vessels still seen through it, anywhere in one or both lungs (Herring)."""
+    """Patchy opacity without a border, with visible vessels, anywhere in one or both lungs (Herring)."""
     covers = []
     for side in (0, 1) if rng.random() < 0.4 else (int(rng.integers(2)),):
         across, height = rng.uniform(0.45, 0.7), rng.uniform(0.3, 0.75)
@@ -31,8 +31,8 @@ def infiltration(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def mass(chest: Chest, rng: np.random.Generator) -> Covers:
-    """One lobulated opacity of more than 3 cm with a clear edge (Fleischner)."""
-    side, place = _spot(chest, rng)
+    """Mass: one lobulated opacity of more than 3 cm with a clear edge (Fleischner)."""
+    side, place = _place(chest, rng)
     radius = rng.uniform(*MASS_CM) / 2 / FILM_CM
     turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)
     bumps = 1 + 0.07 * rng.standard_normal(14)
@@ -49,7 +49,7 @@ def nodule(chest: Chest, rng: np.random.Generator) -> Covers:
     """Round opacities of at most 3 cm (Fleischner): one, or several."""
     covers, density = [], strength(rng)
     for _ in range(int(rng.choice([1, 2, 3, 5], p=[0.3, 0.2, 0.2, 0.3]))):
-        side, place = _spot(chest, rng)
+        side, place = _place(chest, rng)
         cover = chest.canvas.disc(*place, rng.uniform(*NODULE_CM) / 2 / FILM_CM, 0.014) * chest.lungs[side]
         chest.fill(cover, 0.85 * density)
         chest.extra += 0.1 * density * cover
@@ -58,7 +58,7 @@ def nodule(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def pneumonia(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Bronchopneumonia: ill-defined blots of about 1 to 2 cm, confluent in one lower zone (Felson; Herring)."""
+    """Bronchopneumonia: unsharp patches of about 1 to 2 cm that merge in one lower zone (Felson; Herring)."""
     side = int(rng.integers(2))
     body, sign = chest.body, (-1, 1)[side]
     middle = np.array(
@@ -73,7 +73,7 @@ def pneumonia(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def consolidation(chest: Chest, rng: np.random.Generator) -> Covers:
-    """A lobe or part of it, dense, sharp where a fissure bounds it, crossed by dark bronchi (Fleischner; Felson)."""
+    """Consolidation of a lobe or a part: dense, sharp at the fissure, with dark bronchi (Fleischner; Felson)."""
     side, upper = int(rng.integers(2)), rng.random() < 0.5
     height = chest.height[side]
     fissure = rng.uniform(0.42, 0.5) + 0.1 * (chest.across - 0.5)
@@ -89,7 +89,7 @@ def consolidation(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def edema(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Bat wings: both perihilar zones clouded, the outer third spared, upper vessels full, septal lines (Felson)."""
+    """Bat-wing edema: both perihilar zones opaque, outer third clear, strong upper vessels, septal lines (Felson)."""
     covers, density = [], strength(rng)
     for side, sign in ((0, -1), (1, 1)):
         wing = np.exp(-((np.abs(chest.across - 0.36) / 0.3) ** 3) - np.abs((chest.height[side] - 0.52) / 0.3) ** 3)
@@ -104,7 +104,7 @@ def edema(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def fibrosis(chest: Chest, rng: np.random.Generator) -> Covers:
-    """A net of lines and small rings at the bases and under the pleura, both sides (Fleischner: reticular pattern)."""
+    """Reticular pattern: a net of lines and small rings at both bases and under the pleura (Fleischner)."""
     covers, density = [], strength(rng)
     for side in (0, 1):
         zone = ramp((0.6 * chest.across + 0.9 * chest.height[side] - rng.uniform(0.75, 0.95)) / 0.3)
@@ -116,8 +116,8 @@ def fibrosis(chest: Chest, rng: np.random.Generator) -> Covers:
     return covers
 
 
-def _spot(chest: Chest, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-    """A place inside a lung, clear of mediastinum and heart: its side and (x, y)."""
+def _place(chest: Chest, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+    """Random place inside a lung, outside mediastinum and heart: side and (x, y)."""
     side = int(rng.integers(2))
     height = rng.uniform(0.22, 0.72)
     low = 0.4 if side == 0 else 0.42 + 0.25 * max(0.0, height - 0.45) / 0.3
@@ -127,7 +127,7 @@ def _spot(chest: Chest, rng: np.random.Generator) -> tuple[int, np.ndarray]:
 
 
 def _bronchi(chest: Chest, rng: np.random.Generator, side: int, upper: bool) -> np.ndarray:
-    """Cover of a few forked bronchi from the hilum up- or downwards and out."""
+    """Cover of four bronchi from the hilum outwards, up or down."""
     hilum = chest.body.hilum(side)
     angles = (-1 if upper else 1) * np.linspace(0.25, 1.1, 4) + 0.1 * rng.standard_normal(4)
     run = np.array([0.02, 0.1, 0.2])[:, None] * np.ones(4)
@@ -136,5 +136,5 @@ def _bronchi(chest: Chest, rng: np.random.Generator, side: int, upper: bool) -> 
 
 
 def strength(rng: np.random.Generator) -> float:
-    """How dense a lesion is: from faint to plain, times CONSPICUITY."""
+    """Random density of a lesion: 0.55 to 1, times CONSPICUITY."""
     return CONSPICUITY * rng.uniform(0.55, 1.0)

@@ -1,4 +1,4 @@
-"""Work shared out among processes that end with the one that started them."""
+"""Process pool whose workers end together with the process that started them."""
 
 import os
 import signal
@@ -17,35 +17,35 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(work: Callable[..., Result], jobs: dict[Key, tuple], workers: int) -> Iterator[tuple[Key, Result]]:
-    """``work(*job)`` for every job, in the order in which they are done, each with its key.
+    """Results of ``work(*job)`` for each job, with the job's key, in the order of completion.
 
-    With one worker it is done here; if a worker dies, what is left is done here too.
+    With one worker this process does the work. If a worker dies, this process does the rest.
     """
-    left = dict(jobs)
+    remaining = dict(jobs)
     if workers > 1:
-        # Not forked: a fork of a process whose libraries run threads can hang.
+        # "spawn", not "fork": a fork can hang if libraries of the process run threads.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
         try:
             futures = {pool.submit(work, *job): key for key, job in jobs.items()}
             for future in as_completed(futures):
                 result = future.result()
-                del left[futures[future]]
+                del remaining[futures[future]]
                 yield futures[future], result
         except BrokenProcessPool:
-            tqdm.write("a worker process died; going on with one")
+            tqdm.write("a worker process died; this process continues alone")
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    for key, job in left.items():
+    for key, job in remaining.items():
         yield key, work(*job)
 
 
 def _start() -> None:
-    """Set a worker up: one thread, deaf to Ctrl-C (its parent hears it), gone when its parent is."""
+    """Set up a worker: one OpenCV thread, no reaction to Ctrl-C (the parent handles it), exit with the parent."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()

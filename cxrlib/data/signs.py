@@ -1,7 +1,7 @@
-"""The radiological sign of each of the 14 findings, drawn at a known place.
+"""Radiological signs of the 14 findings on a phantom film, each at a known place.
 
-A sign may first change the person (``RESHAPE``: a larger heart, a flat diaphragm), then it draws on the chest
-(``DRAW``). A drawing function returns the covers of its lesions, (S, S) arrays, from which the boxes are taken.
+A sign may first change the anatomy (``RESHAPE``: a larger heart, a flat diaphragm). Then it draws on the chest
+(``DRAW``). A drawing function returns the covers of its lesions, (S, S) arrays; the boxes are made from them.
 
 The signs follow D. M. Hansell et al., Fleischner Society: Glossary of Terms for Thoracic Imaging, Radiology
 2008;246:697-722 (below "Fleischner"), W. Herring, Learning Radiology (below "Herring"), and L. R. Goodman,
@@ -27,13 +27,14 @@ def enlarge_heart(body: Anatomy, rng: np.random.Generator) -> Anatomy:
 def overinflate(body: Anatomy, rng: np.random.Generator) -> Anatomy:
     """Emphysema: low, flat diaphragm, narrow vertical heart, dark lungs, few vessels (Fleischner; Felson)."""
     drop = rng.uniform(0.05, 0.085)
-    return replace(body, dome=(body.dome[0] + drop + 0.01, body.dome[1] + drop), arch=rng.uniform(0.03, 0.045),
-                   ctr=max(0.33, body.ctr - 0.09) if body.ctr <= 0.5 else body.ctr,
-                   air=body.air * rng.uniform(1.04, 1.12), vessels=body.vessels * 0.5)  # fmt: skip
+    dome, arch = (body.dome[0] + drop + 0.01, body.dome[1] + drop), rng.uniform(0.03, 0.045)
+    ctr = max(0.33, body.ctr - 0.09) if body.ctr <= 0.5 else body.ctr
+    air = body.air * rng.uniform(1.04, 1.12)
+    return replace(body, dome=dome, arch=arch, ctr=ctr, air=air, vessels=body.vessels * 0.5)
 
 
 def lose_volume(body: Anatomy, rng: np.random.Generator) -> Anatomy:
-    """Atelectasis: the diaphragm of the collapsed side rises and the mediastinum moves there (Fleischner; Felson)."""
+    """Atelectasis: diaphragm higher on the collapsed side, mediastinum moved to that side (Fleischner; Felson)."""
     side = int(rng.integers(2))
     rise = rng.uniform(0.03, 0.07)
     dome = (body.dome[0] - rise * (side == 0), body.dome[1] - rise * (side == 1))
@@ -79,12 +80,12 @@ def atelectasis(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def cardiomegaly(chest: Chest, rng: np.random.Generator) -> Covers:
-    """The large heart is drawn with the anatomy; here only where it is."""
+    """Cover of the heart. ``enlarge_heart`` has made it larger, so nothing is drawn here."""
     return [chest.canvas.area(chest.body.heart())]
 
 
 def effusion(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Fluid that blunts the costophrenic angle under a meniscus rising to the chest wall (Fleischner; Herring)."""
+    """Pleural fluid that blunts the costophrenic angle, with a meniscus up to the chest wall (Fleischner; Herring)."""
     covers = []
     for side in (0, 1) if rng.random() < 0.3 else (int(rng.integers(2)),):
         level = rng.uniform(0.18, 0.55)
@@ -97,7 +98,7 @@ def effusion(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def pneumothorax(chest: Chest, rng: np.random.Generator) -> Covers:
-    """A thin pleural line away from the chest wall, and beyond it air without markings (Fleischner; Herring)."""
+    """Pleural line away from the chest wall, and outside it air without vessels (Fleischner; Herring)."""
     side = int(rng.integers(2))
     lung, hilum = chest.body.lung(side), chest.body.hilum(side)
     height = np.clip((lung[:, 1:] - chest.body.apex) / (chest.body.angle[side] - chest.body.apex), 0, 1)
@@ -114,7 +115,7 @@ def pneumothorax(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def emphysema(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Bullae: dark round spaces within hair-thin walls, high up (Fleischner); the rest is ``overinflate``."""
+    """Bullae: dark round spaces with very thin walls near the apex (Fleischner). ``overinflate`` does the rest."""
     covers = []
     for side in (0, 1):
         across = chest.body.centre + (-1, 1)[side] * rng.uniform(0.5, 0.68) * chest.body.half
@@ -127,7 +128,7 @@ def emphysema(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def pleural_thickening(chest: Chest, rng: np.random.Generator) -> Covers:
-    """A band of soft tissue along the chest wall, often over the apex, with a wavy inner edge (Fleischner; Felson)."""
+    """Band of soft tissue along the chest wall, often over the apex, with a wavy inner edge (Fleischner; Felson)."""
     covers = []
     for side in (0, 1) if rng.random() < 0.4 else (int(rng.integers(2)),):
         lung, hilum = chest.body.lung(side), chest.body.hilum(side)
@@ -142,7 +143,7 @@ def pleural_thickening(chest: Chest, rng: np.random.Generator) -> Covers:
 
 
 def hernia(chest: Chest, rng: np.random.Generator) -> Covers:
-    """Hiatal hernia: a round shadow behind the heart, air above fluid in it (Herring; Felson)."""
+    """Hiatal hernia: a round shadow behind the heart with air above fluid (Herring; Felson)."""
     radius = rng.uniform(0.06, 0.095)
     x = chest.body.centre + rng.uniform(0.0, 0.05)
     y = chest.body.dome[0] - radius * rng.uniform(0.6, 1.0)

@@ -1,7 +1,7 @@
-"""CSV files of the NIH download as columns of checked values.
+"""CSV files of the NIH download as columns of validated values.
 
-Every check looks at whole columns; where values repeat, at the distinct ones only. Messages name the file, the line
-(the header is line 1) and the value of the first wrong row, and count the others.
+Checks work on whole columns, and on distinct values where values repeat. A message gives the file, the line (the header
+is line 1), the value of the first wrong row and the number of wrong rows.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from cxrlib import labels
 from cxrlib.errors import UserError
 
 OLDEST = 120
-"""Ages above are typing errors (the file of 2017 has 412 years) and count as unknown."""
+"""Highest valid age in years. Higher ages are typing errors (the file of 2017 has 412) and count as unknown."""
 
 FILE_NAME = r"[^\W_][\w .()+-]*\.(?:png|jpe?g)"
 _AGE = r"(?P<number>\d{1,4})(?:\.0+)?(?P<unit>[YMD]?)"
@@ -24,9 +24,9 @@ _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
 def cells(csv: Path, *, rows: bool = True) -> pd.DataFrame:
-    """All cells as text; the index is the line number less 2. Blank lines are dropped.
+    """Cells of a CSV as text. The index is the line number minus 2. Blank lines are dropped.
 
-    Raises UserError where it is no readable CSV or, with ``rows``, has none.
+    Raises UserError if the CSV is not readable or, with ``rows``, has no rows.
     """
     try:
         table = pd.read_csv(
@@ -42,56 +42,56 @@ def cells(csv: Path, *, rows: bool = True) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise UserError(f"{csv} is empty; download it again") from None
     except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{csv} is no readable CSV ({str(error).strip().splitlines()[-1]})") from None
+        raise UserError(f"{csv} is not a readable CSV ({str(error).strip().splitlines()[-1]})") from None
     except (OSError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{csv} cannot be read ({error}); download it again") from None
     table = table.fillna("")
     table = table[(table.iloc[:, 0] != "") | (table.iloc[:, 1:] != "").any(axis=1)]
     if rows and table.empty:
-        raise UserError(f"{csv} has a header and no rows; download it again")
+        raise UserError(f"{csv} has a header but no rows; download it again")
     return table
 
 
 Refuse = Callable[[Path, pd.Series, np.ndarray, str, str], None]
-"""What to do about wrong cells: (file, column, which rows are wrong, the column's header, what to do about it)."""
+"""Handler of wrong cells: (file, column, wrong rows (N,) bool, header of the column, advice for the user)."""
 
 
 def refuse(csv: Path, column: pd.Series, wrong: np.ndarray, header: str, advice: str) -> None:
-    """Raise UserError for the first row where ``wrong`` is True; return where there is none."""
+    """Raise UserError for the first row where ``wrong`` is True, if there is one."""
     if wrong.any():
         more = f" ({int(wrong.sum())} such rows)" if wrong.sum() > 1 else ""
         raise UserError(f"{csv}, {first(column, wrong)}{more}: {header} {column[wrong].iloc[0]!r}; {advice}")
 
 
 def first(column: pd.Series, wrong: np.ndarray) -> str:
-    """ "line 17": where the first wrong row stands in the file, its header being line 1."""
+    """Line of the first wrong row, such as "line 17". The header is line 1."""
     return f"line {column.index[int(np.argmax(wrong))] + 2}"
 
 
 def by_value(column: pd.Series) -> tuple[np.ndarray, pd.Series]:
-    """Codes (N,) into the distinct values, which are far fewer than the rows and are what is validated."""
+    """Codes (N,) of the rows and the distinct values, stripped. There are far fewer values than rows to validate."""
     codes, values = pd.factorize(column)
     return codes, pd.Series(values, dtype="str").str.strip()
 
 
 def image_names(column: pd.Series, csv: Path, unique: bool = True, on_wrong: Refuse = refuse) -> pd.Series:
-    fine = column.str.fullmatch(FILE_NAME, case=False).to_numpy(bool)
-    on_wrong(csv, column, ~fine, "Image Index", "expected a plain file name such as 00000001_000.png")
+    valid = column.str.fullmatch(FILE_NAME, case=False).to_numpy(bool)
+    on_wrong(csv, column, ~valid, "Image Index", "expected a plain file name such as 00000001_000.png")
     if unique:
-        twice = column.duplicated().to_numpy()
-        on_wrong(csv, column, twice, "Image Index", "a film stands in one row only; delete the others")
+        duplicates = column.duplicated().to_numpy()
+        on_wrong(csv, column, duplicates, "Image Index", "a film must have one row only; delete the others")
     return column
 
 
 def integers(column: pd.Series, csv: Path, header: str, on_wrong: Refuse = refuse) -> np.ndarray:
     codes, values = by_value(column)
-    fine = values.str.fullmatch(r"\d{1,12}", flags=0).to_numpy(bool) & values.map(str.isascii).to_numpy(bool)
-    on_wrong(csv, column, ~fine[codes], header, "expected a whole number of 0 or more")
-    return values.where(fine, "0").astype("int64").to_numpy()[codes]
+    valid = values.str.fullmatch(r"[0-9]{1,12}").to_numpy(bool)
+    on_wrong(csv, column, ~valid[codes], header, "expected a whole number of 0 or more")
+    return values.where(valid, "0").astype("int64").to_numpy()[codes]
 
 
 def ages(column: pd.Series, csv: Path, on_wrong: Refuse = refuse) -> np.ndarray:
-    """Years as float64; the file of 2017 also writes 058Y, 013M or 009D. Empty and above ``OLDEST`` give NaN."""
+    """Ages in years, float64. The file of 2017 also has 058Y, 013M or 009D. Empty and above ``OLDEST`` become NaN."""
     codes, values = by_value(column)
     parts = values.str.upper().str.extract(f"^(?:{_AGE})$")
     number = pd.to_numeric(parts["number"], errors="coerce").to_numpy(float)
@@ -112,7 +112,7 @@ def choice(
 
 
 def label_rows(column: pd.Series, csv: Path, on_wrong: Refuse = refuse) -> np.ndarray:
-    """(N, 15) uint8; each distinct cell (836 in the whole dataset) is encoded once."""
+    """Label matrix of a column, (N, 15) uint8. Each distinct cell (836 in the dataset) is encoded once."""
     codes, values = pd.factorize(column)
     encoded = np.zeros((len(values), len(labels.LABELS)), np.uint8)
     advice: dict[int, str] = {}

@@ -6,5 +6,5 @@ import samples
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """40 films of noise of 16 patients, 20 px, in the NIH layout."""
+    """Data folder in the NIH layout: 40 films of noise of 16 patients, 20 px."""
     return samples.write_folder(tmp_path / "nih")

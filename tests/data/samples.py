@@ -1,4 +1,4 @@
-"""A small data folder in the NIH layout, films of noise: 40 films of 16 patients, 20 px, so that tests take moments."""
+"""Small data folder in the NIH layout: 40 films of noise of 16 patients, 20 px, so that tests are fast."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every draw is a function of (seed, epoch, position); every film comes once; what is moved is moved as said."""
+"""Batches: random numbers are a function of (seed, epoch, position), each film comes once, augmentation is exact."""
 
 import itertools
 import threading
@@ -30,7 +30,7 @@ def films_of(count: int, seed: int = 0) -> pd.DataFrame:
 
 
 def numbered(count: int, side: int = 12) -> Store:
-    """Films of noise, so that no two are alike."""
+    """Store of noise: no two films are alike."""
     return store_of(np.random.default_rng(1).integers(0, 256, (count, side, side), dtype=np.uint8))
 
 
@@ -100,8 +100,11 @@ def test_an_epoch_goes_on_in_its_middle_with_the_same_batches():
 
 def test_a_film_is_varied_alike_however_the_epoch_is_shared():
     how = batches.augment("full")
-    alone = {row: image for batch in make(shuffle=True, augment=how, batch_size=12).epoch(1)
-             for row, image in zip(batch.rows.tolist(), batch.images, strict=True)}  # fmt: skip
+    alone = {
+        row: image
+        for batch in make(shuffle=True, augment=how, batch_size=12).epoch(1)
+        for row, image in zip(batch.rows.tolist(), batch.images, strict=True)
+    }
     for rank in range(3):
         for batch in make(shuffle=True, augment=how, batch_size=12, rank=rank, world=3).epoch(1):
             for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
@@ -123,7 +126,7 @@ def test_a_film_has_as_many_views_as_asked_for_and_each_comes_again_in_its_turn(
         torch.testing.assert_close(image, seen[2][row], atol=1e-5, rtol=1e-5)
         assert not torch.allclose(image, seen[1][row], atol=1e-2)
     assert make(augment=batches.augment("full")).view(1) is None
-    assert make(views=2).view(1) == 0  # films that are not varied look the same in every epoch
+    assert make(views=2).view(1) == 0  # without augmentation there is one variant
 
 
 def test_batches_are_varied_anew_each_epoch():
@@ -136,7 +139,7 @@ RAMP = torch.arange(16.0).repeat(16, 1)[None, None] * 10  # rises to the right
 
 
 def varied(random=None, **how) -> torch.Tensor:
-    """The ramp augmented, back in grey of 0 to 255."""
+    """The augmented ramp, in grey levels of 0 to 255."""
     table = torch.full((1, batches.DRAWS), 0.5) if random is None else random
     images = batches.vary(RAMP.clone(), table, batches.Augment(**how))
     return (images * batches.GREY_STD + batches.GREY_MEAN) * 255
@@ -209,7 +212,7 @@ def test_senseless_batches_are_refused(wrong):
 
 
 def greedy(marks: np.ndarray, cap: int) -> list[int]:
-    """The cap film by film, as the original meant it: every Hernia, then whoever fills no class beyond the cap."""
+    """The cap applied film by film: all Hernia films, then each film that does not exceed the cap of a class."""
     hernia = [i for i in range(len(marks)) if marks[i, HERNIA]]
     counts, kept = marks[hernia].sum(0, dtype=int), list(hernia)
     for i in range(len(marks)):
@@ -234,7 +237,7 @@ def test_capped_epochs_hold_every_hernia_and_no_class_above_the_cap():
         assert len(set(chosen)) == len(chosen)
         assert hernia <= set(chosen)
         assert len(list(made.epoch(epoch))) == made.steps(epoch)
-    assert set(epochs[0]) != set(epochs[1])  # drawn again each epoch
+    assert set(epochs[0]) != set(epochs[1])  # each epoch draws other films
 
 
 def test_the_first_film_of_a_class_is_not_dropped():
@@ -279,7 +282,7 @@ def test_an_error_in_the_thread_is_raised_here():
 
 @pytest.mark.parametrize("preset", ["none", "full"])
 def test_a_batch_packed_into_one_buffer_comes_out_as_it_went_in(preset):
-    """What goes to a card in one copy, unpacked on the CPU."""
+    """The buffer for the GPU, unpacked on the CPU."""
     made = make(augment=batches.augment(preset))
     order = made.order(0)[:7]
     table = made._table(0, made.order(0))[:7]
@@ -305,7 +308,7 @@ def test_without_images_no_film_is_read_and_labels_and_rows_are_the_same():
 def test_a_card_gets_what_the_cpu_gets():
     how = batches.augment("full")
     here = list(make(augment=how, shuffle=True).epoch(0))
-    there = list(make(augment=how, shuffle=True).epoch(0, on="cuda"))  # all kept: none may use another's memory
+    there = list(make(augment=how, shuffle=True).epoch(0, on="cuda"))  # all are kept: none may overwrite another
     for one, other in zip(here, there, strict=True):
         torch.testing.assert_close(other.images.cpu(), one.images, atol=1e-3, rtol=1e-3)
         assert torch.equal(other.labels.cpu(), one.labels)

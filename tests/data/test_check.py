@@ -1,4 +1,4 @@
-"""A broken folder is told by its fault; everything comes at once; nothing is written."""
+"""Check of a folder: each fault is reported, all faults at once, and nothing is written."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from cxrlib.errors import UserError
 
 @pytest.fixture
 def whole(folder):
-    """A folder without a fault: with lists and boxes."""
+    """Folder without faults, with lists and boxes."""
     films = records.read(folder)
     tested = films["patient"] > 12
     (folder / splits.TEST_LIST).write_text("\n".join(films["image"][tested]))
@@ -171,7 +171,7 @@ def test_all_faults_at_once(whole):
     assert groups == {"table", "files", "films", "lists", "boxes"}
     text = str(report)
     assert "line 5 'Gout'" in text
-    assert text.endswith("not fit: mend the errors above first")
+    assert text.endswith("not usable: correct the errors above first")
 
 
 def test_the_report_is_for_people(whole):
@@ -181,7 +181,7 @@ def test_the_report_is_for_people(whole):
     two_of_one_name(whole, same=True)
     text = str(check.folder(whole, progress=False))
     assert "film sizes: 20x20 (38), 30x30 (1)" in text
-    assert "image folders: 2" in text  # images_001 itself holds none
+    assert "image folders: 2" in text  # images_001 has no films itself
     assert f"films of another size than 20x20 (1): {first_film(whole).name} 30x30" in text
     assert f"films that cannot be decoded (1): {truncated_film.name} is damaged (truncated)\n" in text
     assert max(len(line) for line in text.splitlines()) < 200
@@ -207,7 +207,7 @@ def test_fast_decodes_nothing(whole, monkeypatch):
     monkeypatch.setattr(images, "decode", None)
     report = check.folder(whole, fast=True, progress=False)
     assert report.fit
-    assert "without decoding" in str(report)
+    assert "not decoded" in str(report)
 
 
 def test_fast_sees_empty_and_absent_files(whole):

@@ -1,4 +1,4 @@
-"""The client's failures in plain words; what it has fetched is used where it lies. The client is a double."""
+"""Download: failures of the client become clear messages, and films are used in the cache. The client is a double."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from cxrlib.errors import UserError
 
 @pytest.fixture
 def client(monkeypatch):
-    """A stand-in for kagglehub whose download does as told."""
+    """Double of kagglehub with a download function of the test."""
 
     def install(fetch):
         monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=fetch))
@@ -48,8 +48,8 @@ FAILURES = {
     "terms not accepted": (http(403), r"kaggle\.json"),
     "no such dataset": (http(404), "has no dataset"),
     "no handle": (ValueError("Invalid dataset handle: x"), "owner/name"),
-    "disk full": (OSError(errno.ENOSPC, "No space left"), "disk filled up"),
-    "interrupted": (KeyboardInterrupt(), "goes on where it stopped"),
+    "disk full": (OSError(errno.ENOSPC, "No space left"), "disk is full"),
+    "interrupted": (KeyboardInterrupt(), "the same command resumes it"),
     "something else": (RuntimeError("the moon\nis full"), "failed: the moon$"),
 }
 
@@ -96,7 +96,7 @@ def test_the_cache_is_the_users_and_only_for_the_call(client, tmp_path, monkeypa
 
 
 def test_the_names_of_a_resized_mirror(tmp_path):
-    """The 224² mirror puts films into images-224/images-224 and adds NIH to the names of lists and boxes."""
+    """The resized copy of 224² has films in images-224/images-224 and NIH in the names of lists and boxes."""
     folder = samples.write_folder(tmp_path / "mirror")
     (folder / "images-224").mkdir()
     (folder / "images").rename(folder / "images-224" / "images-224")

@@ -1,4 +1,4 @@
-"""The exploration runs on the table of the whole dataset, without a film."""
+"""Exploration of the whole dataset's table, without films."""
 
 import pandas as pd
 import papermill

@@ -1,4 +1,4 @@
-"""Films of every mode come out grey; anything that is not a whole film is refused by name."""
+"""Decoding: films of each mode become grey; a file that is not a complete film raises with its name."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def header(width: int, height: int) -> bytes:
 
 
 def with_pixels_chunk(png: bytes, data: bytes) -> bytes:
-    """The PNG with other compressed pixels under a right checksum."""
+    """The PNG with other compressed pixels and a valid checksum."""
     at = png.index(b"IDAT") - 4
     length = struct.unpack_from(">I", png, at)[0]
     return png[:at] + chunk(b"IDAT", data) + png[at + 12 + length :]
@@ -84,7 +84,7 @@ def test_colour_films_of_the_download_read_as_pillow_reads_them(nih_fullres):
 
 @pytest.fixture
 def both_decoders(monkeypatch):
-    """Decode by kornia-rs and by OpenCV alone: (decode, decode)."""
+    """Decoders (decode, decode): with kornia-rs, and with OpenCV only."""
     pytest.importorskip("kornia_rs", reason="kornia-rs, the faster decoder, is not installed")
 
     def alone(data, path):
@@ -188,7 +188,7 @@ def test_shrink_averages_areas():
     ("side", "size"), [((64, 64), 14), ((96, 64), 20), ((60, 44), 40), ((61, 67), 13), ((63, 9), 6)]
 )
 def test_shrink_is_the_exact_average_to_the_nearest_grey(side, size):
-    """Against whole numbers: every pixel cut into size x size parts, and the parts of a new pixel averaged."""
+    """Oracle in whole numbers: each pixel is split into size x size parts, and each new pixel averages its parts."""
     height, width = side
     pixels = np.random.default_rng(size).integers(0, 256, side, dtype=np.uint8)
     parts = np.kron(pixels.astype(np.int64), np.ones((size, size), np.int64)).reshape(size, height, size, width)

@@ -1,4 +1,4 @@
-"""The phantom set: its layout, its determinism, its truth (labels, boxes, anatomy) and its likeness to the dataset."""
+"""Phantom set: layout, determinism, labels, boxes, anatomy, and similarity to the dataset."""
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,13 @@ def test_a_film_depends_on_its_arguments_alone():
 
 def test_layout_is_complete(tiny_phantom, films):
     assert {path.name for path in tiny_phantom.iterdir()} == {
-        "Data_Entry_2017.csv", "images", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv", "dataset.txt",
-    }  # fmt: skip
+        "Data_Entry_2017.csv",
+        "images",
+        "train_val_list.txt",
+        "test_list.txt",
+        "BBox_List_2017.csv",
+        "dataset.txt",
+    }
     listed = [
         name for part in ("train_val", "test") for name in (tiny_phantom / f"{part}_list.txt").read_text().split()
     ]
@@ -184,9 +189,19 @@ def test_a_patient_keeps_findings_and_build():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"images": 0}, {"images": -5}, {"images": 2.5}, {"size": 0}, {"size": -64}, {"size": 10**5}, {"seed": -1},
-     {"least": -0.1}, {"least": 0.9}, {"least": float("nan")}],
-)  # fmt: skip
+    [
+        {"images": 0},
+        {"images": -5},
+        {"images": 2.5},
+        {"size": 0},
+        {"size": -64},
+        {"size": 10**5},
+        {"seed": -1},
+        {"least": -0.1},
+        {"least": 0.9},
+        {"least": float("nan")},
+    ],
+)
 def test_numbers_out_of_range_are_refused_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         phantom.write(tmp_path / "set", **wrong)

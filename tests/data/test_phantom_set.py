@@ -1,4 +1,4 @@
-"""How a phantom set is written: by any number of processes the same, in NIH's folders, whole or not at all."""
+"""Writing of a phantom set: the same for any number of processes, in NIH's folders, complete or absent."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    """60 films, so that with chunks of 7 each of three processes draws several."""
+    """60 films in chunks of 7, so that each of three processes draws several chunks."""
     return phantom.write(tmp_path_factory.mktemp("plain") / "set", 60, 48, 5, workers=1)
 
 
@@ -45,7 +45,7 @@ def test_chunks_may_be_done_in_any_order(plain, tmp_path, monkeypatch):
 
 
 def die_in_a_worker(folder: str, size: int, seed: int, cases: list) -> list[str]:
-    """Begin a film and die, wherever this is not the process that asked for it."""
+    """Begin a film and die, except in the main process."""
     if parent_process() is not None:
         Path(folder, cases[0].file).write_bytes(b"half a film")
         os._exit(1)
@@ -89,7 +89,7 @@ def test_twelve_folders_hold_the_same_set_in_order(plain, tmp_path):
     assert sorted(path.name for path in folder.glob("images*")) == outer
     inside = [sorted(path.name for path in (folder / name / "images").iterdir()) for name in outer]
     assert [len(names) for names in inside] == phantom.shares(60)
-    assert sum(inside, []) == sorted(path.name for path in (plain / "images").iterdir())
+    assert [name for names in inside for name in names] == sorted(path.name for path in (plain / "images").iterdir())
     assert {Path(name).name: data for name, data in files(folder).items()} == {
         Path(name).name: data for name, data in files(plain).items()
     }
@@ -118,11 +118,11 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, workers):
     code = "import sys; from cxrlib.workbook import cli; sys.exit(cli.call(sys.argv[1:]))"
     child = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, start_new_session=True)
     said = b""
-    while b"film/s" not in said:  # the bar is there, so films are being drawn
+    while b"film/s" not in said:  # the bar shows that films are being drawn
         said += child.stderr.read1()
         assert child.poll() is None, said
     os.killpg(child.pid, signal.SIGINT)
-    rest = child.stderr.read()  # until the last process that holds it is gone
+    rest = child.stderr.read()  # until the last process has ended
     assert child.wait() == 130, rest
     assert b"Traceback" not in rest
     assert not list(tmp_path.iterdir())
@@ -147,15 +147,16 @@ def test_a_disk_that_fills_up_is_one_message(tmp_path, monkeypatch):
 
 
 def test_a_file_limit_met_by_a_real_process_is_one_message(tmp_path):
-    """The system's own refusal, in the worker that writes: films of at most 300 bytes."""
+    """An error of the operating system in the worker that writes: files have at most 300 bytes."""
     resource = pytest.importorskip("resource")
     code = "import sys; from cxrlib.workbook import cli; sys.exit(cli.call(sys.argv[1:]))"
     words = f"phantom {tmp_path / 'set'} --images 60 --size 64 --workers 2".split()
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert "disk is full" in done.stderr
     assert "Traceback" not in done.stderr
@@ -164,14 +165,15 @@ def test_a_file_limit_met_by_a_real_process_is_one_message(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*set.*choose another folder"):
+    with pytest.raises(UserError, match=r"cannot write .*set.*choose another folder"):
         phantom.write(tmp_path / "file" / "set", 4, 32)
 
 
 def test_the_room_that_is_asked_for_is_enough_and_not_twice_too_much(tmp_path):
     for size in (32, 128, 256):
         folder = phantom.write(tmp_path / str(size), 12, size)
-        taken = sum(path.stat().st_size + 2048 for path in (folder / "images").iterdir())  # half a block each is empty
+        # on average half a block per file is empty
+        taken = sum(path.stat().st_size + 2048 for path in (folder / "images").iterdir())
         assert taken <= phantom.room(12, size) < 1.5 * taken
 
 

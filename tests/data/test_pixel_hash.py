@@ -1,4 +1,4 @@
-"""What a picture is recognised by, and that none is taken for another."""
+"""Pixel hash: copies of an image are recognised, and different images are not confused."""
 
 import cv2
 import numpy as np
@@ -22,7 +22,8 @@ def test_real_films_are_known_by_their_pixels_and_none_is_taken_for_another(nih_
     for words, (change, least) in changes.items():
         which = pixel_hash.match(pixel_hash.transform(np.stack([change(film) for film in small])), hashes)
         assert (which >= 0).mean() >= least, words
-        assert (patient[which[which >= 0]] == patient[which >= 0]).all(), words  # 00002658_001 and _002 are one picture
+        # 00002658_001 and _002 are the same image
+        assert (patient[which[which >= 0]] == patient[which >= 0]).all(), words
         assert (which[which >= 0] == own[which >= 0]).mean() > 0.99, words
     originals = records.read(nih_fullres)
     large = np.stack([images.shrink(images.read(path), 224) for path in originals["path"]])
@@ -35,7 +36,7 @@ def jpeg(film, quality):
 
 
 def test_phantom_films_are_not_taken_for_each_other(tmp_path):
-    """Drawings are more alike than films: the demo must not be refused for that."""
+    """Drawings are more alike than real films. The demo must still work."""
     films = records.read(phantom.write(tmp_path / "p", images=300, size=64))
     found = pixel_hash.transform(np.stack([images.read(path) for path in films["path"]]))
     np.testing.assert_array_equal(pixel_hash.match(found, pixel_hash.of(found)), np.arange(300))

@@ -1,4 +1,4 @@
-"""The CSV as a table: both headers, every layout, every row checked and named where it is wrong."""
+"""Table of films: both headers, all folder layouts, and a message with the line of each wrong row."""
 
 import contextlib
 import gzip
@@ -126,7 +126,7 @@ WRONG_FILES = {
 def test_a_wrong_file_is_named(name, tmp_path):
     path = tmp_path / "Data_Entry_2017.csv"
     path.write_bytes(WRONG_FILES[name])
-    if name == "row far too long":  # the columns that count are right
+    if name == "row far too long":  # the columns in use are right
         assert len(records.read_csv(path)) == 2
         return
     with pytest.raises(UserError, match=r"Data_Entry_2017\.csv") as caught:
@@ -201,7 +201,7 @@ def test_no_folder_and_no_csv(tmp_path):
 
 def test_one_name_for_two_different_files(folder):
     write_film(folder / "images_001" / "images" / "00000001_000.png", seed=9, side=30)
-    with pytest.raises(UserError, match="one name"):
+    with pytest.raises(UserError, match="the same name"):
         records.read(folder)
 
 

@@ -1,4 +1,4 @@
-"""No patient in two parts, the official lists obeyed, the same split for a seed, findings equally frequent."""
+"""Splits: no patient in two parts, official lists used, the same split for a seed, findings equally frequent."""
 
 import hashlib
 import time
@@ -15,7 +15,7 @@ from cxrlib.errors import UserError
 
 
 def films_of(patients: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """A table with the columns that a split looks at."""
+    """Table with the columns that a split uses."""
     marks = np.random.default_rng(seed).random((len(patients), 15)) < 0.15
     table = pd.DataFrame(marks.astype(np.uint8), columns=list(labels.LABELS))
     table.insert(0, "patient", patients)
@@ -54,7 +54,7 @@ def test_reproducible_and_different_for_another_seed(tmp_path):
 
 
 def test_the_draw_is_frozen_and_asks_no_method_of_a_generator(tmp_path, monkeypatch):
-    """The raw stream of Philox stays the same over NumPy's versions; so must the split, to the film."""
+    """The raw stream of Philox is the same in all versions of NumPy, so the split is too."""
 
     def forbidden(*_):
         raise AssertionError("the methods of Generator may change between versions of NumPy")
@@ -73,8 +73,11 @@ def test_who_is_on_which_side_is_written_down(tmp_path):
     table = pd.read_csv(splits.write(parts, tmp_path / "run" / "split.csv"))
     assert list(table.columns) == ["image", "patient", "part"]
     for name in ("train", "val", "test"):
-        pd.testing.assert_frame_equal(table.loc[table["part"] == name, ["image", "patient"]].reset_index(drop=True),
-                                      getattr(parts, name)[["image", "patient"]], check_dtype=False)  # fmt: skip
+        pd.testing.assert_frame_equal(
+            table.loc[table["part"] == name, ["image", "patient"]].reset_index(drop=True),
+            getattr(parts, name)[["image", "patient"]],
+            check_dtype=False,
+        )
 
 
 def test_shares_without_lists(tmp_path):

@@ -1,4 +1,4 @@
-"""A store is whole or not there, the same however it came about, and decodes nothing twice."""
+"""Store: complete or absent, the same after any history, and no film is decoded twice."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ from cxrlib.errors import UserError
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """40 films are five chunks, so that a build can be caught between them."""
+    """40 films are five chunks, so that a build can be stopped between two."""
     monkeypatch.setattr(builder, "CHUNK", 8)
 
 
@@ -55,10 +55,10 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def forked(work) -> int:
-    """Run ``work`` in a child process that starts at once; give its id.
+    """Run ``work`` in a child process that starts at once. Returns its process id.
 
-    The child gets a lock of its own for its progress bars: tqdm's is shared over a fork, and a child that is killed
-    while it holds it would have the parent wait for ever. No user forks.
+    The child gets its own lock for progress bars. tqdm's lock is shared after a fork, and if a child with the lock is
+    killed, the parent waits for ever.
     """
     child = os.fork()
     if child == 0:
@@ -195,7 +195,7 @@ def test_an_undecodable_film_is_left_out_and_named(films, tmp_path):
     present = built.present(films)
     assert len(present) == len(built.names) == 39
     assert present.attrs["missing"] == [films["image"][4]]
-    assert (built.pixels[built.rows(present)].reshape(39, -1).max(1) > 0).all()  # none silently black
+    assert (built.pixels[built.rows(present)].reshape(39, -1).max(1) > 0).all()  # no film is black
     with pytest.raises(UserError, match=films["image"][4]):
         built.rows(films)
     with pytest.raises(UserError, match="cannot be decoded"):
@@ -227,7 +227,7 @@ def test_all_films_gone_since_the_folder_was_read(films, tmp_path):
 
 
 def test_what_is_left_out_stays_named_through_the_split(films, tmp_path):
-    """The order of a run with --allow-missing: read, build, keep what the store holds, split."""
+    """The order of a run with --allow-missing: read, build, keep the films in the store, split."""
     folder = tmp_path / "nih"
     listed = films["patient"] > 12
     (folder / splits.TEST_LIST).write_text("\n".join(films["image"][listed]))
@@ -250,7 +250,7 @@ def test_killed_at_any_moment_it_ends_the_same(films, tmp_path):
     while caught < 12 and trial < 200:
         folder, trial = tmp_path / f"killed{trial}", trial + 1
         child = forked(lambda folder=folder: build(films, folder))
-        time.sleep(lasts * moments.random())  # not to wait for something: this is the moment of the kill
+        time.sleep(lasts * moments.random())  # the random moment of the kill
         os.kill(child, signal.SIGKILL)
         caught += os.WIFSIGNALED(os.waitpid(child, 0)[1])
         if (folder / builder.MANIFEST).exists():
@@ -260,7 +260,7 @@ def test_killed_at_any_moment_it_ends_the_same(films, tmp_path):
 
 
 def left_behind(films, folder, monkeypatch, *, chunks_done: int):
-    """The folder of a build that was cut off after so many of its five chunks."""
+    """Partial folder of a build that was stopped after ``chunks_done`` of its five chunks."""
     work, done = chunks.work, []
 
     def cut_off(*job):
@@ -309,7 +309,7 @@ def test_notes_of_another_size_count_for_nothing(films, tmp_path, monkeypatch):
 
 
 def test_the_space_is_claimed_in_one_step(films, tmp_path, monkeypatch):
-    """Whoever looks between the first byte and the last sees no file of that name."""
+    """While the space is reserved, no file of that name is visible."""
     seen = []
     allocate = chunks.allocate
 

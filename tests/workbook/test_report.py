@@ -275,10 +275,10 @@ def test_what_nobody_knows_of_a_checkpoint_is_on_the_first_screen(finished, tabl
 
 def test_doubts_about_the_films_are_on_the_first_screen(finished):
     record = paths.read_json(finished.run_json)
-    record["data"]["doubts"] = ["9 films are named after another patient than their row's, first a.png"]
+    record["data"]["doubts"] = ["9 films have another patient in their name than in their row, first a.png"]
     paths.write_json(finished.run_json, record)
     page = shown(finished).words
-    assert "In doubt: 9 films are named after another" in page
+    assert "In doubt: 9 films have another patient in their name" in page
     assert page.index("In doubt") < page.index("ROC curves of the 14")
 
 
