@@ -2,8 +2,8 @@
 
 A resample draws *patients* with replacement; a film has the weight of how often its patient was drawn. Films are never
 copied: each finding is sorted once, and only the running weights at the positives' scores are kept, because AUC, AP
-and both curves change only there. So a finding costs one pass over the films, with or without ties. On 1000 resamples
-this is 291 times as fast as scikit-learn, with equal results.
+and both curves change only there. So a finding costs one pass over the films, with or without ties. 1000 resamples of
+25,596 films are 291 times as fast as a loop over scikit-learn; results differ by 2e-15 at most.
 """
 
 from typing import NamedTuple

@@ -24,21 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 
 LIBRARIES = (
-    "torch",
-    "torchvision.models.resnet",
-    "pandas",
-    "matplotlib.pyplot",
-    "seaborn",
-    "scipy.stats",
-    "cv2",
-    "scipy.special",
-    "sklearn.neighbors",
-    "sklearn.model_selection",
-    "safetensors.torch",
-    "ipywidgets",
-    "torch.nn.utils.fusion",
-    "ipykernel.kernelapp",
-    "PIL.Image",
+    *("torch", "torchvision.models.resnet", "pandas", "matplotlib.pyplot", "seaborn", "scipy.stats", "cv2"),
+    *("scipy.special", "sklearn.neighbors", "sklearn.model_selection", "safetensors.torch", "ipywidgets"),
+    *("torch.nn.utils.fusion", "ipykernel.kernelapp", "PIL.Image"),
 )
 """Slow imports of notebooks and our modules. Not ``tqdm.auto``: its import checks whether it runs in a notebook."""
 BLAS = "OPENBLAS_NUM_THREADS"

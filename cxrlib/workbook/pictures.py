@@ -116,8 +116,8 @@ class Album:
     def others(self, folder: Path) -> list[dict[str, Any]]:
         """Figures of a folder that have no section of their own: known ones first, then the rest by name."""
         stems = {file.stem for ending in KINDS for file in folder.glob(f"*{ending}")}
-        known = [name for name in CAPTIONS if name in stems]
-        order = known + sorted(stems - set(known))
+        titled = [name for name in CAPTIONS if name in stems]
+        order = titled + sorted(stems - set(titled))
         return [self.read(folder / name) for name in order if name not in PLACED]
 
     def _figure(self, file: Path, rows: list[list[bytes]], kind: str) -> dict[str, Any]:

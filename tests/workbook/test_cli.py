@@ -13,7 +13,7 @@ COMMANDS = [command.name or command.callback.__name__ for command in cli.app.reg
 
 @pytest.fixture
 def called(monkeypatch):
-    """What the pipeline was asked to do, instead of doing it."""
+    """Arguments of the pipeline's calls; nothing is executed."""
     calls = []
 
     def run(name, given=None, **chosen):
@@ -25,7 +25,7 @@ def called(monkeypatch):
 
 
 def complaint(capsys, *words):
-    """What ``cxr`` says on stderr to a user's mistake; its exit code is 2 and there is no traceback."""
+    """Text of ``cxr`` on stderr after a user's error; checks exit code 2 and that there is no traceback."""
     assert cli.call(list(words)) == 2
     out, err = capsys.readouterr()
     assert not out

@@ -112,7 +112,7 @@ def test_findings_that_may_be_guesses_are_named_in_the_gist(home):
 
 
 def test_no_finding_is_read_best_on_a_film_or_two(home):
-    """The AUC is the highest, 1.00, and stands on one patient: no p, no praise."""
+    """The highest AUC, 1.00, is of one patient: it has no p and is not called high."""
     auc = tables.table(home.tables / "auc_test.csv").value
     auc.loc[:13, ["p_chance", "p_others"]] = 0.01, 0.9
     auc.loc[auc["finding"] == "Nodule", ["auc", "p_chance", "p_others"]] = 1.0, np.nan, np.nan
@@ -140,7 +140,7 @@ def test_a_way_asked_on_few_boxes_is_left_out_of_the_gist(home):
 
 
 def test_each_number_of_the_gaps_has_a_scale_of_its_own(home):
-    """The widest interval of sensitivity, 0.2, must not press those of AUC, 0.3 at most, together, nor the reverse."""
+    """AUC and sensitivity have separate scales, so the wide intervals of one do not shrink those of the other."""
     rows = limits.subgroups(home, pictures.Album())["gaps"]["rows"]
     sensitivity = next(row for row in rows if row["number"] == "sensitivity")
     assert "M0.0 8H150.0" in sensitivity["mark"]  # -0.2 to 0.1 on a scale from -0.2 to 0.2

@@ -70,7 +70,7 @@ def test_a_chain_is_executed_once_and_only_what_changed_again(chain, log, best):
 
 @pytest.mark.slow
 def test_doubts_about_the_films_are_among_the_first_lines_and_in_the_record(chain, log, monkeypatch):
-    """One is known before the films are decoded, the other only afterwards."""
+    """One doubt appears before the films are decoded, the other only afterwards."""
     told = iter([["names differ"], ["names differ", "one picture twice"]])
     plain = pipeline.data
     monkeypatch.setattr(pipeline, "data", lambda *where, **how: {**plain(*where), "doubts": next(told)})

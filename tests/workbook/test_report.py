@@ -345,5 +345,9 @@ def test_the_split_and_the_size_are_those_that_the_numbers_came_from():
     facts = dict(report.gather(home)["facts"])
     assert facts["Split"].startswith("drawn by patient")
     assert ", 32 px" in facts["Network"]
+    record = paths.read_json(home.run_json)
+    home.run_json.unlink()
+    assert dict(report.gather(home)["facts"])["Network"] == "ResNet-50, weights not recorded, 32 px"
+    paths.write_json(home.run_json, record)
     table.drop(columns=["split", "size"]).to_csv(home.tables / "data.csv", index=False)
     assert "lies there now" not in dict(report.gather(home)["facts"])["Split"]
