@@ -83,19 +83,19 @@ def mean_auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def micro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """ROC AUC over all film-label pairs at once: labels (N, K), scores (N, K).
+    """Micro AUC, over all film-label pairs at once: labels (N, K), scores (N, K).
 
-    The original printed it over its 15 outputs. It mixes "which film" with "which finding is common", so a model
-    that knows prevalences alone scores well above 0.5: read it beside the mean, never instead.
+    The original printed it over its 15 outputs. It also compares films across findings, so the prevalences alone give
+    well above 0.5; report it only beside the mean.
     """
     return roc_auc(np.ravel(labels), np.ravel(scores))
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Average precision of one finding: the precision met at each positive film, averaged; ties share a threshold.
+    """Average precision of one finding: the mean of the precision at each positive film; ties share a threshold.
 
-    Chance level is the prevalence. NaN when no film is positive; 1 when all are. No interpolation, as in
-    scikit-learn (interpolated areas are too kind, Davis & Goadrich 2006).
+    The chance level is the prevalence. NaN when no film is positive; 1 when all are. No interpolation, as in
+    scikit-learn (interpolated areas are too large, Davis & Goadrich 2006).
     """
     curve = pr_curve(labels, scores)
     if len(curve.x) == 0:

@@ -103,19 +103,19 @@ def points(seed: int) -> bool:
 
 
 def runs_differ(seed: int) -> bool:
-    """ "… reads these films better": two equal runs on the comparison page, of their means."""
+    """ "… is better on these films": two equal runs on the comparison page, by their means."""
     films, *said = study(seed, readers=2)
     return intervals.difference(*_boots(films, said)).p <= words.SURE
 
 
 def findings_differ(seed: int) -> bool:
-    """ "Single findings shown to be read better": the same, of single findings."""
+    """ "Single findings shown to be better": the same, for single findings."""
     films, *said = study(seed, readers=2)
     return bool((summary.gain(films, *said, replicates=2)["p_holm"][:-1] <= words.SURE).any())
 
 
 def stage_harmed(seed: int) -> bool:
-    """ "Stage … harmed", or helped: five stages that change nothing, judged as the report judges them."""
+    """ "Stage … lowered the validation AUC", or helped: five stages that change nothing, tested as in the report."""
     films, *said = study(seed, readers=5)
     boots = _boots(films, said)
     steps = [intervals.difference(now, was) for was, now in pairwise(boots)]
