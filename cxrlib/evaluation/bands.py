@@ -1,6 +1,6 @@
-"""Pointwise 95 % intervals by patient along ROC and precision-recall curves; pure NumPy.
+"""Bands of ROC and precision-recall curves: pointwise 95 % intervals by patient; pure NumPy.
 
-A band stands on the patients that an AUC's interval stands on, and has the same least number.
+A band needs as many patients as the interval of an AUC.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from cxrlib.evaluation import intervals, resample
 
 
 class Band(NamedTuple):
-    """A pointwise interval along a curve, (M,) each."""
+    """Pointwise interval along a curve, (M,) each."""
 
     x: np.ndarray
     low: np.ndarray

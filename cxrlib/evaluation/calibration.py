@@ -1,8 +1,8 @@
-"""Whether a probability means what it says, and how to make it: fitted on validation, judged on test.
+"""Calibration of probabilities: fitted on validation, evaluated on test.
 
-Focal loss trains the *ranking* of probabilities well and their *size* badly: it stops caring once an answer is roughly
-right, so its probabilities crowd towards the middle. For a known γ the bias has a closed form (``unfocal``); what
-else is wrong (too little data, weights on positives) a fit on validation films mends (``fit``).
+Focal loss trains the *ranking* of probabilities well and their *size* badly: films that are roughly right add little
+loss, so probabilities stay near the middle. For a known γ the bias has a closed form (``unfocal``). Other errors, from
+too little data or from weights on positives, are corrected by a fit on validation films (``fit``).
 """
 
 from dataclasses import asdict, dataclass
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from cxrlib import labels as order
 from cxrlib.errors import UserError
@@ -17,28 +18,26 @@ from cxrlib.evaluation import intervals
 
 KINDS = ("none", "temperature", "platt")
 LEAST = 10
-"""Films of either class that validation must hold for a finding's probabilities to be fitted."""
+"""Validation films of each class that a finding needs for a fit."""
 
-EDGE = 1e-7  # while a line is fitted, films are kept this far from 0 and 1: a single one must not carry the fit
-LOWEST, HIGHEST = (
-    1e-46,
-    1e-17,
-)  # stand for a probability of 0 and for 1 - p of 1: beyond what float32 and float64 tell apart
+EDGE = 1e-7  # during a fit probabilities stay this far from 0 and 1, so that one film cannot dominate
+# Replace p = 0 and 1 - p = 0: smaller than any other value in float32 (p) and float64 (1 - p).
+LOWEST, HIGHEST = 1e-46, 1e-17
 BLEND = 1e-6
-"""Share of the network's own probability in a calibrated one. Even in float64 σ cannot tell logits above 37 apart, and
-would tie films that the network ranks; this keeps them apart, and changes no probability by more."""
+"""Share of the network's own probability in a calibrated one. In float64 σ is 1 for all logits above 37, which would
+tie films that the network ranks; the blend keeps their order and changes no probability by more than its share."""
 
 LEAST_SLOPE = 0.05
-"""A flatter line has not been shown to rise; it would press films together until rounding ties them."""
+"""Smallest slope of a fit; with a flatter line, rounding would tie films of different rank."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Focal loss's bias undone (``unfocal``), then a line per label from logit to logit: σ(slope · logit + intercept).
+    """Calibration in two steps: ``unfocal``, then a line per label on logits, σ(slope · logit + intercept).
 
-    gamma: of the focal loss, 0 for any other; slopes, intercepts: 15 numbers each, 1 and 0 where nothing was fitted;
-    then ``reasons`` says why, else "". Both steps rise and are taken on logits, so that the ranking stays, of float32's
-    answers and of a file's nine digits, near 0 and 1 too, and no AUC changes.
+    gamma: of the focal loss, 0 for any other loss; slopes, intercepts: 15 numbers each, 1 and 0 where nothing was
+    fitted; then ``reasons`` says why, else "". Both steps are increasing and work on logits, so the ranking of float32
+    probabilities, also near 0 and 1, and every AUC stay the same.
     """
 
     kind: str
@@ -49,27 +48,27 @@ class Calibration:
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrated probabilities: (N, 15) → (N, 15)."""
-        said = np.asarray(probabilities, np.float64)
-        meant = unfocal(said, self.gamma) if self.gamma else said
-        fitted = _probability(self.logits(said), said)
-        return np.where([bool(reason) for reason in self.reasons], meant, fitted)
+        raw = np.asarray(probabilities, np.float64)
+        unfitted = unfocal(raw, self.gamma) if self.gamma else raw
+        fitted = _probability(self.logits(raw), raw)
+        return np.where([bool(reason) for reason in self.reasons], unfitted, fitted)
 
     def logits(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrated logits: (N, 15) → (N, 15), finite, ranked as the probabilities are."""
+        """Calibrated logits: (N, 15) → (N, 15), finite, in the order of the probabilities."""
         return _unfocal_logit(probabilities, self.gamma) * np.array(self.slopes) + np.array(self.intercepts)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, to travel in a checkpoint's JSON; ``from_dict`` reads them back."""
+        """Plain values for a checkpoint's JSON; ``from_dict`` reads them back."""
         return {"labels": list(order.LABELS), **{key: _plain(value) for key, value in asdict(self).items()}}
 
 
 def from_dict(values: dict[str, Any], where: str = "calibration") -> Calibration:
-    """The inverse of ``Calibration.as_dict``. Raises UserError for another label order and for damaged values."""
+    """Calibration from ``Calibration.as_dict``. Raises UserError for another label order and for damaged values."""
     try:
         order.check_order(values["labels"], where)
         lists = (tuple(values[key]) for key in ("slopes", "intercepts", "reasons"))
-        found = Calibration(values["kind"], float(values["gamma"]), *lists)
-        lines = np.array([found.slopes, found.intercepts], np.float64)
+        calibration = Calibration(values["kind"], float(values["gamma"]), *lists)
+        lines = np.array([calibration.slopes, calibration.intercepts], np.float64)
     except KeyError as error:
         raise UserError(f"{where} lacks {error}; fit it again on validation") from None
     except (TypeError, ValueError):
@@ -78,46 +77,46 @@ def from_dict(values: dict[str, Any], where: str = "calibration") -> Calibration
         raise UserError(
             f"{where} is not a rising line for each of {len(order.LABELS)} labels; fit it again on validation"
         )
-    return found
+    return calibration
 
 
 def fit(labels: np.ndarray, probabilities: np.ndarray, kind: str = "platt", gamma: float = 0.0) -> Calibration:
-    """Fit on *validation*: labels (N, 15), probabilities (N, 15); gamma of the focal loss they were trained with, or 0.
+    """Fit a calibration on *validation*: labels (N, 15), probabilities (N, 15), gamma of the focal loss or 0.
 
-    Focal loss's bias is undone first, for which no film is needed. Then "temperature" fits a slope per label (Guo et
-    al. 2017), which cures over- and underconfidence; "platt" an intercept too (Platt 1999, with his smoothed targets),
-    which also cures a wrong overall level, as positive weights cause; "none" fits nothing. A label with fewer than
-    ``LEAST`` films of a class, or whose scores rank the wrong way round, gets no line and says so. Raises UserError for
-    another kind.
+    First ``unfocal`` removes the bias of the focal loss, which needs no films. Then "temperature" fits a slope per
+    label (Guo et al. 2017), which corrects over- and underconfidence; "platt" also fits an intercept (Platt 1999, with
+    his smoothed targets), which corrects the overall level, as after positive weights; "none" fits nothing. A label
+    with fewer than ``LEAST`` films of a class, or with scores that do not rise with the finding, gets no line and a
+    reason. Raises UserError for another kind.
     """
     if kind not in KINDS:
         raise UserError(f"calibration {kind!r} is unknown; choose {', '.join(KINDS)}")
-    meant = _unfocal_logit(np.clip(probabilities, EDGE, 1 - EDGE), gamma)
-    lines = [_line(labels[:, k], meant[:, k], kind) for k in range(labels.shape[1])]
+    logits = _unfocal_logit(np.clip(probabilities, EDGE, 1 - EDGE), gamma)
+    lines = [_line(labels[:, k], logits[:, k], kind) for k in range(labels.shape[1])]
     return Calibration(kind, float(gamma), *(tuple(column) for column in zip(*lines, strict=True)))
 
 
 def unfocal(probabilities: np.ndarray, gamma: float) -> np.ndarray:
-    """The probability that a network means which was trained with focal loss of this γ; unchanged for γ = 0.
+    """Probabilities without the bias of focal loss with this γ; unchanged for γ = 0.
 
     The q that minimises −η (1−q)^γ log q − (1−η) q^γ log(1−q) is not η but nearer to ½; setting the derivative to 0
-    gives η back (Charoenphakdee et al., CVPR 2021, "On Focal Loss for Class-Posterior Probability Estimation").
+    gives η (Charoenphakdee et al., CVPR 2021, "On Focal Loss for Class-Posterior Probability Estimation").
     """
-    said = np.asarray(probabilities, np.float64)
-    return _probability(_unfocal_logit(said, gamma), said) if gamma else said
+    raw = np.asarray(probabilities, np.float64)
+    return _probability(_unfocal_logit(raw, gamma), raw) if gamma else raw
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """How often the finding was there, at what probability: one finding, (N,) each; a row per bin.
+    """Observed frequency of one finding by probability: labels and probabilities (N,); a row per bin.
 
-    Bins hold equally many films (ties together), since nearly all probabilities of a rare finding are small and bins
-    of equal width would leave all but one empty. Columns films, low, high (of the bin), probability (mean), observed
+    Bins hold equally many films (ties together): nearly all probabilities of a rare finding are small, so bins of equal
+    width would be empty but for one. Columns films, low, high (of the bin), probability (mean), observed (frequency)
     with its Wilson interval observed_low, observed_high.
     """
     rows = []
     for these in _bins(probabilities, bins):
-        inside, found = probabilities[these], int(np.count_nonzero(labels[these]))
-        share = intervals.proportion(found, len(these))
+        inside, positives = probabilities[these], int(np.count_nonzero(labels[these]))
+        share = intervals.proportion(positives, len(these))
         rows.append((len(these), inside.min(), inside.max(), inside.mean(), *share))
     names = ("films", "low", "high", "probability", "observed", "observed_low", "observed_high")
     return pd.DataFrame(rows, columns=list(names))
@@ -126,7 +125,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -
 def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error of one finding: mean distance of probability and frequency over ``reliability`` bins.
 
-    0 is perfect; a perfect forecaster of N films still shows about 0.8 √(p (1−p) bins / N). NaN without films.
+    0 is perfect; perfect probabilities of N films still give about 0.8 √(p (1−p) bins / N). NaN without films.
     """
     if len(labels) == 0:
         return np.nan
@@ -140,7 +139,8 @@ def scores(
     """Brier score and classwise ECE per label: labels, probabilities (N, 15), patients (N,).
 
     Columns finding, positives, probability (mean), prevalence, brier with brier_low and brier_high by patient,
-    brier_prevalence (what always answering the prevalence scores: a Brier above it is worse than no network), ece.
+    brier_prevalence (the score of the prevalence as every film's probability; a higher Brier is worse than no network),
+    ece.
     """
     errors = (probabilities - labels) ** 2
     brier = intervals.ratio(errors, np.ones_like(errors), patients, replicates=replicates, seed=seed)
@@ -154,7 +154,7 @@ def scores(
 
 
 def _line(labels: np.ndarray, logits: np.ndarray, kind: str) -> tuple[float, float, str]:
-    """Slope and intercept of one label's line and "", or 1, 0 and why it stays as it is."""
+    """Slope and intercept of one label's line and ""; or 1, 0 and the reason why nothing was fitted."""
     if kind == "none":
         return 1.0, 0.0, "not asked for"
     positives = int(np.count_nonzero(labels))
@@ -168,7 +168,7 @@ def _line(labels: np.ndarray, logits: np.ndarray, kind: str) -> tuple[float, flo
 
 
 def _targets(labels: np.ndarray) -> np.ndarray:
-    """Platt's targets: a little inside 0 and 1, so that a perfect ranking does not ask for an infinite slope."""
+    """Platt's targets: a little inside 0 and 1, so that a perfect ranking does not need an infinite slope."""
     positives = np.count_nonzero(labels)
     return np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
 
@@ -179,10 +179,10 @@ def _newton(x: np.ndarray, targets: np.ndarray, *, free: bool, steps: int = 100)
     weights = np.array([1.0, 0.0])[: design.shape[1]]
     loss = _cross_entropy(design @ weights, targets)
     for _ in range(steps):
-        chance = _sigmoid(design @ weights)
-        slope = design.T @ (chance - targets)
-        bend = (design * (chance * (1 - chance))[:, None]).T @ design + 1e-9 * np.eye(len(weights))
-        step = np.linalg.solve(bend, slope)
+        p = expit(design @ weights)
+        gradient = design.T @ (p - targets)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(len(weights))
+        step = np.linalg.solve(hessian, gradient)
         while (after := _cross_entropy(design @ (weights - step), targets)) > loss and np.abs(step).max() > 1e-12:
             step /= 2
         weights, gained, loss = weights - step, loss - after, after
@@ -196,14 +196,14 @@ def _cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _unfocal_logit(probabilities: np.ndarray, gamma: float) -> np.ndarray:
-    """Log odds of what a network means by these probabilities, exact near 0 and 1; γ = 0 for their plain log odds."""
+    """Log odds of ``unfocal`` probabilities, exact near 0 and 1; for γ = 0 the plain log odds."""
     q = np.asarray(probabilities, np.float64)
     q, rest = np.maximum(q, LOWEST), np.maximum(1 - q, HIGHEST)  # 1 - q is exact where it is small
     return np.log(_pull(rest, q, gamma)) - np.log(_pull(q, rest, gamma))
 
 
 def _pull(q: np.ndarray, rest: np.ndarray, gamma: float) -> np.ndarray:
-    """Minus the derivative of (1−q)^γ (−log q) in q: how strongly a positive film pulls q upwards; rest is 1 − q."""
+    """Minus the derivative of (1−q)^γ (−log q) in q, the pull of a positive film on q; rest is 1 − q."""
     if not gamma:
         return 1 / q
     return rest**gamma / q - gamma * rest ** (gamma - 1) * np.where(
@@ -211,20 +211,16 @@ def _pull(q: np.ndarray, rest: np.ndarray, gamma: float) -> np.ndarray:
     )
 
 
-def _probability(logits: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """σ of the logits with a trace of what the network said, which tells films apart where σ is all 1 in float64."""
-    return (1 - BLEND) * _sigmoid(logits) + BLEND * said
+def _probability(logits: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """σ of the logits, blended with the network's probabilities, which keep the ranking where σ is 1 in float64."""
+    return (1 - BLEND) * expit(logits) + BLEND * raw
 
 
 def _bins(probabilities: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Positions of the films of each bin, about equally many, films of one probability together."""
+    """Positions of the films of each bin, about equally many; films of equal probability stay together."""
     ranked = np.argsort(probabilities, kind="stable")
     cuts = np.searchsorted(probabilities[ranked], probabilities[ranked[np.arange(1, bins) * len(ranked) // bins]])
     return [part for part in np.split(ranked, np.unique(cuts)) if len(part)] if len(ranked) else []
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""ROC and precision-recall curves: their points, with intervals by patient, and their drawing.
+"""ROC and precision-recall curves: their points with intervals by patient, and their plots.
 
-The points are a frame, so that what is drawn is what is saved beside the figure.
+The points are a frame, so the CSV beside a figure holds what the figure shows.
 """
 
 import numpy as np
@@ -25,14 +25,14 @@ def roc_points(
     """
     parts = []
     for k, finding in enumerate(order.LABELS[: labels.shape[1]]):
-        known, scores = labels[:, k], probabilities[:, k]
-        if metrics.reason(known):
-            parts.append(_undefined(finding, known, ("rate", "sensitivity")))
+        truth, scores = labels[:, k], probabilities[:, k]
+        if metrics.reason(truth):
+            parts.append(_undefined(finding, truth, ("rate", "sensitivity")))
             continue
-        band = bands.roc_band(known, scores, patients, replicates=replicates, seed=seed, at=RATES)
-        curve = metrics.roc_curve(known, scores)
+        band = bands.roc_band(truth, scores, patients, replicates=replicates, seed=seed, at=RATES)
+        curve = metrics.roc_curve(truth, scores)
         drawn = np.interp(RATES, curve.x, curve.y)
-        parts.append(_points(finding, known, {"rate": RATES, "sensitivity": drawn, "low": band.low, "high": band.high}))
+        parts.append(_points(finding, truth, {"rate": RATES, "sensitivity": drawn, "low": band.low, "high": band.high}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -45,21 +45,21 @@ def pr_points(
     """
     parts = []
     for k, finding in enumerate(order.LABELS[: labels.shape[1]]):
-        known, scores = labels[:, k], probabilities[:, k]
-        if metrics.reason(known):
-            parts.append(_undefined(finding, known, ("recall", "precision")))
+        truth, scores = labels[:, k], probabilities[:, k]
+        if metrics.reason(truth):
+            parts.append(_undefined(finding, truth, ("recall", "precision")))
             continue
-        band = bands.pr_band(known, scores, patients, replicates=replicates, seed=seed, at=RECALLS)
-        curve = metrics.pr_curve(known, scores)
+        band = bands.pr_band(truth, scores, patients, replicates=replicates, seed=seed, at=RECALLS)
+        curve = metrics.pr_curve(truth, scores)
         drawn = curve.y[np.searchsorted(curve.x, RECALLS - 1e-12)]
         parts.append(
-            _points(finding, known, {"recall": RECALLS, "precision": drawn, "low": band.low, "high": band.high})
+            _points(finding, truth, {"recall": RECALLS, "precision": drawn, "low": band.low, "high": band.high})
         )
     return pd.concat(parts, ignore_index=True)
 
 
 def roc(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Axes:
-    """One finding's ROC curve with its band and the chance line; AUC with interval and n stand in the corner.
+    """ROC curve of one finding with its band and the chance line; the corner has AUC with interval, and n.
 
     points: one finding's rows of ``roc_points``; table: ``summary.auc``, where the AUC is read.
     """
@@ -78,7 +78,7 @@ def roc(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Ax
 
 
 def pr(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Axes:
-    """One finding's precision over recall with its band; the dotted line is the prevalence, which chance reaches.
+    """Precision-recall curve of one finding with its band; the dotted line is the prevalence (chance).
 
     points: one finding's rows of ``pr_points``; table: ``summary.auc``, where the average precision is read.
     """
@@ -93,7 +93,7 @@ def pr(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Axe
     ax.plot(points["recall"], points["precision"], color=colour)
     lines = [] if table is None else [_with_interval("AP", table, finding, "ap")]
     lines += [f"prevalence {prevalence:.3f}", f"n = {positives:,}"]
-    if points.loc[points["recall"] > 0.3, "precision"].mean() > 0.5:  # the upper right is the curve's
+    if points.loc[points["recall"] > 0.3, "precision"].mean() > 0.5:  # the curve fills the upper right
         _corner(ax, lines, 0.03, min(prevalence + 0.06, 0.6), "bottom", "left")
     else:
         _corner(ax, lines, 0.97, 0.95, "top")
@@ -101,12 +101,12 @@ def pr(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Axe
 
 
 def roc_grid(points: pd.DataFrame, axes: np.ndarray, table: pd.DataFrame | None = None) -> np.ndarray:
-    """ROC curves as small multiples, a finding per axes; 3 × 5 axes of about 2.2 inches show 14 well."""
+    """ROC curves as small multiples, one finding per axes; 3 × 5 axes of about 2.2 inches fit 14."""
     return _grid(roc, points, axes, table, "1 − specificity", "sensitivity")
 
 
 def pr_grid(points: pd.DataFrame, axes: np.ndarray, table: pd.DataFrame | None = None) -> np.ndarray:
-    """Precision-recall curves as small multiples, a finding per axes."""
+    """Precision-recall curves as small multiples, one finding per axes."""
     return _grid(pr, points, axes, table, "recall (sensitivity)", "precision (PPV)")
 
 
@@ -128,13 +128,13 @@ def _grid(draw, points: pd.DataFrame, axes: np.ndarray, table: pd.DataFrame | No
     return axes
 
 
-def _points(finding: str, known: np.ndarray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    positives = int(np.count_nonzero(known))
-    return pd.DataFrame({"finding": finding, "positives": positives, "negatives": len(known) - positives, **columns})
+def _points(finding: str, truth: np.ndarray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    positives = int(np.count_nonzero(truth))
+    return pd.DataFrame({"finding": finding, "positives": positives, "negatives": len(truth) - positives, **columns})
 
 
-def _undefined(finding: str, known: np.ndarray, names: tuple[str, str]) -> pd.DataFrame:
-    return _points(finding, known, {name: np.array([np.nan]) for name in (*names, "low", "high")})
+def _undefined(finding: str, truth: np.ndarray, names: tuple[str, str]) -> pd.DataFrame:
+    return _points(finding, truth, {name: np.array([np.nan]) for name in (*names, "low", "high")})
 
 
 def _reason(positives: int) -> str:

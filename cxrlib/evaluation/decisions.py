@@ -1,7 +1,7 @@
-"""From a checkpoint's probabilities to true ones and to calls: calibration and thresholds that travel with it.
+"""Calibration and thresholds of a checkpoint, stored in its JSON.
 
-Both are chosen on validation films and written into the checkpoint's JSON, so that whoever has the checkpoint decides
-as its evaluation did. Thresholds are on calibrated probabilities.
+Both are chosen on validation films, so every user of the checkpoint gets the same decisions as its evaluation.
+Thresholds apply to calibrated probabilities.
 """
 
 from dataclasses import dataclass, field
@@ -18,20 +18,20 @@ CALIBRATION, THRESHOLDS = "calibration", "thresholds"
 
 @dataclass(frozen=True)
 class Decisions:
-    """``chosen``: thresholds as ``thresholds.choose`` gives them; ``made_on`` says on what both were chosen."""
+    """Calibration and thresholds: ``chosen`` as from ``thresholds.choose``; ``made_on``: the films both come from."""
 
     calibration: calibration.Calibration
     chosen: pd.DataFrame
     made_on: dict[str, int | str] = field(default_factory=dict)
 
     def cuts(self, rule: str = "youden") -> np.ndarray:
-        """One rule's thresholds on calibrated probabilities, (15,) with NaN where undefined. UserError for another."""
+        """Thresholds of a rule on calibrated probabilities, (15,), NaN where undefined. UserError for another rule."""
         return thresholds.vector(thresholds.as_dict(self.chosen), rule)
 
     def calls(self, probabilities: np.ndarray, rule: str = "youden") -> np.ndarray:
-        """1.0 where a label is called, 0.0 where not, NaN in columns without a threshold: (N, 15) → (N, 15).
+        """Calls of labels from the network's probabilities: (N, 15) → (N, 15), 1.0 positive, 0.0 negative.
 
-        probabilities as the network gives them.
+        NaN in columns without a threshold.
         """
         cuts = self.cuts(rule)
         return np.where(np.isnan(cuts), np.nan, self.calibration(probabilities) >= np.nan_to_num(cuts))
@@ -39,16 +39,16 @@ class Decisions:
     def judge(
         self, labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, *, seed: int = 0
     ) -> pd.DataFrame:
-        """``thresholds.judge`` on other films, whose probabilities are as the network gives them."""
+        """Results of the thresholds (``thresholds.judge``) on other films, from the network's probabilities."""
         return thresholds.judge(self.chosen, labels, self.calibration(probabilities), patients, seed=seed)
 
 
 def choose(
     labels: np.ndarray, probabilities: np.ndarray, kind: str = "platt", *, gamma: float = 0.0, **made_on: int | str
 ) -> Decisions:
-    """Fit a calibration on *validation*, and choose each rule's thresholds on what it gives there; both (N, 15).
+    """Fit a calibration on *validation*, then choose each rule's thresholds on its probabilities; both (N, 15).
 
-    kind and gamma as for ``calibration.fit``; made_on: how the probabilities came about, such as size and tta.
+    kind and gamma as for ``calibration.fit``; made_on: settings of the probabilities, such as size and tta.
     """
     fitted = calibration.fit(labels, probabilities, kind, gamma)
     made_on = {"part": "validation", "films": len(labels), **made_on}
@@ -62,7 +62,7 @@ def attach(path: Path, made: Decisions) -> Path:
 
 
 def read(path: Path) -> Decisions:
-    """What ``attach`` wrote. Raises UserError where the checkpoint carries none, or damaged or foreign ones."""
+    """Decisions that ``attach`` wrote. Raises UserError if the checkpoint has none, or damaged or foreign ones."""
     fitted = checkpoint.attached(path, CALIBRATION)
     chosen = thresholds.from_dict(checkpoint.attached(path, THRESHOLDS), f"thresholds of {path.stem}")
     return Decisions(

@@ -1,9 +1,9 @@
-"""DeLong's variance by patient of an AUC, of a share, and of means and differences of them: tests without resampling.
+"""DeLong's variance by patient of an AUC, a share, and their means and differences: tests without resampling.
 
-An AUC is a mean over its positives of "the share of negatives below", and likewise over its negatives; DeLong (1988)
-reads its variance off the spread of those per-film components, fast as Sun & Xu (2014) do. Films of one patient are not
-independent, so components are summed within a patient first (Obuchowski 1997). The variance of whatever is made of such
-numbers by adding and taking away is then a sum of squares over patients, whether the numbers share patients or not.
+An AUC is the mean over the positives of the share of negatives that score lower, and likewise over the negatives.
+DeLong (1988) computes its variance from the spread of these per-film components; the fast form is by Sun & Xu (2014).
+Films of one patient are not independent, so components are first summed per patient (Obuchowski 1997). The variance of
+any sum or difference of such numbers is then a sum of squares over patients, whether the numbers share patients or not.
 Pure NumPy, and SciPy for t.
 """
 
@@ -17,13 +17,13 @@ from cxrlib.evaluation import metrics
 
 LEVEL = 0.95
 NOTHING = 1e-9
-"""A standard error below this is none: the patients say all the same, or there are too few to say how they differ."""
+"""A standard error below this counts as undefined: all patients give the same value, or there are too few."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with what each patient adds to it. parts (C, P): its independent parts, such as the films with and
-    without a finding, patient by patient; counts (C,): the patients that each part is of."""
+    """An estimate with each patient's contribution. parts (C, P): contributions to its independent parts, such as the
+    films with and without a finding; counts (C,): number of patients of each part."""
 
     value: float
     parts: np.ndarray
@@ -31,19 +31,19 @@ class Estimate:
 
     @property
     def error(self) -> float:
-        """Standard error; NaN where a part is of one patient."""
+        """Standard error; NaN if a part has only one patient."""
         return float(np.sqrt((self.parts.sum(0) ** 2).sum()))
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of the error: Welch and Satterthwaite's, of each part's patients less one."""
+        """Degrees of freedom of the error by Welch and Satterthwaite; a part of n patients has n - 1."""
         spread = (self.parts**2).sum(1)
         of_parts = (spread**2 / np.maximum(self.counts - 1, 1)).sum()
         patients = np.count_nonzero(self.parts.any(0))
         return float(np.clip(spread.sum() ** 2 / of_parts, 1, max(patients - 1, 1))) if of_parts > 0 else 1.0
 
     def test(self, freedom: float | None = None) -> tuple[float, float, float]:
-        """Low and high end of the 95 % interval, and two-sided p against 0, by t; NaN where there is no error."""
+        """Low and high end of the 95 % interval, and two-sided p against 0, by t; NaN where the error is undefined."""
         if not self.error > NOTHING:
             return np.nan, np.nan, np.nan
         freedom = self.freedom if freedom is None else freedom
@@ -73,13 +73,13 @@ def share(hits: np.ndarray, wholes: np.ndarray, rows: np.ndarray, patients: int)
 
 
 def less(one: Estimate, other: Estimate) -> Estimate:
-    """The difference of two numbers of different films, such as of two groups that may share patients."""
+    """Difference of two numbers from different films, such as two groups; they may share patients."""
     counts = np.concatenate([one.counts, other.counts])
     return Estimate(one.value - other.value, np.concatenate([one.parts, -other.parts]), counts)
 
 
 def paired(one: Estimate, other: Estimate) -> Estimate:
-    """The difference of two readings of the same films."""
+    """Difference of two numbers from the same films, such as two models' AUC."""
     return Estimate(one.value - other.value, one.parts - other.parts, one.counts)
 
 
@@ -90,37 +90,37 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def logit(estimate: Estimate) -> Estimate:
-    """The same number as log odds, on which an AUC near 1 has room for its error."""
+    """The estimate as log odds, which are not bounded, so that an AUC near 1 has a symmetric interval."""
     slope = 1 / (estimate.value * (1 - estimate.value))
     value = float(np.log(estimate.value / (1 - estimate.value)))
     return Estimate(value, estimate.parts * slope, estimate.counts)
 
 
 def against_others(found: Sequence[Estimate]) -> np.ndarray:
-    """Two-sided p of each AUC against the mean of the others on the scale of log odds, (K,); NaN for one alone.
+    """Two-sided p of each AUC against the mean of the others on the scale of log odds, (K,); NaN for a single AUC.
 
-    An AUC that is high by chance looks surer than it is. So its variance is not taken below what the median of all
-    variances, patient for patient, would be with its number of patients; the difference is as it would be with two
-    more patients who are read as the others are; and freedom is that of the patients of the smaller class.
+    An AUC that is high by chance has too small a variance. Therefore the variance is at least the median of all
+    variances per patient, scaled to its number of patients; the difference is shrunk as if two more patients had the
+    mean of the others; and the degrees of freedom are those of the smaller class.
     """
     if len(found) < 2:
         return np.full(len(found), np.nan)
-    own = [logit(one) for one in found]
+    logits = [logit(one) for one in found]
     fewest = np.array([one.counts.min() for one in found])
-    variances = np.array([one.error**2 for one in own])
-    least, p = np.median(variances * fewest) / fewest, []
-    for k, one in enumerate(own):
+    variances = np.array([one.error**2 for one in logits])
+    floor, p = np.median(variances * fewest) / fewest, []
+    for k, one in enumerate(logits):
         gap = less(one, logit(mean([other for other in found if other is not found[k]])))
-        error = np.sqrt(gap.error**2 + max(0.0, least[k] - variances[k]))
+        error = np.sqrt(gap.error**2 + max(0.0, floor[k] - variances[k]))
         shrunk = abs(gap.value) * fewest[k] / (fewest[k] + 2)
         p.append(2 * t.sf(shrunk / error, fewest[k] - 1))
     return np.array(p)
 
 
 def imperfect(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Scores that rank one pair wrong where they ranked all right, or one right where all wrong.
+    """Scores with one pair swapped if the AUC is 1 or 0; other scores are unchanged.
 
-    A perfect AUC shows no error of its own, and one film more might have been the first one ranked wrong.
+    A perfect AUC has no variance, although the next film might be ranked wrong.
     """
     positive = np.asarray(labels) == 1
     if metrics.roc_auc(labels, scores) not in (0.0, 1.0):
@@ -128,13 +128,13 @@ def imperfect(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     sign = 1.0 if scores[positive].min() > scores[~positive].max() else -1.0
     weakest = np.flatnonzero(positive)[np.argmin(sign * scores[positive])]
     strongest = np.flatnonzero(~positive)[np.argmax(sign * scores[~positive])]
-    mended = np.array(scores, np.float64)
-    mended[[weakest, strongest]] = mended[[strongest, weakest]]
-    return mended
+    swapped = np.array(scores, np.float64)
+    swapped[[weakest, strongest]] = swapped[[strongest, weakest]]
+    return swapped
 
 
 def components(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Deviation of each film's placement among the other class from the mean placement, over the films of its class.
+    """Components of the variance: each film's placement in the other class minus the mean placement of its class.
 
     positive (N,) bool, scores (S, N) → positives' (S, n₁) and negatives' (S, n₀); their products sum to variances.
     """
@@ -144,13 +144,13 @@ def components(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _placed(these: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each score of ``these`` the share of ``others`` below it, ties half."""
+    """Share of ``others`` below each score of ``these``; ties count half."""
     ranked = np.sort(others)
     return (np.searchsorted(ranked, these, "left") + np.searchsorted(ranked, these, "right")) / 2 / len(ranked)
 
 
 def _summed(rows: np.ndarray, deviations: np.ndarray, patients: int) -> tuple[np.ndarray, int]:
-    """Deviations of a part's films summed by patient (P,), scaled for a small sample, and its number of patients."""
+    """Sums of a part's deviations by patient (P,), scaled for a small sample, and its number of patients."""
     n = len(np.unique(rows))
     scale = np.sqrt(n / (n - 1)) if n > 1 else np.nan
     return np.bincount(rows, deviations, patients) * scale, n

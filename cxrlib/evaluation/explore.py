@@ -1,7 +1,7 @@
-"""Figures of a dataset: how frequent findings are, which come together, and who the patients are.
+"""Figures of a dataset: prevalence and co-occurrence of findings, and the patients' age, sex and films.
 
-Films are frames as ``records.read`` gives them. Each figure's numbers come from a function of their own, so that what
-is drawn can be saved beside it.
+Films are frames as from ``records.read``. A separate function computes each figure's numbers, so that they can be saved
+beside the figure.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from cxrlib.evaluation import plots
 from cxrlib.labels import FINDINGS, LABELS
 
 FOLLOW_UPS = (1, 2, 3, 4, 5, 10, 20, 50, 100, np.inf)
-"""Lower ends of the classes of films per patient; the last closes the list."""
+"""Lower ends of the classes of films per patient; the last is the end of the last class."""
 
 
 def prevalences(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Films with each label, part by part: columns label, part, films, share (0..1)."""
+    """Prevalence of each label, part by part: columns label, part, films (with the label), share (0..1)."""
     rows = []
     for name, films in parts.items():
         counts = records.label_matrix(films).sum(0)
@@ -33,7 +33,7 @@ def prevalences(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def prevalence(numbers: pd.DataFrame, ax: Axes) -> Axes:
-    """Share of films with each label as bars, a bar per part; the count stands at its end. Frame as ``prevalences``."""
+    """Bars of the share of films with each label, one per part, with the count at the end. Frame as ``prevalences``."""
     parts = list(numbers["part"].unique())
     wide = numbers.pivot(index="label", columns="part", values="share").loc[list(LABELS)]
     order = wide[parts[0]].sort_values(ascending=False).index
@@ -57,15 +57,15 @@ def prevalence(numbers: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def co_occurrences(films: pd.DataFrame) -> pd.DataFrame:
-    """Of the films with the row's finding, the share (0..1) that also has the column's; NaN without such films."""
-    known = records.label_matrix(films)[:, : len(FINDINGS)].astype(np.int64)
-    together, alone = known.T @ known, known.sum(0)[:, None]
-    shares = np.divide(together, alone, out=np.full(together.shape, np.nan), where=alone > 0)
+    """Share (0..1) of the films with the row's finding that also have the column's; NaN without such films."""
+    labels = records.label_matrix(films)[:, : len(FINDINGS)].astype(np.int64)
+    both, one = labels.T @ labels, labels.sum(0)[:, None]
+    shares = np.divide(both, one, out=np.full(both.shape, np.nan), where=one > 0)
     return pd.DataFrame(shares, index=list(FINDINGS), columns=list(FINDINGS))
 
 
 def co_occurrence(numbers: pd.DataFrame, ax: Axes) -> Axes:
-    """Heat map of ``co_occurrences`` in percent, read along rows; the diagonal, 100 by definition, is left out."""
+    """Heat map of ``co_occurrences`` in percent, to read along rows; the diagonal (100) is left out."""
     percent = 100 * numbers
     hidden = np.eye(len(percent), dtype=bool)
     top = np.nanmax(np.where(hidden, np.nan, percent), initial=1)
@@ -89,7 +89,7 @@ def co_occurrence(numbers: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def age(films: pd.DataFrame, ax: Axes) -> Axes:
-    """Ages of the patients at each film, men and women as two lines; unknown ages are counted in the legend."""
+    """Histogram of the patients' age at each film, men and women as two lines; the legend counts unknown ages."""
     bins = np.arange(0, 101, 5)
     for sex, colour, dash in (("M", theme.RUN_COLOURS[0], "-"), ("F", theme.RUN_COLOURS[1], (0, (4, 1.5)))):
         ages = films.loc[films["sex"] == sex, "age"]
@@ -113,9 +113,8 @@ def view_and_sex(films: pd.DataFrame, ax: Axes) -> Axes:
         if counts.any():
             name = {"M": "men", "F": "women", "": "unknown"}[sex]
             drawn = ax.bar(range(len(views)), counts, 0.6, bottom=below, color=colour, label=name)
-            dark = sex != ""
-            ax.bar_label(drawn, [f"{n:,}" if n else "" for n in counts], label_type="center", size=8,
-                         color=theme.PAPER if dark else theme.INK)  # fmt: skip
+            ink = theme.PAPER if sex else theme.INK
+            ax.bar_label(drawn, [f"{n:,}" if n else "" for n in counts], label_type="center", size=8, color=ink)
         below += counts
     ax.set_xticks(range(len(views)), [view or "unknown" for view in views])
     ax.set(xlabel="view position", ylabel="films")
@@ -126,10 +125,10 @@ def view_and_sex(films: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def patients_by_finding(films: pd.DataFrame) -> pd.DataFrame:
-    """Whose films show a finding: columns label ("all films" first), films, age_low, age, age_high, women, ap.
+    """Age, sex and view position by label: columns label ("all films" first), films, age_low, age, age_high, women, ap.
 
-    ``age`` is the median age at the film in years, ``age_low`` and ``age_high`` enclose the middle half; ``women`` and
-    ``ap`` are shares (0..1) of the films whose sex, or view position, is known. NaN where there are none.
+    ``age`` is the median age at the film in years, ``age_low`` and ``age_high`` are the quartiles; ``women`` and ``ap``
+    are shares (0..1) of the films with known sex or view position. NaN without such films.
     """
     rows = []
     for name, these in {"all films": films, **{name: films[films[name] == 1] for name in LABELS}}.items():
@@ -141,9 +140,9 @@ def patients_by_finding(films: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_finding(numbers: pd.DataFrame, column: str, ax: Axes) -> Axes:
-    """One column of ``patients_by_finding`` as a point per label, in the order of the frame; the line is all films.
+    """Dots of one column of ``patients_by_finding``, one per label in the frame's order; the line is all films.
 
-    ``column`` is age, with the middle half of the films as a bar, women or ap, in percent.
+    ``column`` is age (the bar is the middle half of the films), women or ap (both in percent).
     """
     shown = numbers[numbers["label"] != "all films"].reset_index(drop=True)
     factor = 1 if column == "age" else 100
@@ -153,8 +152,8 @@ def by_finding(numbers: pd.DataFrame, column: str, ax: Axes) -> Axes:
     ax.plot(factor * shown[column], y, "o", ms=5, color=theme.RUN_COLOURS[0])
     everyone = factor * numbers.loc[numbers["label"] == "all films", column].iloc[0]
     ax.axvline(everyone, color=theme.MUTED, lw=1, ls=(0, (4, 2)), zorder=0)
-    ax.annotate(f"all films: {everyone:.0f}", (everyone, 1), (3, 2), xycoords=("data", "axes fraction"),
-                textcoords="offset points", size=7, color=theme.MUTED)  # fmt: skip
+    look = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "size": 7, "color": theme.MUTED}
+    ax.annotate(f"all films: {everyone:.0f}", (everyone, 1), (3, 2), **look)
     ax.set_yticks(y, [f"{theme.name(row.label)} ({row.films:,})" for row in shown.itertuples()])
     words = {"age": "age, years (bar: middle half)", "women": "films of women, %", "ap": "AP films, %"}
     ax.set(xlabel=words[column], ylim=(len(shown) - 0.5, -0.5))
@@ -166,23 +165,23 @@ def by_finding(numbers: pd.DataFrame, column: str, ax: Axes) -> Axes:
 
 
 def gaps(films: pd.DataFrame) -> pd.DataFrame:
-    """How often a finding is named on a film, not on the patient's next, and again on the one after that.
+    """Gaps in a patient's labels: films without a finding that the films before and after have.
 
     Columns finding, chances (runs of three films of a patient whose first and third have it), gaps (those whose second
-    has not), share. Where a finding cannot heal and come back, as Hernia or Fibrosis cannot, a gap is a label at fault:
-    the report did not repeat what was known, or the text rules missed it.
+    lacks it), share. For a finding that cannot heal and return, such as Hernia or Fibrosis, a gap is a wrong label: the
+    report did not repeat it, or the text rules missed it.
     """
     ordered = films.sort_values(["patient", "follow_up"])
-    known = records.label_matrix(ordered)[:, : len(FINDINGS)].astype(bool)
+    labels = records.label_matrix(ordered)[:, : len(FINDINGS)].astype(bool)
     patient = ordered["patient"].to_numpy()
-    around = known[:-2] & known[2:] & (patient[:-2] == patient[2:])[:, None]
-    chances, gone = around.sum(0), (around & ~known[1:-1]).sum(0)
-    share = np.divide(gone, chances, out=np.full(len(FINDINGS), np.nan), where=chances > 0)
-    return pd.DataFrame({"finding": FINDINGS, "chances": chances, "gaps": gone, "share": share})
+    around = labels[:-2] & labels[2:] & (patient[:-2] == patient[2:])[:, None]
+    chances, missing = around.sum(0), (around & ~labels[1:-1]).sum(0)
+    share = np.divide(missing, chances, out=np.full(len(FINDINGS), np.nan), where=chances > 0)
+    return pd.DataFrame({"finding": FINDINGS, "chances": chances, "gaps": missing, "share": share})
 
 
 def follow_ups(films: pd.DataFrame) -> pd.DataFrame:
-    """How many patients have how many films: columns films ("1", "5–9", …), patients, share of all films."""
+    """Patients by their number of films: columns films ("1", "5–9", …), patients, share_of_films (0..1)."""
     per_patient = films["patient"].value_counts().to_numpy()
     rows = []
     for low, end in pairwise(FOLLOW_UPS):
@@ -193,7 +192,7 @@ def follow_ups(films: pd.DataFrame) -> pd.DataFrame:
 
 
 def films_per_patient(numbers: pd.DataFrame, ax: Axes) -> Axes:
-    """Patients by their number of films, and the share of all films that is theirs; frame as ``follow_ups``."""
+    """Bars of patients by their number of films, with their share of all films; frame as ``follow_ups``."""
     x = np.arange(len(numbers))
     drawn = ax.bar(x, numbers["patients"], 0.7, color=theme.SPLIT_COLOURS["train"])
     labels = [f"{row.patients:,}\n{row.share_of_films:.0%}" if row.patients else "" for row in numbers.itertuples()]
@@ -205,17 +204,16 @@ def films_per_patient(numbers: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def grey_levels(pixels: np.ndarray, ax: Axes) -> Axes:
-    """Distribution of grey values of stored films (N, S, S) uint8: the median film, and the middle 80 % of films."""
+    """Distribution of grey values of stored images (N, S, S) uint8: the median, and the middle 80 % of films."""
     if len(pixels) == 0:
         return plots.blank(ax, "no films")
     counts = np.stack([np.bincount(np.ravel(film) // 8, minlength=32) / film.size for film in pixels])
     low, middle, high = np.quantile(counts, [0.1, 0.5, 0.9], axis=0)
     edges = np.arange(33) * 8
-    ax.stairs(100 * high, edges, baseline=100 * low, fill=True, color=theme.SPLIT_COLOURS["train"], alpha=0.25,
-              label="middle 80 % of films")  # fmt: skip
-    ax.stairs(
-        100 * middle, edges, color=theme.SPLIT_COLOURS["train"], lw=1.8, label=f"median, n = {len(pixels):,} films"
-    )
+    colour, name = theme.SPLIT_COLOURS["train"], f"median, n = {len(pixels):,} films"
+    band = {"baseline": 100 * low, "fill": True, "alpha": 0.25, "label": "middle 80 % of films"}
+    ax.stairs(100 * high, edges, color=colour, **band)
+    ax.stairs(100 * middle, edges, color=colour, lw=1.8, label=name)
     ax.set(xlabel="grey value (0 black, 255 white)", ylabel="% of a film's pixels", xlim=(0, 256), ylim=(0, None))
     ax.legend()
     return ax

@@ -1,4 +1,4 @@
-"""Films to look at: one of each finding, with its radiologist's box where there is one."""
+"""Figures of films: examples with the radiologists' boxes, heat maps, and the results of localisation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,24 +14,24 @@ from cxrlib.labels import FINDINGS
 
 
 def one_of_each(films: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
-    """For each finding that is there, the film that shows it plainest; a column ``shown`` names the finding.
+    """One example film of each finding in ``films``; the column ``shown`` names the finding.
 
-    Films with a box of the finding come first, then those with the fewest other findings.
+    Films with a box of the finding are preferred, then those with the fewest other findings.
     """
     boxed = set(zip(boxes["image"], boxes["finding"], strict=True))
     several = records.label_matrix(films).sum(1)
     chosen = []
     for finding in FINDINGS:
-        there = films.assign(shown=finding, several=several)[films[finding] == 1]
-        if len(there):
-            unboxed = [(image, finding) not in boxed for image in there["image"]]
-            chosen.append(there.assign(unboxed=unboxed).sort_values(["unboxed", "several"], kind="stable").head(1))
+        positive = films.assign(shown=finding, several=several)[films[finding] == 1]
+        if len(positive):
+            unboxed = [(image, finding) not in boxed for image in positive["image"]]
+            chosen.append(positive.assign(unboxed=unboxed).sort_values(["unboxed", "several"], kind="stable").head(1))
     empty = films.head(0).assign(shown="")
     return pd.concat(chosen).drop(columns=["several", "unboxed"]) if chosen else empty
 
 
 def show(examples: pd.DataFrame, boxes: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Draw the films of ``one_of_each`` from their files, a box around the finding where there is one."""
+    """Draw the films of ``one_of_each`` from their files, with the finding's boxes."""
     pictures = [images.read(path) for path in examples["path"]]
     plots.films(pictures, [theme.name(finding) for finding in examples["shown"]], axes)
     for ax, picture, row in zip(np.ravel(axes), pictures, examples.itertuples(), strict=False):
@@ -41,7 +41,7 @@ def show(examples: pd.DataFrame, boxes: pd.DataFrame, axes: np.ndarray) -> np.nd
 
 
 def outline(boxes: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw boxes given in the pixels of the film that the axes show."""
+    """Draw boxes on axes that show their film; boxes in its pixels."""
     for box in boxes.itertuples():
         ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec="white", lw=2.4))
         ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec=theme.RUN_COLOURS[1], lw=1.2))
@@ -51,11 +51,11 @@ def outline(boxes: pd.DataFrame, ax: Axes) -> Axes:
 def show_maps(
     pictures: np.ndarray, heat: np.ndarray, boxes: np.ndarray, captions: Sequence[str], axes: np.ndarray
 ) -> np.ndarray:
-    """Draw films with what a heat map points out on them and where the boxes are.
+    """Draw films with the regions of their heat maps and the outlines of their boxes.
 
     pictures (T, S, S) uint8, heat (T, S, S) from 0 to 1, boxes (T, S, S) bool. The region above half of the maximum is
-    tinted, the maximum (the middle of several equal ones) is a cross, the box a white line: shapes, so that it can be
-    read without colour. A map without evidence has neither region nor cross.
+    tinted, the maximum (the middle of several equal ones) is a cross, the box is a white line, so it reads without
+    colour. A map that is 0 everywhere has neither region nor cross.
     """
     plots.films(pictures, captions, axes)
     for ax, map_, box in zip(np.ravel(axes), heat, boxes, strict=False):
@@ -71,7 +71,7 @@ def show_maps(
 
 
 def lifts(tables: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
-    """Hits per hit of blind pointing, per finding with intervals, a mark per table; frames as ``localise.table``."""
+    """Lift (hit rate over that of a random point) per finding with intervals; frames as ``localise.table``."""
     order = list(next(iter(tables.values()))["finding"])
     heights = np.arange(len(order))[::-1].astype(float)
     for i, (name, table) in enumerate(tables.items()):
@@ -82,9 +82,9 @@ def lifts(tables: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
     counts = next(iter(tables.values())).set_index("finding")["boxes"]
     ax.axvline(1, color=theme.INK, lw=0.8)
     ax.set_yticks(heights, [f"{theme.name(name)}  (n = {counts[name]:,})" for name in order])
-    ax.set(xlabel="hits per hit of blind pointing (1: no better than chance)", ylim=(-0.7, len(order) - 0.3))
+    ax.set(xlabel="hit rate over that of a random point (1: no better than chance)", ylim=(-0.7, len(order) - 0.3))
     drawn = pd.concat(tables.values())[["lift", "lift_high"]].max()
-    ax.set_xlim(0, max(2.0, min(1.05 * drawn["lift_high"], 2 * drawn["lift"])))  # few boxes, long intervals
+    ax.set_xlim(0, max(2.0, min(1.05 * drawn["lift_high"], 2 * drawn["lift"])))  # few boxes give long intervals
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x")
@@ -93,7 +93,7 @@ def lifts(tables: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
 
 
 def overlaps(table: pd.DataFrame, ax: Axes, name: str = "all maps") -> Axes:
-    """Share of maps whose region meets the box with at least so much IoU and IoBB, all findings, with intervals."""
+    """Share of maps with at least a given IoU or IoBB with the box, over all findings, with intervals."""
     row = table[table["finding"] == localise.ALL].iloc[0]
     for i, (kind, title) in enumerate((("iou", "IoU"), ("iobb", "IoBB"))):
         columns = [f"{kind}_{round(100 * least)}" for least in localise.OVERLAPS]
@@ -102,7 +102,7 @@ def overlaps(table: pd.DataFrame, ax: Axes, name: str = "all maps") -> Axes:
         )
         style = {"color": theme.RUN_COLOURS[i], "marker": theme.MARKERS[i], "ms": 5.5, "capsize": 3, "lw": 1.4}
         ax.errorbar(localise.OVERLAPS, value, [value - low, high - value], label=title, ls="-" if i else "--", **style)
-    ax.set(xlabel="at least so much overlap", ylabel="share of maps", ylim=(-0.02, 1.02), xticks=localise.OVERLAPS)
+    ax.set(xlabel="overlap of at least", ylabel="share of maps", ylim=(-0.02, 1.02), xticks=localise.OVERLAPS)
     ax.set_title(f"{name}  (n = {row['boxes']:,})")
     ax.grid(axis="y")
     ax.legend(loc="upper right")

@@ -1,15 +1,15 @@
-"""How sure a number is: 95 % intervals by patient bootstrap and by DeLong, and what several tests at once cost.
+"""Intervals of 95 % by patient bootstrap and by DeLong, and p values adjusted for several tests.
 
-Films of one patient resemble each other, so they are resampled together: a bootstrap by film believes it has more
-evidence than there is. An interval of few patients is worth little whatever makes it, so below a least number there is
-none. Pure NumPy, and SciPy for the normal distribution and t alone.
+Films of one patient are alike, so they are resampled together; a bootstrap by film would give too narrow intervals.
+With few patients no method gives a useful interval, so below a minimum number there is none. NumPy, and SciPy for
+distributions.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import binomtest, norm, t
 
 from cxrlib.errors import UserError
 from cxrlib.evaluation import delong as _delong
@@ -17,23 +17,23 @@ from cxrlib.evaluation import metrics, resample
 from cxrlib.labels import FINDINGS
 
 LEVEL = 0.95
-Z = float(norm.ppf((1 + LEVEL) / 2))
-BLOCK = 1000  # resamples computed together; bounds memory at (distinct scores of positives) × 1000 running weights
-POOLED = 100  # the same where all labels count at once, and have fifteen times as many scores
+BLOCK = 1000  # resamples computed together, which limits memory to (distinct scores of positives) × 1000 weights
+POOLED = 100  # the same for the micro AUC, which has fifteen times as many scores
 LEAST = 10
-"""Patients that a percentile interval of one number needs, of a finding's AUC as many with it and as many without. In
-simulated studies plain percentiles of five such held an AUC of 0.8 in 87 %, one of 0.94 in 78 %; of ten in 95, 89 %."""
+"""Patients needed for a percentile interval; for a finding's AUC, as many with it and as many without. In simulations
+with five, plain percentiles covered an AUC of 0.8 in 87 % and one of 0.94 in 78 %; with ten in 95 % and 89 %."""
 
 LEAST_TESTED = 5
-"""The same for DeLong's t of a difference, whose errors were 5 % from five on and 10 % with four (``bench_null``)."""
+"""Patients needed for DeLong's t of a difference: its error rate was 5 % from five on, 10 % with four (``bench_null``).
+"""
 
 LEAST_IN_MEAN = 3
-"""Patients with and without a finding that the interval of a mean needs of each finding in it, beside twice ``LEAST``
-patients in all: with one or two it held the mean in 78 to 90 %, with three or more in 91 to 97 %."""
+"""Patients with and without each finding that the interval of a mean needs, besides twice ``LEAST`` patients in total.
+With one or two it covered the mean in 78 to 90 %, with three or more in 91 to 97 %."""
 
 LEAST_DEFINED = 0.5
-"""Share of the resamples that must have the number for an interval. One that lacks a class of a finding is left out, as
-if drawn again; what a mean is of stays the same in all others."""
+"""Share of the resamples that must have the number for an interval. A resample without one class of a finding is left
+out; a mean is over the same findings in all others."""
 
 
 class Interval(NamedTuple):
@@ -45,7 +45,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference with its interval and two-sided p against "none"."""
+    """A difference with its interval and two-sided p against 0."""
 
     value: float
     low: float
@@ -57,9 +57,9 @@ class Difference(NamedTuple):
 class Bootstrap:
     """AUC and average precision of K findings on R resamples of the patients.
 
-    auc, ap (K,): on the films as they are. auc_replicates, ap_replicates (R, K): NaN where a resample lacks a class.
-    patients (2, K): those with and without each finding; everyone: patients in all. Intervals are percentiles of the
-    replicates, at ``LEVEL``; NaN where ``why`` and ``why_mean`` say so.
+    auc, ap (K,): on the original films. auc_replicates, ap_replicates (R, K): NaN where a resample lacks a class.
+    patients (2, K): patients with and without each finding; everyone: all patients. Intervals are percentiles of the
+    replicates at ``LEVEL``; NaN where ``why`` and ``why_mean`` give a reason.
     """
 
     auc: np.ndarray
@@ -71,37 +71,37 @@ class Bootstrap:
 
     @property
     def told(self) -> np.ndarray:
-        """Columns of the findings that a mean is of: those of the 14 with an AUC."""
+        """Columns of the findings in a mean: those of the 14 that have an AUC."""
         return np.flatnonzero(~np.isnan(self.auc[metrics.HEADLINE]))
 
     @property
     def auc_interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high end per finding, (K,) each."""
+        """Interval per finding: low and high ends, (K,) each."""
         return self._ends(self.auc_replicates)
 
     @property
     def ap_interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high end per finding, (K,) each."""
+        """Interval per finding: low and high ends, (K,) each."""
         return self._ends(self.ap_replicates)
 
     @property
     def mean_auc(self) -> Interval:
-        """Mean over ``told``, in every resample over the same."""
+        """Mean over ``told``; every resample takes the same findings."""
         return self._mean(self.auc, self.auc_replicates)
 
     @property
     def mean_ap(self) -> Interval:
-        """Mean over ``told``, in every resample over the same."""
+        """Mean over ``told``; every resample takes the same findings."""
         return self._mean(self.ap, self.ap_replicates)
 
     def why(self) -> list[str]:
-        """Why each finding's AUC has no interval, in words; "" where it has one, or where there is no AUC."""
+        """Reason why a finding's AUC has no interval, per finding; "" where it has one, or where there is no AUC."""
         fewest = self.patients.min(0)
         few = (fewest < LEAST) & ~np.isnan(self.auc)
         return [f"{n} patients of a class, {LEAST} are needed" if no else "" for n, no in zip(fewest, few, strict=True)]
 
     def why_mean(self) -> str:
-        """Why the mean has no interval, in words; "" where it has one, or where there is no mean."""
+        """Reason why the mean has no interval; "" if it has one, or if there is no mean."""
         if not len(self.told):
             return ""
         if self.everyone < 2 * LEAST:
@@ -115,13 +115,13 @@ class Bootstrap:
         return ""
 
     def mean_replicates(self, of: np.ndarray | None = None) -> np.ndarray:
-        """The mean AUC (or the mean of other replicates) over ``told`` in each resample, (R,); NaN where one lacks."""
-        found = self.auc_replicates if of is None else of
-        return found[:, self.told].mean(1) if len(self.told) else np.full(len(found), np.nan)
+        """Mean AUC (or mean of the replicates ``of``) over ``told`` in each resample, (R,); NaN where one is NaN."""
+        values = self.auc_replicates if of is None else of
+        return values[:, self.told].mean(1) if len(self.told) else np.full(len(values), np.nan)
 
     @property
     def mean_patients(self) -> float:
-        """On how many patients the AUCs of the mean rest, each on those of its smaller class: the findings' average."""
+        """Average over the mean's findings of the number of patients in the smaller class."""
         return float(self.patients[:, self.told].min(0).mean())
 
     def _ends(self, replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,45 +145,45 @@ def bootstrap(
     seed: int = 0,
     precision: bool = True,
 ) -> Bootstrap:
-    """Resample patients and measure every finding each time.
+    """Resample the patients, and compute AUC and average precision of every finding on each resample.
 
-    labels (N, K) of 0 and 1, probabilities (N, K), patients (N,). The same patients and seed draw the same resamples,
-    so the replicates of two models on the same films may be subtracted (``difference``). Without ``precision`` the
-    replicates of AP are left out (NaN), which halves the time.
+    labels (N, K) of 0 and 1, probabilities (N, K), patients (N,). Equal patients and seed give equal resamples, so the
+    replicates of two models on the same films may be subtracted (``difference``). Without ``precision`` the replicates
+    of AP are NaN, which halves the time.
     """
     check(labels, probabilities, patients)
     auc, ap = metrics.auc_per_label(labels, probabilities), metrics.ap_per_label(labels, probabilities)
     counts, rows = resample.draw(patients, replicates, seed)
-    found = np.full((2, replicates, labels.shape[1]), np.nan)
+    values = np.full((2, replicates, labels.shape[1]), np.nan)
     for start in range(0, replicates, BLOCK):
         block = np.ascontiguousarray(counts[:, start : start + BLOCK])
         for k in np.flatnonzero(labels.any(0)):
             at = resample.steps(labels[:, k], probabilities[:, k], block, rows)
-            found[0, start : start + BLOCK, k] = resample.auc(at)
+            values[0, start : start + BLOCK, k] = resample.auc(at)
             if precision:
-                found[1, start : start + BLOCK, k] = resample.average_precision(at)
-    return Bootstrap(auc, ap, *found, *patients_of(labels, rows, len(counts)))
+                values[1, start : start + BLOCK, k] = resample.average_precision(at)
+    return Bootstrap(auc, ap, *values, *patients_of(labels, rows, len(counts)))
 
 
 def micro_auc(
     labels: np.ndarray, scores: np.ndarray, patients: np.ndarray, *, replicates: int = 300, seed: int = 0
 ) -> Interval:
-    """``metrics.micro_auc``, over all film-label pairs at once, with its interval by patient: (N, K), (N, K), (N,)."""
+    """Micro AUC, over all film-label pairs at once, with its interval by patient: (N, K), (N, K), (N,)."""
     check(labels, scores, patients)
     counts, rows = resample.draw(patients, replicates, seed)
     pairs = np.ravel(labels), np.ravel(scores), np.repeat(rows, labels.shape[1])
     parts = np.array_split(counts, -(-replicates // POOLED), axis=1)
-    found = [resample.auc(resample.steps(*pairs[:2], np.ascontiguousarray(part), pairs[2])) for part in parts]
-    low, high = percentiles(np.concatenate(found)[:, None]) if len(counts) >= LEAST else ([np.nan], [np.nan])
+    values = [resample.auc(resample.steps(*pairs[:2], np.ascontiguousarray(part), pairs[2])) for part in parts]
+    low, high = percentiles(np.concatenate(values)[:, None]) if len(counts) >= LEAST else ([np.nan], [np.nan])
     return Interval(metrics.micro_auc(labels, scores), float(low[0]), float(high[0]))
 
 
 def difference(ours: Bootstrap, theirs: Bootstrap) -> Difference:
     """Difference of two models' mean AUC on the same films, paired resample by resample (same patients and seed).
 
-    p is twice the share of resamples on the other side of 0, the films as they are counted among them, so never below
-    2 / (R + 1), and widened as the interval is. Both are NaN where ``why_mean`` gives a reason.
-    Raises UserError where the two were not resampled alike.
+    p is twice the share of resamples on the other side of 0, with the original films as one of them, so at least
+    2 / (R + 1); it is widened for few patients like the interval. Interval and p are NaN where ``why_mean`` gives a
+    reason. Raises UserError if the two were not resampled alike.
     """
     if ours.auc_replicates.shape != theirs.auc_replicates.shape or not np.array_equal(ours.patients, theirs.patients):
         raise UserError("two bootstraps of different films or size cannot be paired; use the same films and replicates")
@@ -205,24 +205,24 @@ def _tested(gaps: np.ndarray, patients: float) -> tuple[float, float, float]:
 
 
 def percentiles(replicates: np.ndarray, patients: float | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high end of the central ``LEVEL`` of replicates (R, ...) along the first axis.
+    """Percentile interval at ``LEVEL`` of replicates (R, ...) along the first axis: low and high ends.
 
-    NaN where fewer than ``LEAST_DEFINED`` of them are defined. patients: on how many a column, or all, rests; then more
-    than ``LEVEL`` is taken, since few patients vary less among themselves than patients at large do (Hesterberg 2015,
-    expanded percentiles): 0.98 for ten, as good as ``LEVEL`` for hundreds.
+    NaN where fewer than ``LEAST_DEFINED`` of them are defined. patients: number of patients of each column, or of all;
+    then the interval is wider, since a small sample varies less than the population (Hesterberg 2015, expanded
+    percentiles): 0.98 for ten patients, about ``LEVEL`` for hundreds.
     """
-    found = replicates.reshape(len(replicates), -1)
-    enough = (~np.isnan(found)).mean(0) >= LEAST_DEFINED
-    tails = np.broadcast_to(_tail(patients), found.shape[1])
-    ends = np.full((2, found.shape[1]), np.nan)
+    columns = replicates.reshape(len(replicates), -1)
+    enough = (~np.isnan(columns)).mean(0) >= LEAST_DEFINED
+    tails = np.broadcast_to(_tail(patients), columns.shape[1])
+    ends = np.full((2, columns.shape[1]), np.nan)
     for tail in np.unique(tails[enough]):
         these = enough & (tails == tail)
-        ends[:, these] = np.nanquantile(found[:, these], [tail, 1 - tail], axis=0)
+        ends[:, these] = np.nanquantile(columns[:, these], [tail, 1 - tail], axis=0)
     return ends[0].reshape(replicates.shape[1:]), ends[1].reshape(replicates.shape[1:])
 
 
 def _tail(patients: float | np.ndarray | None) -> float | np.ndarray:
-    """What is cut off at either side of replicates."""
+    """Share of the replicates that is cut off at each end."""
     if patients is None:
         return (1 - LEVEL) / 2
     n = np.maximum(patients, 2)
@@ -232,23 +232,23 @@ def _tail(patients: float | np.ndarray | None) -> float | np.ndarray:
 def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> Interval:
     """ROC AUC of one finding with DeLong's interval, cut at 0 and 1; NaN where undefined.
 
-    labels, scores (N,); with patients (N,) it allows for several films of a patient, and by t for few of them. A
-    perfect AUC of 1 has no spread and no interval.
+    labels, scores (N,). With patients (N,) it allows for several films of a patient, and uses t for few patients. A
+    perfect AUC of 1 has no variance and no interval.
     """
     if metrics.reason(np.asarray(labels)):
         return Interval(np.nan, np.nan, np.nan)
-    found = _auc(labels, scores, patients)
-    low, high, _ = found.test(np.inf if patients is None else None)
-    return Interval(found.value, *(float(np.clip(end, 0, 1)) for end in (low, high)))
+    estimate = _auc(labels, scores, patients)
+    low, high, _ = estimate.test(np.inf if patients is None else None)
+    return Interval(estimate.value, *(float(np.clip(end, 0, 1)) for end in (low, high)))
 
 
 def delong_difference(
     labels: np.ndarray, a: np.ndarray, b: np.ndarray, patients: np.ndarray | None = None
 ) -> Difference:
-    """AUC of scores ``a`` minus AUC of scores ``b`` for one finding on the same films, paired; all (N,).
+    """Difference of one finding's AUC, scores ``a`` minus scores ``b``, paired on the same films; all (N,).
 
-    With patients by t, and NaN below ``LEAST_TESTED`` patients with or without the finding, as where undefined. Scores
-    that place every film alike differ by exactly 0, with p = 1.
+    With patients the test is by t; interval and p are NaN below ``LEAST_TESTED`` patients with or without the finding.
+    Scores with the same ranking differ by exactly 0, with p = 1.
     """
     if metrics.reason(np.asarray(labels)):
         return Difference(np.nan, np.nan, np.nan, np.nan)
@@ -266,7 +266,7 @@ def _auc(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None) ->
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """P values adjusted for being several (Holm 1979): calling those ≤ 0.05 errs in 5 % of such families at most.
+    """P values adjusted for several tests (Holm 1979): those ≤ 0.05 hold an error in at most 5 % of such families.
 
     p (K,) → (K,); NaN (undefined) stays NaN and does not count as a test.
     """
@@ -283,32 +283,30 @@ def ratio(
     """Ratios of sums over films, such as a sensitivity or a mean, with percentile intervals by patient.
 
     parts, wholes (N, M): each film's share of numerator and denominator. Returns value, low and high, (M,) each; NaN
-    where the denominator is 0, or 0 too often among the resamples; no interval for fewer than ``LEAST`` patients that
-    count. None or all of several is no certainty, though every resample says the same: the interval of such a share, 0
-    or 1, is Wilson's over the patients that count.
+    where the denominator is 0, or is 0 in too many resamples; no interval for fewer than ``LEAST`` patients with a
+    denominator. A share of 0 or 1 is the same in every resample but not certain: its interval is Wilson's over these
+    patients.
     """
-    found = resample.ratio(parts, wholes, *resample.draw(patients, replicates, seed))
+    replicated = resample.ratio(parts, wholes, *resample.draw(patients, replicates, seed))
     whole = wholes.sum(0, dtype=np.float64)
     value = np.divide(parts.sum(0), whole, out=np.full(len(whole), np.nan), where=whole != 0)
     counting = np.array([len(np.unique(patients[column != 0])) for column in wholes.T])
-    low, high = percentiles(np.where(counting < LEAST, np.nan, found), counting)
+    low, high = percentiles(np.where(counting < LEAST, np.nan, replicated), counting)
     for m in np.flatnonzero(((value == 0) | (value == 1)) & ~np.isnan(low) & (parts <= wholes).all(0)):
         low[m], high[m] = proportion(int(value[m]) * counting[m], counting[m])[1:]
     return value, low, high
 
 
 def proportion(part: int, whole: int) -> Interval:
-    """A share of counted, independent things with its Wilson (1927) interval; all NaN when ``whole`` is 0."""
+    """A share of independent counts with its Wilson (1927) interval; all NaN when ``whole`` is 0."""
     if whole == 0:
         return Interval(np.nan, np.nan, np.nan)
-    share, shrink = part / whole, 1 + Z**2 / whole
-    middle = (share + Z**2 / (2 * whole)) / shrink
-    half = Z / shrink * np.sqrt(share * (1 - share) / whole + Z**2 / (4 * whole**2))
-    return Interval(share, float(np.clip(middle - half, 0, share)), float(np.clip(middle + half, share, 1)))
+    ends = binomtest(int(part), int(whole)).proportion_ci(LEVEL, method="wilson")
+    return Interval(part / whole, float(ends.low), float(ends.high))
 
 
 def patients_of(labels: np.ndarray, rows: np.ndarray, everyone: int) -> tuple[np.ndarray, int]:
-    """Patients with and without each of K labels (N, K), (2, K), and how many there are."""
+    """Numbers of patients with and without each of K labels, (2, K), and ``everyone``; labels (N, K), rows (N,)."""
     sides = [[len(np.unique(rows[column == side])) for column in labels.T] for side in (1, 0)]
     return np.array(sides), everyone
 

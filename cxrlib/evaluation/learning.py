@@ -1,4 +1,4 @@
-"""Figures of a stage's learning: loss by batch and by epoch, validation AUC by epoch; frames as ``fit.Result``'s."""
+"""Learning curves of a stage: loss by batch and by epoch, validation AUC by epoch; frames as in ``fit.Result``."""
 
 import numpy as np
 import pandas as pd
@@ -9,14 +9,14 @@ from cxrlib import theme
 from cxrlib.evaluation import metrics, plots
 from cxrlib.labels import FINDINGS
 
-NONE = "no epochs in this stage:\nthe weights are handed on as they came"
+NONE = "no epochs in this stage:\nthe weights stay as they are"
 PARTS = {"train": ("training", "-", "o"), "val": ("validation", (0, (4, 1.5)), "s")}
 SMOOTH = 20
-"""Batches in the moving mean that is drawn over single batches' losses, at most."""
+"""Batches in the moving mean of the losses, at most."""
 
 
 def losses(batches: pd.DataFrame, epochs: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """The four loss plots: training above, validation below; every batch on the left, every epoch on the right.
+    """Four plots of the loss: training above, validation below; by batch on the left, by epoch on the right.
 
     ``batches`` has epoch, part ("train", "val"), batch, films and loss; ``epochs`` as ``fit.Result.history``.
     """
@@ -36,7 +36,7 @@ def losses(batches: pd.DataFrame, epochs: pd.DataFrame, axes: np.ndarray) -> np.
 
 
 def _by_batch(batches: pd.DataFrame, ax: Axes, colour: str) -> None:
-    """Single losses faintly, their moving mean strongly, a dotted line where an epoch begins."""
+    """Losses of batches (faint), their moving mean (strong), and a dotted line where an epoch begins."""
     loss = batches["loss"].to_numpy()
     x = np.arange(1, len(loss) + 1)
     ax.plot(x, loss, color=theme.FAINT, lw=0.9, marker="." if len(loss) < 40 else None, ms=3)
@@ -50,14 +50,15 @@ def _by_batch(batches: pd.DataFrame, ax: Axes, colour: str) -> None:
 
 
 def aucs(epochs: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Validation AUC over the epochs: a panel for each of the 14 findings, and one for their mean, which all show.
+    """Validation AUC over the epochs: a panel for each of the 14 findings, and one for their mean.
 
-    The dotted line is chance, the ring the epoch that was kept; an undefined AUC is left out, and said.
+    Every panel shows the mean in grey. The dotted line is chance, the ring is the best epoch. A panel without an AUC
+    says so.
     """
     panels = np.ravel(axes)
     best = epochs["val_auc"].idxmax() if epochs["val_auc"].notna().any() else None
-    told = sum(epochs[f"auc_{finding}"].notna().any() for finding in FINDINGS) or len(FINDINGS)
-    columns = {theme.name(finding): f"auc_{finding}" for finding in FINDINGS} | {metrics.mean_of(told): "val_auc"}
+    defined = sum(epochs[f"auc_{finding}"].notna().any() for finding in FINDINGS) or len(FINDINGS)
+    columns = {theme.name(finding): f"auc_{finding}" for finding in FINDINGS} | {metrics.mean_of(defined): "val_auc"}
     lowest = epochs[list(columns.values())].min(axis=None)
     for (name, column), ax in zip(columns.items(), panels, strict=True):
         ax.set_title(name, fontsize=8.5)

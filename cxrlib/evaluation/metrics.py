@@ -1,7 +1,7 @@
-"""Numbers from labels and scores: pure NumPy, arrays in, numbers out.
+"""Metrics from labels and scores in pure NumPy.
 
-A number that the data cannot give is NaN ("undefined"), never 0 or 0.5; ``reason`` puts the why in words. "Scores"
-are anything that orders films (probabilities or logits); "probabilities" must lie in 0..1.
+An undefined number is NaN, never 0 or 0.5; ``reason`` says why. "Scores" may be any values that order films
+(probabilities or logits); "probabilities" must lie in 0..1.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from cxrlib.errors import UserError
 from cxrlib.labels import FINDINGS
 
 HEADLINE = slice(0, len(FINDINGS))
-"""The columns of the headline mean: the 14 findings, "No Finding" left out."""
+"""Columns of the headline mean: the 14 findings, without "No Finding"."""
 
 MEAN = "mean of 14"
-"""What a table calls the headline mean in its column ``finding``; where fewer are averaged, ``mean_of`` says so."""
+"""Name of the headline mean in a table's column ``finding``; ``mean_of`` names a mean of fewer findings."""
 
 
 class Curve(NamedTuple):
-    """The vertices of a curve, (M,) each. ROC: x = 1 − specificity, y = sensitivity. PR: x = recall, y = precision."""
+    """Vertices of a curve, (M,) each. ROC: x = 1 − specificity, y = sensitivity. PR: x = recall, y = precision."""
 
     x: np.ndarray
     y: np.ndarray
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
 
 class AtThreshold(NamedTuple):
-    """What a reader of "positive when the score is ≥ threshold" meets; NaN where a share has nothing to divide by."""
+    """Metrics of the rule "positive if score ≥ threshold"; NaN where the denominator is 0."""
 
     sensitivity: float
     specificity: float
@@ -37,17 +37,17 @@ class AtThreshold(NamedTuple):
 
 
 def mean_of(findings: int) -> str:
-    """What a table calls the mean of so many of the 14 findings: "mean of 12 of 14"; of all, or of none, ``MEAN``."""
+    """Name of a mean over some of the 14 findings: "mean of 12 of 14"; ``MEAN`` for all and for none."""
     return MEAN if findings in (0, len(FINDINGS)) else f"mean of {findings} of {len(FINDINGS)}"
 
 
 def is_mean(name: str) -> bool:
-    """Whether a table's row of this name is such a mean."""
+    """True for a name from ``mean_of``."""
     return name.startswith("mean of ")
 
 
 def reason(labels: np.ndarray) -> str:
-    """Why an AUC of one finding cannot be given, in words; "" where it can."""
+    """Reason why the AUC of one finding is undefined; "" if it is defined."""
     if len(labels) == 0:
         return "no films"
     positives = int(np.count_nonzero(labels))
@@ -57,7 +57,7 @@ def reason(labels: np.ndarray) -> str:
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a positive film scores above a negative one, ties counting half.
+    """Area under the ROC curve: the probability that a positive film scores above a negative one, ties counting half.
 
     labels (N,) of 0 and 1, scores (N,) finite. Returns 0..1, NaN when one class is absent. It is the Mann-Whitney
     statistic (Hanley & McNeil 1982): positives are looked up among the sorted negatives.
@@ -78,24 +78,24 @@ def auc_per_label(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def mean_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean ROC AUC over the 14 findings, undefined ones left out, NaN when all are; later columns are ignored."""
+    """Mean ROC AUC over those of the 14 findings that are defined; NaN if none is. Later columns are ignored."""
     return nanmean(auc_per_label(labels[:, HEADLINE], scores[:, HEADLINE]))
 
 
 def micro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """ROC AUC over all film-label pairs at once: labels (N, K), scores (N, K).
+    """Micro AUC, over all film-label pairs at once: labels (N, K), scores (N, K).
 
-    The original printed it over its 15 outputs. It mixes "which film" with "which finding is common", so a model
-    that knows prevalences alone scores well above 0.5: read it beside the mean, never instead.
+    The original printed it over its 15 outputs. It also compares films across findings, so the prevalences alone give
+    well above 0.5; report it only beside the mean.
     """
     return roc_auc(np.ravel(labels), np.ravel(scores))
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Average precision of one finding: the precision met at each positive film, averaged; ties share a threshold.
+    """Average precision of one finding: the mean of the precision at each positive film; ties share a threshold.
 
-    Chance level is the prevalence. NaN when no film is positive; 1 when all are. No interpolation, as in
-    scikit-learn (interpolated areas are too kind, Davis & Goadrich 2006).
+    The chance level is the prevalence. NaN when no film is positive; 1 when all are. No interpolation, as in
+    scikit-learn (interpolated areas are too large, Davis & Goadrich 2006).
     """
     curve = pr_curve(labels, scores)
     if len(curve.x) == 0:
@@ -158,7 +158,7 @@ def at_threshold(labels: np.ndarray, scores: np.ndarray, threshold: float) -> At
 
 
 def nanmean(values: np.ndarray, axis: int | None = None) -> float | np.ndarray:
-    """Mean of what is defined along ``axis``; NaN, without a warning, where nothing is."""
+    """Mean of the defined values along ``axis``; NaN, without NumPy's warning, where there are none."""
     defined = ~np.isnan(values)
     total, n = np.where(defined, values, 0.0).sum(axis), defined.sum(axis)
     mean = np.divide(total, n, out=np.full(np.shape(total), np.nan), where=n > 0)
@@ -166,7 +166,7 @@ def nanmean(values: np.ndarray, axis: int | None = None) -> float | np.ndarray:
 
 
 def _counts_from_above(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True and false positives when calling from the highest score down, at each distinct score; (M,) each."""
+    """True and false positives at each distinct score as the threshold, from the highest score down; (M,) each."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # the last film of each run of ties
@@ -183,7 +183,7 @@ def _per_label(metric, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One finding's labels as (N,) bool and scores as (N,) float64, or a UserError that says what is wrong."""
+    """Labels of one finding as (N,) bool and scores as (N,) float64. Raises UserError for values that are no such."""
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise UserError(f"labels {labels.shape} and scores {scores.shape} must both be (films,)")

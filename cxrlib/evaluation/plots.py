@@ -1,7 +1,7 @@
-"""Figures of a run: films, AUC per finding, gains, stages; and how a figure is saved.
+"""Figures of a run: films, AUC per finding, gains, stages; and the saving of figures.
 
-A function takes data and ``ax`` (or an array of axes) and returns it; the notebook decides the figure. Text given by
-data, such as file names, is never read as mathematics.
+A function takes data and ``ax`` (or an array of axes) and returns it; the notebook makes the figure. Text from data,
+such as file names, is not parsed as mathematics.
 """
 
 import io
@@ -24,10 +24,10 @@ SURE = 0.05  # of an adjusted p
 
 
 def save(fig: Figure, stem: str | Path, numbers: pd.DataFrame) -> Path:
-    """Write the figure as ``stem``.png and .svg and its numbers as ``stem``.csv, each whole or not at all.
+    """Write the figure as ``stem``.png and .svg and its numbers as ``stem``.csv, each atomically.
 
-    The PNG has at most 128 colours, which grey films and charts hardly miss and which keeps reports small. The same
-    figure gives the same files. Returns the PNG's path.
+    The PNG has at most 128 colours, enough for grey films and charts, which keeps reports small. The same figure gives
+    the same files. Returns the PNG's path.
     """
     stem = Path(stem)
     drawn, vector = io.BytesIO(), io.StringIO()
@@ -41,9 +41,9 @@ def save(fig: Figure, stem: str | Path, numbers: pd.DataFrame) -> Path:
 
 
 def films(images: Sequence, captions: Sequence[str], axes: np.ndarray) -> np.ndarray:
-    """Grey images (S, S) with a caption each, on a grid of axes; axes left over are blank.
+    """Grey images (S, S) with a caption each, on a grid of axes; unused axes are blank.
 
-    uint8 images span black to white as stored; others, such as normalised tensors, from their least to their most.
+    uint8 images are shown from 0 (black) to 255 (white); others, such as normalised tensors, from minimum to maximum.
     """
     places = np.ravel(axes)
     for ax in places:
@@ -51,24 +51,25 @@ def films(images: Sequence, captions: Sequence[str], axes: np.ndarray) -> np.nda
     for ax, image, caption in zip(places, images, captions, strict=False):
         image = np.asarray(image).squeeze()
         low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())
-        ax.imshow(
-            image, cmap="gray", vmin=low, vmax=high, interpolation="nearest" if len(image) < 160 else "antialiased"
-        )
+        how = "nearest" if len(image) < 160 else "antialiased"
+        ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation=how)
         ax.set_title(_wrapped(caption), fontsize=7.5, fontweight="normal", loc="center", pad=3, parse_math=False)
     return axes
 
 
 def forest(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes) -> Axes:
-    """AUC per finding as a dot with its interval, several stages or runs side by side, the mean at the foot.
+    """AUC per finding as dots with intervals, for one or several stages or runs; the mean is the last row.
 
-    tables: one table as ``summary.auc`` makes it, or a name for each; the first decides the order, highest on top.
+    tables: one frame as ``summary.auc``, or several by name; the first decides the order, highest on top.
     """
     tables = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
     first = next(iter(tables.values())).set_index("finding")
     order = [*first.loc[list(FINDINGS)].sort_values("auc", ascending=False, na_position="last").index, first.index[-1]]
     heights = _heights(order)
     for i, (name, table) in enumerate(tables.items()):
-        named = table["finding"].where(~table["finding"].map(metrics.is_mean), order[-1])  # of other findings, perhaps
+        named = table["finding"].where(
+            ~table["finding"].map(metrics.is_mean), order[-1]
+        )  # a mean may be over other findings
         rows, y = table.set_index(named).loc[order], heights + _offset(i, len(tables))
         colour = theme.RUN_COLOURS[i % len(theme.RUN_COLOURS)]
         _whiskers(ax, rows["auc"], rows["auc_low"], rows["auc_high"], y, colour, theme.MARKERS[i], name)
@@ -87,7 +88,7 @@ def forest(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes) -> Axes:
 
 
 def gain(table: pd.DataFrame, ax: Axes) -> Axes:
-    """What changed in AUC from one reading to another, per finding with its interval; frame as ``summary.gain``."""
+    """Change in AUC per finding with its interval; frame as ``summary.gain``."""
     rows = table.set_index("finding")
     heights = _heights(rows.index)
     sure = (rows["p_holm"] <= SURE).to_numpy()
@@ -108,7 +109,7 @@ def gain(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def stages(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Mean AUC of 14 stage by stage on validation and test, with intervals; frame as ``summary.stages``."""
+    """Mean AUC of each stage on validation and test, with intervals; frame as ``summary.stages``."""
     x = np.arange(len(table))
     for part, marker, shift in (("val", "s", -0.06), ("test", "o", 0.06)):
         value = table[f"{part}_auc"]
@@ -124,7 +125,7 @@ def stages(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def pairs(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One number per finding read in several ways: a row per finding (index), a mark per column, joined by a line."""
+    """Several numbers per finding: a row per finding (index), a mark per column, joined by a line."""
     heights = np.arange(len(table))[::-1]
     ax.hlines(heights, table.min(axis=1), table.max(axis=1), color=theme.FAINT, lw=3, zorder=1)
     for i, column in enumerate(table):
@@ -140,7 +141,7 @@ def pairs(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def bars(values: pd.Series, ax: Axes, xlabel: str = "") -> Axes:
-    """One number per name (index) as a horizontal bar with the number at its end; NaN says "none"."""
+    """Horizontal bars of one number per name (index), with the number at the end; "none" for NaN."""
     heights = np.arange(len(values))[::-1]
     ax.barh(heights, values.fillna(0), color=theme.SPLIT_COLOURS["train"], height=0.65)
     for height, value in zip(heights, values, strict=True):
@@ -156,7 +157,7 @@ def bars(values: pd.Series, ax: Axes, xlabel: str = "") -> Axes:
 
 
 def blank(ax: Axes, why: str) -> Axes:
-    """Axes with nothing to show say why."""
+    """Empty axes with the reason in the middle."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.text(
@@ -166,7 +167,7 @@ def blank(ax: Axes, why: str) -> Axes:
 
 
 def fewer_colours(picture: Image.Image) -> Image.Image:
-    """The picture on a palette of 128 colours, a third of the bytes: enough for curves and for grey films."""
+    """The picture in 128 colours, which takes a third of the bytes and is enough for curves and grey films."""
     return picture.quantize(128, dither=Image.Dither.NONE)
 
 
@@ -182,20 +183,18 @@ def _whiskers(ax, value, low, high, y, colour, marker, name) -> None:
 
 
 def _offset(i: int, n: int) -> float:
-    """Height of the i-th of n series about its row, first on top."""
+    """Offset in height of the i-th of n series from its row, first on top."""
     return 0.0 if n == 1 else 0.28 - 0.56 * i / (n - 1)
 
 
 def _heights(names: Sequence[str]) -> np.ndarray:
-    """Heights of rows, the first on top, a mean a little apart."""
+    """Heights of rows, the first on top; a mean has a little distance."""
     return np.arange(len(names))[::-1] + np.where([metrics.is_mean(name) for name in names], -0.4, 0)
 
 
 def _name_rows(ax: Axes, names: list[str], heights: np.ndarray, positives: pd.Series) -> None:
-    counted = [
-        name if metrics.is_mean(name) else f"{theme.name(name)}  (n = {int(positives[name]):,})" for name in names
-    ]
-    _rows(ax, counted, heights)
+    counts = {name: int(positives[name]) for name in names if not metrics.is_mean(name)}
+    _rows(ax, [f"{theme.name(name)}  (n = {counts[name]:,})" if name in counts else name for name in names], heights)
     if metrics.is_mean(names[-1]):
         ax.get_yticklabels()[-1].set_fontweight("bold")
         ax.axhline((heights[-1] + heights[-2]) / 2, color=theme.FAINT, lw=0.8)
@@ -210,6 +209,6 @@ def _rows(ax: Axes, names: list[str], heights: np.ndarray) -> None:
 
 
 def _wrapped(caption: str, width: int = 24, lines: int = 3) -> str:
-    """A caption in few lines; labels joined by | break there, and what does not fit ends in …"""
+    """A caption in at most ``lines`` lines; labels joined by | break there, and a longer caption ends in …"""
     text = caption.replace("Pleural_Thickening", "Pleural Thickening").replace("|", ", ")
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))

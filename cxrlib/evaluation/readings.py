@@ -1,6 +1,6 @@
-"""Readings made once: probabilities kept with a note of what made them, so that nothing is read twice in vain.
+"""Cached predictions: probabilities on disk, with a note of all that they depend on.
 
-Reading the test part in full takes a GPU minutes and a CPU hours, and an evaluation is looked at again and again.
+Predicting the full test part takes minutes on a GPU and hours on a CPU, and an evaluation is run many times.
 """
 
 from pathlib import Path
@@ -28,11 +28,11 @@ def once(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """``predict.predict``, or what an equal call left in ``csv``: (N, 15) float64.
+    """Probabilities of ``predict.predict``, from ``csv`` if an equal call wrote it: (N, 15) float64.
 
-    weights: the hash of the checkpoint that ``model`` was loaded from. Another checkpoint, other films, labels, pixels
-    or views, and changed code that reads them ask for another reading, as does a file that was damaged or taken away.
-    The note lies beside the file, as ``.json``. The values are those of the file, so that both ways are the same.
+    weights: the hash of the checkpoint that ``model`` was loaded from. Predicts again if the checkpoint, films, labels,
+    pixels, test-time augmentation or code changed, or if a file is damaged or absent. The note is beside the file, as
+    ``.json``. The values are always read from the file, so a cached result equals a new one.
     """
     made_by = {
         "weights": weights,
@@ -43,21 +43,21 @@ def once(
         "precision": hardware.name(predict.dtype_of(model)),
         "code": provenance.code_version(predict, batch_rooms),
     }
-    if (kept := _kept(csv, batches, made_by)) is not None:
-        return kept
-    found = predict.predict(model, batches, tta=tta, device=device, progress=progress)
-    note(csv).unlink(missing_ok=True)  # a file cut off here has no note, and is made again
-    predict.write(csv, batches.films, found)
+    if (cached := _cached(csv, batches, made_by)) is not None:
+        return cached
+    probabilities = predict.predict(model, batches, tta=tta, device=device, progress=progress)
+    note(csv).unlink(missing_ok=True)  # after an interruption here the file has no note and is made again
+    predict.write(csv, batches.films, probabilities)
     paths.write_json(note(csv), made_by)
     return predict.read(csv, batches.films).probabilities
 
 
 def note(csv: Path) -> Path:
-    """Where it is written what made the readings of ``csv``."""
+    """Path of the note on ``csv``."""
     return csv.with_name(csv.name.removesuffix(".csv") + ".json")
 
 
-def _kept(csv: Path, batches: batch_rooms.Batches, made_by: dict[str, Any]) -> np.ndarray | None:
+def _cached(csv: Path, batches: batch_rooms.Batches, made_by: dict[str, Any]) -> np.ndarray | None:
     try:
         if paths.read_json(note(csv)) != made_by:
             return None

@@ -1,4 +1,4 @@
-"""Figures that question a run: are its probabilities true, on whom does it fail, where does it stand."""
+"""Figures of a run's calibration, thresholds, patient groups and comparison with published results."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,13 +11,14 @@ from cxrlib.evaluation import calibration, metrics, plots
 from cxrlib.labels import FINDINGS
 
 RULES = {"youden": "Youden", "f1": "best F1", "sensitivity_90": "90 % sensitivity"}
-"""Titles of the rules of ``thresholds``."""
+"""Titles of the rules in ``thresholds``."""
 
 
 def reliability_points(labels: np.ndarray, readings: Mapping[str, np.ndarray], bins: int = 10) -> pd.DataFrame:
-    """``calibration.reliability`` of the 14 findings and of several readings, such as before and after calibration.
+    """Calibration curves of the 14 findings for several probabilities, such as before and after calibration.
 
-    labels (N, 15), readings: name → probabilities (N, 15). Columns finding, reading, ece, and those of reliability.
+    labels (N, 15), readings: name → probabilities (N, 15). Columns finding, reading, ece, and those of
+    ``calibration.reliability``.
     """
     parts = []
     for name, probabilities in readings.items():
@@ -29,10 +30,10 @@ def reliability_points(labels: np.ndarray, readings: Mapping[str, np.ndarray], b
 
 
 def reliability(points: pd.DataFrame, ax: Axes) -> Axes:
-    """One finding: observed frequency over probability, on the diagonal where a probability is true.
+    """Calibration curve of one finding: observed frequency over probability; the diagonal is perfect.
 
-    points: one finding's rows of ``reliability_points``. Both axes end a little above the largest value of any
-    reading, since a rare finding's probabilities are all small.
+    points: one finding's rows of ``reliability_points``. Both axes end a little above the largest value, since a rare
+    finding's probabilities are all small.
     """
     top = 1.3 * min(1.0, np.nanmax(points[["probability", "observed"]].to_numpy(), initial=0.01))
     ax.plot([0, 1], [0, 1], color=theme.MUTED, lw=0.8, ls=":")
@@ -50,7 +51,7 @@ def reliability(points: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def reliability_grid(points: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Reliability of the 14 findings as small multiples, each with axes of its own extent."""
+    """Calibration curves of the 14 findings as small multiples, each with its own axis limits."""
     shown = np.atleast_2d(axes)
     for ax, finding in zip(shown.flat, FINDINGS, strict=False):
         reliability(points[points["finding"] == finding], ax)
@@ -73,8 +74,8 @@ def groups(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.plot(rows["auc"], heights, "o", color=theme.SPLIT_COLOURS["test"], ms=5.5, mec="white", mew=0.6)
     for height, row in zip(heights, rows.itertuples(), strict=True):
         if np.isnan(row.auc):
-            ax.text(0.02, height, f"undefined: {row.reason}", va="center", size=7.5, style="italic",
-                    transform=ax.get_yaxis_transform())  # fmt: skip
+            look = {"va": "center", "size": 7.5, "style": "italic", "transform": ax.get_yaxis_transform()}
+            ax.text(0.02, height, f"undefined: {row.reason}", **look)
     _mark_fewer(ax, rows, heights, rows[["auc", "high"]].max(axis=1))
     ax.set_yticks(heights, [f"{row.group}  ({row.films:,} films)" for row in rows.itertuples()])
     ax.set(xlabel="mean ROC AUC of 14, 95 % interval by patient", ylim=(heights[-1] - 0.7, heights[0] + 0.7))
@@ -86,9 +87,9 @@ def groups(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def thresholds(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Sensitivity and specificity that each rule's thresholds give, with intervals, an axes per rule of ``RULES``.
+    """Sensitivity and specificity of each rule's thresholds, with intervals, one axes per rule of ``RULES``.
 
-    Frame as ``thresholds.judge``, its "No Finding" left out.
+    Frame as ``thresholds.judge``; "No Finding" is left out.
     """
     for i, (ax, rule) in enumerate(zip(np.ravel(axes), RULES, strict=True)):
         rows = table[(table["rule"] == rule) & table["finding"].isin(FINDINGS)]
@@ -109,7 +110,7 @@ def thresholds(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
 
 
 def gaps(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Mean gaps between groups, an axes per number measured; frame as ``subgroups.gaps``."""
+    """Mean gaps between groups, one axes per number; frame as ``subgroups.gaps``."""
     means = table[table["finding"].map(metrics.is_mean)]
     for i, (ax, (number, rows)) in enumerate(zip(np.ravel(axes), means.groupby("number", sort=False), strict=True)):
         steps = (rows["kind"] != rows["kind"].shift()).cumsum() - 1  # a gap above each kind
@@ -124,13 +125,15 @@ def gaps(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
 
 
 def gaps_by_finding(table: pd.DataFrame, axes: np.ndarray, number: str = "auc") -> np.ndarray:
-    """What each group has over another in each finding, an axes per pair; frame as ``subgroups.gaps``."""
+    """Gaps between groups in each finding, one axes per pair; frame as ``subgroups.gaps``."""
     pairs = list(table[table["number"] == number].groupby(["group", "against"], sort=False))
     for i, (ax, ((group, against), rows)) in enumerate(zip(np.ravel(axes), pairs, strict=True)):
         mean = rows["finding"].map(metrics.is_mean)
         heights = np.arange(len(rows))[::-1] + np.where(mean, -0.4, 0)
         _gap_marks(ax, rows, heights)
-        _rows(ax, rows["finding"].where(~mean, "mean"), heights, labelled=i == 0)  # of which findings differs by axes
+        _rows(
+            ax, rows["finding"].where(~mean, "mean"), heights, labelled=i == 0
+        )  # the axes' means may be over different findings
         what = "AUC" if number == "auc" else number
         ax.set(xlabel=f"difference in {what}")
         ax.set_title(f"{group} − {against}", fontsize=8.5)
@@ -138,7 +141,7 @@ def gaps_by_finding(table: pd.DataFrame, axes: np.ndarray, number: str = "auc") 
 
 
 def shortcut(table: pd.DataFrame, ax: Axes) -> Axes:
-    """AUC over all pairs of films beside AUC within views; frame as ``subgroups.view_shortcut``."""
+    """AUC over all pairs of films beside AUC within view positions; frame as ``subgroups.view_shortcut``."""
     wide = table.set_index("finding")[["auc", "within"]]
     plots.pairs(wide.rename(columns={"auc": "all films", "within": "compared within AP and within PA"}), ax)
     ax.set(xlabel="ROC AUC")
@@ -148,7 +151,7 @@ def shortcut(table: pd.DataFrame, ax: Axes) -> Axes:
 def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
     """Mean AUC of published results, official test part, beside this run; frame and ``why`` as ``published.beside``.
 
-    Where the run cannot be compared the axes say why instead.
+    If the run cannot be compared, the axes show the reason.
     """
     if why or table.empty:
         half = len(why) // 2
@@ -166,8 +169,8 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
         tick.set_fontweight("bold" if mine else "normal")
     for at, row in rows.iterrows():
         mark = ", chosen on the test part" if row["chosen_on"] == "test" else ""
-        ax.annotate(f"{row['mean']:.3f}{mark}", (np.nanmax([row["mean"], row["mean_high"]]), at), (6, 0), size=7.5,
-                    textcoords="offset points", va="center")  # fmt: skip
+        end = (np.nanmax([row["mean"], row["mean_high"]]), at)
+        ax.annotate(f"{row['mean']:.3f}{mark}", end, (6, 0), size=7.5, textcoords="offset points", va="center")
     ax.set(xlabel="mean ROC AUC of 14, official test part (25,596 films)")
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
@@ -177,9 +180,9 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
 
 
 def _gap_marks(ax: Axes, rows: pd.DataFrame, heights: np.ndarray) -> None:
-    """Differences with their intervals: a diamond where 0 is left out after adjusting for all gaps looked at."""
-    sure = (rows["p_holm"] <= plots.SURE).to_numpy()
-    for these, colour, marker in ((~sure, theme.MUTED, "o"), (sure, theme.SPLIT_COLOURS["test"], "D")):
+    """Differences with their intervals; a diamond where p, adjusted for all gaps, is at most 0.05."""
+    shown = (rows["p_holm"] <= plots.SURE).to_numpy()
+    for these, colour, marker in ((~shown, theme.MUTED, "o"), (shown, theme.SPLIT_COLOURS["test"], "D")):
         part = rows[these]
         ax.hlines(heights[these], part["low"], part["high"], color=colour, lw=1.5)
         ax.plot(part["difference"], heights[these], marker, color=colour, ms=5, mec="white", mew=0.6)
@@ -188,11 +191,11 @@ def _gap_marks(ax: Axes, rows: pd.DataFrame, heights: np.ndarray) -> None:
 
 
 def _mark_fewer(ax: Axes, rows: pd.DataFrame, heights: np.ndarray, ends: pd.Series) -> None:
-    """Beside each mean that is of fewer than the 14, of how many it is."""
+    """Write the number of findings beside each mean of fewer than 14."""
+    look = {"size": 7, "textcoords": "offset points", "va": "center", "color": theme.MUTED}
     for n, height, end in zip(rows["findings"], heights, ends, strict=True):
         if 0 < n < len(FINDINGS) and not np.isnan(end):
-            ax.annotate(f"mean of {n}", (end, height), (5, 0), size=7, textcoords="offset points", va="center",
-                        color=theme.MUTED)  # fmt: skip
+            ax.annotate(f"mean of {n}", (end, height), (5, 0), **look)
 
 
 def _mark_undefined(ax: Axes, heights: np.ndarray, x: float) -> None:

@@ -1,7 +1,7 @@
-"""Where "positive" begins: thresholds chosen on validation films, judged on test films.
+"""Thresholds for a positive call: chosen on validation films, evaluated on test films.
 
-A threshold chosen on the films that it is judged on flatters itself, so ``choose`` is for validation and ``judge`` for
-test. 0.5 is no threshold: for a rare finding a good network may never reach it.
+Results on the films that chose a threshold are too good, so ``choose`` is for validation and ``judge`` for test. 0.5 is
+not a useful threshold: for a rare finding even a good network may never reach it.
 """
 
 import numpy as np
@@ -20,17 +20,17 @@ SENSITIVITY = 0.9
 
 
 def choose(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """A threshold per label and rule, from *validation*: labels (N, 15), probabilities (N, 15).
+    """Thresholds per label and rule from *validation*: labels (N, 15), probabilities (N, 15).
 
-    Columns finding, rule, threshold, positives, reason. A threshold lies midway to the next lower score, so that
-    films a little below the last positive still pass. NaN, with the reason, where validation holds one class only.
+    Columns finding, rule, threshold, positives, reason. A threshold is the middle between the lowest score called
+    positive and the next lower one. NaN, with the reason, if validation has one class only.
     """
     rows = []
     for k, finding in enumerate(order.LABELS[: labels.shape[1]]):
         why, positives = metrics.reason(labels[:, k]), int(np.count_nonzero(labels[:, k]))
-        found = _by_rule(labels[:, k], probabilities[:, k]) if not why else dict.fromkeys(RULES, np.nan)
+        cuts = _by_rule(labels[:, k], probabilities[:, k]) if not why else dict.fromkeys(RULES, np.nan)
         why = f"validation: {why}" if why else ""
-        rows += [(finding, rule, found[rule], positives, why) for rule in RULES]
+        rows += [(finding, rule, cuts[rule], positives, why) for rule in RULES]
     return pd.DataFrame(rows, columns=["finding", "rule", "threshold", "positives", "reason"])
 
 
@@ -43,27 +43,27 @@ def judge(
     replicates: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What chosen thresholds give on other films: labels, probabilities (N, 15), patients (N,).
+    """Results of chosen thresholds on other films: labels, probabilities (N, 15), patients (N,).
 
     Columns finding, rule, threshold, positives (here), then sensitivity, specificity, ppv, npv, f1, each with _low
     and _high by patient, and reason. NaN where the threshold or the number is undefined.
     """
     columns = [order.column(finding) for finding in chosen["finding"]]
     truth, scores = labels[:, columns].astype(bool), probabilities[:, columns]
-    known = chosen["threshold"].notna().to_numpy()
+    defined = chosen["threshold"].notna().to_numpy()
     table = chosen[["finding", "rule", "threshold"]].reset_index(drop=True)
     table["positives"] = truth.sum(0)
-    called = scores >= np.where(known, chosen["threshold"], 0)
+    called = scores >= np.where(defined, chosen["threshold"], 0)
     for name, (part, whole) in _shares(truth, called).items():
         value, low, high = intervals.ratio(part, whole, patients, replicates=replicates, seed=seed)
         for column, numbers in ((name, value), (f"{name}_low", low), (f"{name}_high", high)):
-            table[column] = np.where(known, numbers, np.nan)
+            table[column] = np.where(defined, numbers, np.nan)
     table["reason"] = [why or metrics.reason(truth[:, i]) for i, why in enumerate(chosen["reason"])]
     return table
 
 
 def as_dict(chosen: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """{rule: {finding: threshold, None where undefined}}, to travel in a checkpoint's JSON."""
+    """Plain values for a checkpoint's JSON: {rule: {finding: threshold, None where undefined}}."""
     return {
         rule: {row.finding: None if np.isnan(row.threshold) else row.threshold for row in rows.itertuples()}
         for rule, rows in chosen.groupby("rule", sort=False)
@@ -71,16 +71,18 @@ def as_dict(chosen: pd.DataFrame) -> dict[str, dict[str, float | None]]:
 
 
 def from_dict(values: dict[str, dict[str, float | None]], where: str = "thresholds") -> pd.DataFrame:
-    """The inverse of ``as_dict``: columns finding, rule, threshold, reason.
+    """Thresholds from ``as_dict``: columns finding, rule, threshold, reason.
 
-    Raises UserError for another label order and for what is no probability.
+    Raises UserError for another label order, and for values that are not probabilities.
     """
     try:
         for rule, cuts in values.items():
             order.check_order([*cuts], f"{where}, {rule}")
             wrong = [label for label, cut in cuts.items() if cut is not None and not 0 <= cut <= 1]
             if wrong:
-                raise UserError(f"{where}, {rule}: {wrong[0]} at {cuts[wrong[0]]} is no probability; choose them again")
+                raise UserError(
+                    f"{where}, {rule}: {wrong[0]} at {cuts[wrong[0]]} is not a probability; choose them again"
+                )
     except (AttributeError, TypeError):
         raise UserError(f"{where} are damaged; choose them again by running 06_evaluation") from None
     rows = [(label, rule, cuts[label]) for label in order.LABELS for rule, cuts in values.items()]
@@ -89,19 +91,18 @@ def from_dict(values: dict[str, dict[str, float | None]], where: str = "threshol
 
 
 def vector(values: dict[str, dict[str, float | None]], rule: str) -> np.ndarray:
-    """One rule's thresholds from ``as_dict``: (15,) in label order, NaN where undefined. UserError for another rule."""
+    """Thresholds of one rule from ``as_dict``: (15,), NaN where undefined. UserError for another rule."""
     if rule not in values:
         raise UserError(
             f"threshold rule {rule!r} is unknown; choose {', '.join(values) or 'after running 06_evaluation'}"
         )
-    found = [values[rule].get(label) for label in order.LABELS]
-    return np.array([np.nan if value is None else value for value in found])
+    return np.array([values[rule].get(label) for label in order.LABELS], np.float64)  # None becomes NaN
 
 
 def _by_rule(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     curve = metrics.roc_curve(labels, scores)
     positives, negatives = np.count_nonzero(labels), np.count_nonzero(labels == 0)
-    true, false = curve.y[1:] * positives, curve.x[1:] * negatives  # without the vertex that calls nothing
+    true, false = curve.y[1:] * positives, curve.x[1:] * negatives  # without the first vertex, which has no calls
     best = {
         "youden": np.argmax(curve.y[1:] - curve.x[1:]),
         "f1": np.argmax(2 * true / (positives + true + false)),
@@ -113,7 +114,7 @@ def _by_rule(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def _shares(truth: np.ndarray, called: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each film's part in numerator and denominator of the five numbers, (N, M) each."""
+    """Numerators and denominators of the five numbers, film by film, (N, M) each."""
     return {
         "sensitivity": (called & truth, truth),
         "specificity": (~called & ~truth, ~truth),

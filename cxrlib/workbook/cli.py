@@ -1,7 +1,4 @@
-"""The command ``cxr``.
-
-Nothing heavy is imported before a command runs, so that ``cxr --help`` answers at once.
-"""
+"""The command ``cxr``. Slow imports happen inside the commands, so that ``cxr --help`` answers at once."""
 
 import sys
 from pathlib import Path
@@ -15,8 +12,8 @@ from cxrlib.workbook import flags
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
 EVALUATIONS = ("evaluation", "localisation")
-"""The notebooks of one evaluation, which are all of one checkpoint."""
-STOPPED = 130  # a shell's exit code for Ctrl-C
+"""Notebooks of one evaluation; all evaluate the same checkpoint."""
+STOPPED = 130  # exit code of a shell after Ctrl-C
 
 app = typer.Typer(
     name="cxr",
@@ -47,17 +44,17 @@ def run(
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
-    With --data the films are taken at 224 pixels, batch 64, ImageNet weights and the schedule "modern", unless told
-    otherwise. A run remembers its settings. What is finished and unchanged is not done again.
+    With --data the defaults are 224 pixels, batch 64, ImageNet weights and the schedule "modern". A run keeps its
+    settings for later calls. Notebooks that are finished and unchanged are not run again.
 
     Example: cxr run --data data --run base -p stage3.lr=1e-4
     """
     from cxrlib.workbook import pipeline, settings
 
-    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
-    asked |= flags.of_stage("", None, epochs, loss, also)
-    asked |= settings.parse(parameter or [])
-    _done(pipeline.run(run or (REAL if data else DEMO), asked, again=again))
+    options = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options |= flags.of_stage("", None, epochs, loss, also)
+    options |= settings.parse(parameter or [])
+    _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
 
 
 @app.command()
@@ -81,10 +78,10 @@ def train(
     allow_missing: flags.AllowMissing = False,
     again: flags.Again = False,
 ) -> None:
-    """Train one stage: execute its notebook. Takes the original's flags as they were.
+    """Train one stage: execute its notebook. Accepts the flags of the original program.
 
-    A new run made here on real films follows the original: schedule "seed", 224 pixels, batch 128. Without --ckpt the
-    stage starts from the best checkpoint of the stage before it in the run.
+    A new run on real films follows the original: schedule "seed", 224 pixels, batch 128. Without --ckpt the stage
+    starts from the best checkpoint of the stage before it in the run.
 
     Example: cxr train --data_path data --bs 128 --lr 1e-5 --stage 1
 
@@ -94,15 +91,15 @@ def train(
 
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
-    mine = f"stage{stage}."
-    asked = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
-    asked |= flags.of_stage(mine, lr, epochs, loss, also)
+    prefix = f"stage{stage}."
+    options = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options |= flags.of_stage(prefix, lr, epochs, loss, also)
     named = settings.parse(parameter or [])
-    asked |= {mine + name if name in settings.OWN else name: value for name, value in named.items()}
+    options |= {prefix + name if name in settings.OWN else name: value for name, value in named.items()}
     once = {f"stage{stage}.ckpt": ckpt} if ckpt else {}
     name = run or (ORIGINAL if data else DEMO)
     chosen = {"stages": [stage], "exploration": False, "evaluation": False, "again": again}
-    _done(pipeline.run(name, asked, once=once, base=settings.SEED, **chosen))
+    _print_path(pipeline.run(name, options, once=once, base=settings.SEED, **chosen))
 
 
 @app.command("test")
@@ -118,39 +115,39 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on the test part: execute 06_evaluation and 07_localisation.
 
-    Without --ckpt it is the best of the last stage. With --ckpt and without --size films are taken at the size that the
-    checkpoint was trained at.
+    Without --ckpt it is the best checkpoint of the last stage. With --ckpt and without --size, images have the size
+    that the checkpoint was trained at.
 
     Example: cxr test --data_path data --ckpt stage5_1e-06_22
     """
     from cxrlib.workbook import pipeline, settings
 
-    asked = flags.given(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
+    options = flags.given(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {f"{part}.ckpt": ckpt for part in EVALUATIONS} if ckpt else {}
-    if ckpt and "size" not in asked:  # then the checkpoint's own
-        once |= {f"{part}.size": 0 for part in EVALUATIONS if f"{part}.size" not in asked}
-    _done(pipeline.run(name, asked, once=once, base=settings.SEED, stages=[], exploration=False, again=again))
+    if ckpt and "size" not in options:  # 0: the checkpoint's own size
+        once |= {f"{part}.size": 0 for part in EVALUATIONS if f"{part}.size" not in options}
+    _print_path(pipeline.run(name, options, once=once, base=settings.SEED, stages=[], exploration=False, again=again))
 
 
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
     fast: Annotated[bool, typer.Option("--fast", help="Do not decode the films: seconds instead of minutes.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Tell it to a program.")] = False,
-    size: Annotated[int, typer.Option("--size", min=8, help="Side of the store whose disk space is looked for.")] = 224,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    size: Annotated[int, typer.Option("--size", min=8, help="Image side in pixels, for the disk space needed.")] = 224,
 ) -> None:
-    """Look a data folder through and tell everything that is wrong with it, and what to do. Exit code 1 if unfit.
+    """Check a data folder: print all that is wrong with it, and what to do. Exit code 1 if it cannot be used.
 
     Example: cxr check data --fast
     """
     from json import dumps
 
-    from cxrlib.data import check as room
+    from cxrlib.data import check as module
 
-    found = room.folder(folder, fast=fast, size=size, progress=not json)
-    print(dumps(found.to_json(), indent=2) if json else found)
-    if not found.fit:
+    result = module.folder(folder, fast=fast, size=size, progress=not json)
+    print(dumps(result.to_json(), indent=2) if json else result)
+    if not result.fit:
         raise typer.Exit(1)
 
 
@@ -159,17 +156,17 @@ def download(
     handle: Annotated[str, typer.Option("--handle", help="Kaggle's owner/name; default: the original films.")] = "",
     cache: Annotated[str, typer.Option("--cache", help="Folder to keep the download in.")] = "",
 ) -> None:
-    """Download the films through Kaggle's client (42 GB; a re-sized mirror is 2 GB). Resumed where it was cut off.
+    """Download the films with Kaggle's client (42 GB; a resized mirror has 2 GB). An interrupted download goes on.
 
-    While the download is unpacked it takes twice its room. The films are then used where they lie.
+    Unpacking needs twice that disk space for a while. The films are used from the download folder, not copied.
 
     Example: cxr download --cache /big/disk --handle khanfashee/nih-chest-x-ray-14-224x224-resized
     """
     from shlex import quote
 
-    from cxrlib.data import download as room
+    from cxrlib.data import download as module
 
-    films = room.dataset(handle or room.NIH, cache=cache)
+    films = module.dataset(handle or module.NIH, cache=cache)
     print(f"Films: {films}\nNext: cxr check {quote(str(films))}")
 
 
@@ -180,15 +177,15 @@ def store(
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that decode.")] = None,
     allow_missing: flags.AllowMissing = False,
 ) -> None:
-    """Decode every film once into a memory map, as a run does at its start. Goes on where it was interrupted.
+    """Decode every film once into a memory map, as a run does at its start. An interrupted call goes on.
 
     Example: cxr store data --size 224
     """
     from cxrlib.data import records
-    from cxrlib.data import store as room
+    from cxrlib.data import store as module
 
     films = records.read(paths.resolve(folder), allow_missing=allow_missing)
-    built = room.build(films, size, workers=workers, allow_missing=allow_missing)
+    built = module.build(films, size, workers=workers, allow_missing=allow_missing)
     left_out = [*films.attrs["missing"], *built.missing]
     if left_out:
         print(f"Left out: {len(left_out):,} films that are absent or cannot be decoded, first {left_out[0]}")
@@ -198,61 +195,61 @@ def store(
 @app.command()
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the set.")],
-    images: Annotated[int, typer.Option("--images", min=1, help="How many films.")] = 2000,
+    images: Annotated[int, typer.Option("--images", min=1, help="Number of films.")] = 2000,
     size: Annotated[int, typer.Option("--size", min=16, help="Side in pixels.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same set.")] = 0,
     folders: Annotated[int, typer.Option("--folders", help="12: the folders of the download; 0: images/ alone.")] = 0,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that draw.")] = None,
 ) -> None:
-    """Draw a set of phantom films in the complete NIH layout, the same for a seed however many processes draw.
+    """Draw a set of phantom films in the complete NIH layout. A seed gives the same set for any number of processes.
 
     Example: cxr phantom my-phantoms --images 500 --size 256 --seed 1
     """
-    from cxrlib.data import phantom as room
+    from cxrlib.data import phantom as module
 
     how = {"folders": folders, "workers": workers, "progress": True}
-    print(f"Drew {images} films: {room.write(folder, images=images, size=size, seed=seed, **how)}")
+    print(f"Drew {images} films: {module.write(folder, images=images, size=size, seed=seed, **how)}")
 
 
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs; several are also compared.")],
 ) -> None:
-    """Write the report of a run again, from its tables and figures; of several runs also one page that compares them.
+    """Write the report of a run again from its tables and figures; for several runs also a page that compares them.
 
     Example: cxr report base bce
     """
-    from cxrlib.workbook import report as room
+    from cxrlib.workbook import report as module
 
     names = list(dict.fromkeys(runs))
     for name in names:
-        room.home(name)
+        module.home(name)
     if len(names) > 1:
         from cxrlib.workbook import comparison
 
         comparison.check(names)
     for name in names:
-        _done(room.build(name))
+        _print_path(module.build(name))
     if len(names) > 1:
-        _done(comparison.build(names), "Comparison")
+        _print_path(comparison.build(names), "Comparison")
 
 
 def main() -> None:
-    """The entry point: a user's mistake ends in one or two lines on stderr and exit code 2, without a traceback."""
+    """Entry point: a user's error gives one or two lines on stderr and exit code 2, without a traceback."""
     sys.exit(call(sys.argv[1:]))
 
 
 def call(words: list[str]) -> int:
-    """Run ``cxr`` with these words and give its exit code."""
+    """Run ``cxr`` with these arguments and return its exit code."""
     try:
         code = app(_joined(words), prog_name="cxr", standalone_mode=False) or 0
-        return _stopped() if code == STOPPED else code  # Typer's releases differ in what becomes of Ctrl-C
+        return _stopped() if code == STOPPED else code  # after Ctrl-C some versions of Typer return, others raise
     except UserError as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
         return _stopped()
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what click and its descendants raise for wrong words
+        if not hasattr(error, "format_message"):  # true of click's errors for wrong arguments
             raise
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -262,7 +259,7 @@ def call(words: list[str]) -> int:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """papermill's ``-p name value`` understood as ``-p name=value``."""
+    """Arguments with papermill's ``-p name value`` turned into ``-p name=value``."""
     joined, rest = [], list(words)
     while rest:
         word = rest.pop(0)
@@ -273,7 +270,7 @@ def _joined(words: list[str]) -> list[str]:
     return joined
 
 
-def _done(path: Path, what: str = "Report") -> None:
+def _print_path(path: Path, what: str = "Report") -> None:
     here = Path.cwd()
     print(f"{what}: {path.relative_to(here) if path.is_relative_to(here) else path}")
 

@@ -1,4 +1,4 @@
-"""The flags of ``cxr``: their names, the original's among them, and the settings that they stand for."""
+"""Flags of ``cxr``: their names, those of the original program included, and the settings that they give."""
 
 from typing import Annotated, Any
 
@@ -20,7 +20,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random d
 Loss = Annotated[str, typer.Option("--loss", "--loss_func", "--loss-func", help="focal (FocalLoss) or bce (BCE).")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of a stage.")]
-Also = Annotated[str, typer.Option("--also", help='More of a recipe: "positive_weight=10 patience=3 accumulate=2".')]
+Also = Annotated[
+    str, typer.Option("--also", help='More settings of a stage: "positive_weight=10 patience=3 accumulate=2".')
+]
 Processes = Annotated[int | None, typer.Option("--processes", help="Processes that train together, one per GPU.")]
 Parameter = Annotated[
     list[str] | None,
@@ -29,7 +31,7 @@ Parameter = Annotated[
     ),
 ]
 Again = Annotated[
-    bool, typer.Option("--again", help="Execute notebooks and train stages anew even where nothing changed.")
+    bool, typer.Option("--again", help="Execute notebooks and train stages again even if nothing changed.")
 ]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
@@ -47,7 +49,7 @@ def given(
     allow_missing: bool = False,
     processes: int | None = None,
 ) -> dict:
-    """The settings that were given, under their names as notebook parameters; those not given are left out."""
+    """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
     for name, value in (("size", size), ("batch_size", batch_size), ("processes", processes)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be 1 or more")
@@ -65,14 +67,14 @@ def given(
 
 
 def of_stage(prefix: str, lr: float | None, epochs: int | None, loss: str, also: str) -> dict[str, Any]:
-    """The settings of a stage; with the prefix of one stage, all of them, so that an earlier call's do not linger."""
+    """Settings of a stage; with a stage's prefix all of them, so that those of an earlier call do not stay."""
     if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"--lr {lr} is no learning rate; give a number above 0 such as 1e-4")
+        raise UserError(f"--lr {lr} is not a learning rate; give a number above 0 such as 1e-4")
     if epochs is not None and epochs < 0:
         raise UserError(f"--epochs {epochs} must be 0 or more")
     if loss and loss.lower() not in LOSSES:
-        raise UserError(f"--loss {loss!r} is not known; there are focal (FocalLoss) and bce (BCE)")
-    named = {"lr": lr or 0.0, "epochs": -1 if epochs is None else epochs, "loss": LOSSES.get(loss.lower(), "")}
-    named |= {"also": also}
-    told = {"lr": lr is not None, "epochs": epochs is not None, "loss": bool(loss), "also": bool(also)}
-    return {prefix + name: value for name, value in named.items() if prefix or told[name]}
+        raise UserError(f"--loss {loss!r} is unknown; choose focal (FocalLoss) or bce (BCE)")
+    unset = {"lr": 0.0, "epochs": -1, "loss": "", "also": ""}
+    values = {"lr": lr, "epochs": epochs, "loss": LOSSES.get(loss.lower()), "also": also or None}
+    values = {name: value for name, value in values.items() if value is not None}
+    return {prefix + name: value for name, value in ({**unset, **values} if prefix else values).items()}

@@ -1,4 +1,4 @@
-"""The kernels that execute a run's notebooks, as papermill asks for them."""
+"""Kernel manager for papermill: kernels come from the kernel server where possible."""
 
 import sys
 from pathlib import Path
@@ -12,25 +12,25 @@ from cxrlib.workbook import kernel_client
 
 
 class ForkingProvisioner(LocalProvisioner):
-    """Takes a kernel from a server of kernels where it can, and starts one where it cannot."""
+    """Kernel provisioner that forks from the kernel server, or starts a new process if the server cannot be used."""
 
     server: kernel_client.Server | None = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict:
-        words = cmd[cmd.index("ipykernel_launcher") :] if "ipykernel_launcher" in cmd else []
-        made = None
-        if self.server is not None and words:
-            made = self.server.fork(words, str(kwargs.get("cwd") or Path.cwd()), kwargs["env"])
-        if made is None:
+        arguments = cmd[cmd.index("ipykernel_launcher") :] if "ipykernel_launcher" in cmd else []
+        forked = None
+        if self.server is not None and arguments:
+            forked = self.server.fork(arguments, str(kwargs.get("cwd") or Path.cwd()), kwargs["env"])
+        if forked is None:
             return await super().launch_kernel(cmd, **kwargs)
-        self.process, self.pid, self.pgid = made, made.pid, made.pid
+        self.process, self.pid, self.pgid = forked, forked.pid, forked.pid
         return self.connection_info
 
 
 class ThisPython(AsyncKernelManager):
-    """Kernels of the interpreter that runs this, whatever kernel named python3 is installed elsewhere for the user.
+    """Kernels of the current interpreter, even if the user has another kernel named python3.
 
-    The project's and the outputs' folders go to it as absolute paths, since a notebook runs in its own folder.
+    The project's and the outputs' folders are passed as absolute paths, since a notebook runs in its own folder.
     """
 
     server: kernel_client.Server | None = None
@@ -51,5 +51,5 @@ class ThisPython(AsyncKernelManager):
 
 
 def of(server: kernel_client.Server | None) -> type[ThisPython]:
-    """The kernel manager whose kernels come from this server; None: each is started anew."""
+    """Kernel manager class whose kernels come from this server; None: each is a new process."""
     return type("Kernels", (ThisPython,), {"server": server})

@@ -1,4 +1,4 @@
-"""The chain's end of the server of kernels: it starts the server, asks it for processes, and follows them."""
+"""Client of the kernel server: starts the server, requests forked processes, and waits for them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from cxrlib import paths
 from cxrlib.errors import UserError
 
 FORK = "CXR_FORK"
-"""Environment variable; where it is 0, every kernel is started anew."""
+"""Environment variable; 0 starts every kernel as a new process, without the server."""
 DEVICE = """
 import sys
 from cxrlib import provenance
@@ -34,7 +34,7 @@ except UserError as error:
 
 
 class Kernels:
-    """Where the notebooks of one call get their kernels from; the server is started when it is first wanted."""
+    """Source of kernels for the notebooks of one call; the server starts at its first use."""
 
     def __enter__(self) -> Self:
         return self
@@ -44,43 +44,43 @@ class Kernels:
             server.close()
 
     def begin(self) -> None:
-        """Start the server now, so that it imports while something else is done."""
+        """Start the server now, so that its imports run in parallel with other work."""
         _ = self.server
 
     @cached_property
     def server(self) -> "Server | None":
-        """None where forking is not safe (only on Linux it is) or not wanted (``CXR_FORK=0``)."""
+        """The kernel server; None where forking is not safe (other systems than Linux) or off (``CXR_FORK=0``)."""
         return Server() if sys.platform == "linux" and os.environ.get(FORK) != "0" else None
 
     @cached_property
     def device(self) -> str:
-        """The device that notebooks will use, in words. Raises UserError where there is one that cannot be used.
+        """Name of the device that notebooks will use. Raises UserError for a device that cannot be used.
 
-        Asked in a process of its own: torch, and a device's memory, stay out of this one.
+        A separate process finds it out, so that this one loads neither torch nor a device's driver.
         """
-        said, code = self.output(DEVICE)
+        text, code = self.output(DEVICE)
         if code == 2:
-            raise UserError(said.strip())
-        return said.strip()
+            raise UserError(text.strip())
+        return text.strip()
 
     def output(self, code: str) -> tuple[str, int]:
-        """What Python code prints in a process of its own, and its exit code."""
+        """Output of Python code that runs in a separate process, and its exit code."""
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             where = {"cwd": str(paths.PACKAGE.parent), "env": environment()}
-            made = self.server.fork(["-c", code], out=str(out), **where) if self.server else None
-            if made is None:
+            forked = self.server.fork(["-c", code], out=str(out), **where) if self.server else None
+            if forked is None:
                 with out.open("w") as file:
-                    ended = subprocess.run([sys.executable, "-c", code], stdout=file, **where).returncode
+                    exit_code = subprocess.run([sys.executable, "-c", code], stdout=file, **where).returncode
             else:
-                ended = made.end()
-            return out.read_text(encoding="utf-8") if out.exists() else "", ended
+                exit_code = forked.end()
+            return out.read_text(encoding="utf-8") if out.exists() else "", exit_code
 
 
 class Server:
-    """The process that forks kernels (``kernel_server``), as seen from the chain; it ends with this object's ``close``.
+    """Handle of the process that forks kernels (``kernel_server``); ``close`` ends the process.
 
-    Started at once, so that it imports while the chain reads the films. Where it cannot be used, ``fork`` gives None.
+    It starts at once, so that its imports run while the films are read. If it cannot be used, ``fork`` returns None.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Server:
         self.close()
 
     def fork(self, argv: list[str], cwd: str, env: dict[str, str], out: str = "") -> "Forked | None":
-        """A kernel with these arguments, in this folder and environment; None where the server cannot make one.
+        """A kernel with these arguments, folder and environment; None if the server cannot fork.
 
         ``argv`` of ``-c CODE`` runs that code instead, with its output in the file ``out``.
         """
@@ -119,7 +119,7 @@ class Server:
             return None
 
     def code(self, pid: int) -> int | None:
-        """Exit code of a kernel that has ended, None while it runs; 1 where nobody can tell any more."""
+        """Exit code of a kernel that has ended; None while it runs; 1 if the server is gone."""
         with suppress(OSError):
             while pid not in self.ended and select.select([self.link], [], [], 0)[0]:
                 self._receive()
@@ -127,7 +127,7 @@ class Server:
         return 1
 
     def close(self) -> None:
-        """End the server, and so its kernels."""
+        """End the server and its kernels."""
         self.link.close()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
@@ -151,7 +151,7 @@ class Server:
 
 
 class Forked:
-    """A forked kernel with what jupyter_client asks of a ``subprocess.Popen``."""
+    """A forked kernel with those methods of ``subprocess.Popen`` that jupyter_client uses."""
 
     stdin = stdout = stderr = None
 
@@ -164,11 +164,11 @@ class Forked:
         return self.returncode
 
     def wait(self) -> int | None:
-        """The exit code; jupyter_client asks only when there is one."""
+        """Exit code; jupyter_client calls this only after the kernel has ended."""
         return self.poll()
 
     def end(self) -> int:
-        """The exit code, waited for."""
+        """Wait for the kernel's end and return its exit code."""
         while self.poll() is None:
             time.sleep(0.02)
         return self.returncode
@@ -185,9 +185,6 @@ class Forked:
 
 
 def environment() -> dict[str, str]:
-    """What is laid over our own environment; the last entry silences the debugger's word on frozen modules.
-
-    Nobody looks on, so nothing is drawn live (``live.QUIET``).
-    """
+    """Environment of a kernel: ours, absolute folders, no live plot (``live.QUIET``), no warning of the debugger."""
     folders = {"CXR_OUTPUTS": str(paths.outputs()), "CXR_PROJECT": str(paths.project())}
     return {**os.environ, **folders, "CXR_QUIET": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}

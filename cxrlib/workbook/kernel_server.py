@@ -1,14 +1,13 @@
-"""A program that imports the heavy libraries once and forks a notebook's kernel from itself, again and again.
+"""Kernel server: a program that imports the slow libraries once and forks every notebook's kernel from itself.
 
-``python -m cxrlib.workbook.kernel_server FD``, started by ``kernel.Server``; FD is its end of a socket. It reads one
-request a line as JSON and answers in kind: ``{"ready": ""}`` or why it will not fork; ``{"pid": …}`` for a kernel
-asked for by ``argv``, ``cwd`` and ``env``; ``{"ended": pid, "code": …}`` when one has ended. It ends with its socket.
-With ``argv`` of ``-c CODE`` the process runs that instead, its output going to the file ``out``.
+``python -m cxrlib.workbook.kernel_server FD``, started by ``kernel_client.Server``; FD is its end of a socket. Requests
+and answers are JSON, one per line: ``{"ready": ""}``, or the reason why it will not fork; ``{"pid": …}`` for a request
+with ``argv``, ``cwd`` and ``env``; ``{"ended": pid, "code": …}`` when a kernel has ended. It ends when the socket is
+closed. With ``argv`` of ``-c CODE`` the process runs that code, and its output goes to the file ``out``.
 
-A kernel made so is a process of its own, as one that is started: session, folder, environment, standard input, signal
-handlers, arguments and random state are a new one's. Only the reading of the libraries' files is spared. A fork is
-safe as long as nothing has computed here, so that there is one thread and no card has been touched: that is checked.
-None of our own modules is imported, and none that asks at import who it runs under.
+A forked kernel has its own session, folder, environment, standard input, signal handlers, arguments and random state;
+it only saves the time of the imports. A fork is safe while the server has one thread and has not used a GPU; both are
+checked. No module of this project is imported, and none that looks at its environment when imported.
 """
 
 import gc
@@ -24,18 +23,20 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-LIBRARIES = ("torch", "torchvision.models.resnet", "pandas", "matplotlib.pyplot", "seaborn", "scipy.stats", "cv2",
-             "scipy.special", "sklearn.neighbors", "sklearn.model_selection", "safetensors.torch", "ipywidgets",
-             "torch.nn.utils.fusion", "ipykernel.kernelapp", "PIL.Image")  # fmt: skip
-"""What notebooks and our modules import that takes time. Not ``tqdm.auto``, which asks at import who it runs under."""
+LIBRARIES = (
+    *("torch", "torchvision.models.resnet", "pandas", "matplotlib.pyplot", "seaborn", "scipy.stats", "cv2"),
+    *("scipy.special", "sklearn.neighbors", "sklearn.model_selection", "safetensors.torch", "ipywidgets"),
+    *("torch.nn.utils.fusion", "ipykernel.kernelapp", "PIL.Image"),
+)
+"""Slow imports of notebooks and our modules. Not ``tqdm.auto``: its import checks whether it runs in a notebook."""
 BLAS = "OPENBLAS_NUM_THREADS"
-"""NumPy's library of matrix products starts its threads when it is imported, unless this is 1."""
+"""NumPy's BLAS starts its threads when it is imported, unless this is 1."""
 LOOK = 0.1
-"""Seconds between two looks for kernels that have ended."""
+"""Seconds between two checks for kernels that have ended."""
 
 
 def main(descriptor: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the chain's to hear
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the chain handles Ctrl-C
     link = socket.socket(fileno=descriptor)
     before = dict(os.environ)
     os.environ[BLAS] = "1"
@@ -43,29 +44,29 @@ def main(descriptor: int) -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # the kernels then share these pages, which a collection would write to
+    gc.freeze()  # kernels share these memory pages; a garbage collection would write to them and copy them
     reason = unsafe()
     tell(link, {"ready": reason})
     if not reason:
         own = {name: value for name, value in os.environ.items() if before.get(name) != value and name != BLAS}
         serve(link, own)
-    os._exit(0)  # an orderly end would have every library take its leave
+    os._exit(0)  # without the exit handlers of the libraries
 
 
 def unsafe() -> str:
-    """Why this process must not be forked, "" where it may."""
+    """Reason why this process must not be forked; "" if it may."""
     import torch
 
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads > 1:
         return f"{threads} threads run after the imports"
-    return "a card was touched" if torch.cuda.is_initialized() else ""
+    return "a GPU was used" if torch.cuda.is_initialized() else ""
 
 
 def serve(link: socket.socket, own: dict[str, str]) -> None:
-    """Answer requests until the other end of the socket is closed; kernels that still run then end as well.
+    """Answer requests until the other end of the socket is closed; then kill the kernels that still run.
 
-    ``own``: what the libraries have set in the environment.
+    own: environment variables that the libraries have set.
     """
     waiting, running = b"", set()
     while True:
@@ -89,22 +90,22 @@ def serve(link: socket.socket, own: dict[str, str]) -> None:
 
 
 def reap(link: socket.socket) -> set[int]:
-    """Tell of the kernels that have ended."""
+    """Report the kernels that have ended; returns their process ids."""
     ended = set()
     with suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            tell(link, {"ended": found[0], "code": os.waitstatus_to_exitcode(found[1])})
-            ended.add(found[0])
+        while (child := os.waitpid(-1, os.WNOHANG))[0]:
+            tell(link, {"ended": child[0], "code": os.waitstatus_to_exitcode(child[1])})
+            ended.add(child[0])
     return ended
 
 
 def tell(link: socket.socket, answer: dict) -> None:
-    with suppress(OSError):  # whoever asked is gone, which the next reading tells
+    with suppress(OSError):  # the client is gone; the next ``recv`` shows it
         link.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def become(request: dict, link: socket.socket, own: dict[str, str]) -> None:
-    """Go on as the kernel that was asked for. Does not return."""
+    """Turn this process into the requested kernel. Does not return."""
     try:
         parent = os.getppid()
         link.close()
@@ -118,7 +119,7 @@ def become(request: dict, link: socket.socket, own: dict[str, str]) -> None:
         os.close(silent)
         sys.argv = request["argv"]
         if spec := importlib.util.find_spec(sys.argv[0]) if sys.argv[0] != "-c" else None:
-            sys.argv[0] = spec.origin  # as ``python -m`` names the program
+            sys.argv[0] = spec.origin  # as ``python -m`` does
         del sys.path[0]  # the folder that this program was started in
         as_new()
         work(request)
@@ -136,7 +137,7 @@ def become(request: dict, link: socket.socket, own: dict[str, str]) -> None:
 
 
 def work(request: dict) -> None:
-    """Be a kernel, or run the code that was given."""
+    """Run a kernel, or the requested code."""
     if request["argv"][0] != "-c":
         from ipykernel import kernelapp
 
@@ -148,9 +149,9 @@ def work(request: dict) -> None:
 
 
 def as_new() -> None:
-    """Bring what the imports had settled to the state of a new process: BLAS's threads, random state, the backend.
+    """Set what the imports fixed to the state of a new process: BLAS threads, random states, matplotlib's backend.
 
-    ipykernel names matplotlib's backend in the environment, where matplotlib looks when it is imported.
+    ipykernel sets the backend as an environment variable, which matplotlib reads only at its import.
     """
     import matplotlib
     import numpy as np
@@ -160,7 +161,7 @@ def as_new() -> None:
 
     threads = int(os.environ.get(BLAS) or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     threadpoolctl.threadpool_limits(threads, user_api="blas")
-    pd.set_option("display.max_columns", 20)  # as where no terminal is found when pandas is imported
+    pd.set_option("display.max_columns", 20)  # pandas' value when it is imported without a terminal
     torch.default_generator.seed()
     np.random.seed()
     random.seed()

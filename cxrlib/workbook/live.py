@@ -1,4 +1,4 @@
-"""A stage under way, seen live in a notebook: one figure that is drawn anew in its place, and a line of words."""
+"""Live plot of a stage's training in a notebook: one figure that is redrawn in place, and a line of text."""
 
 import io
 import os
@@ -16,15 +16,15 @@ from cxrlib.evaluation import plots
 from cxrlib.training.progress import Progress
 
 QUIET = "CXR_QUIET"
-"""Environment variable; where it is set and not empty nothing is drawn, as when papermill executes a notebook."""
+"""Environment variable; if not empty nothing is drawn, as when papermill executes a notebook."""
 EVERY = 2.0
 """Seconds between two drawings, at least."""
 SHARE = 0.01
-"""Largest share of the time that drawing may take: where it is slow, it is done less often."""
+"""Largest share of the time that drawing may take; slow drawing happens less often."""
 
 
 class Plot:
-    """A watcher for ``fit``: loss and validation AUC so far, the epoch, images per second and the time left.
+    """Watcher for ``fit``: plots loss and validation AUC, with the epoch, images per second and time left.
 
     Outside a notebook, and where ``CXR_QUIET`` is set, it does nothing.
     """
@@ -57,7 +57,7 @@ class Plot:
 
 
 def draw(progress: Progress) -> Figure:
-    """The figure of a moment: the loss's curve on the left, the validation AUC of the epochs done on the right."""
+    """Figure of the current state: loss curve on the left, validation AUC of the finished epochs on the right."""
     theme.use()
     fig = Figure(figsize=(9, 2.8), layout="constrained")
     FigureCanvasAgg(fig)

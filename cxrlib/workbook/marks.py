@@ -1,6 +1,6 @@
-"""Small drawings that stand in a page's text as inline SVG: a curve, a value with its interval, several of them.
+"""Small drawings for a page as inline SVG: curves, and values with intervals.
 
-They scale with the page, so that a phone shows as much as a desk screen does; each says in words what it shows.
+They scale with the page, so a phone shows the same as a large screen. Each has a label in words for screen readers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ from markupsafe import Markup
 from cxrlib import theme
 from cxrlib.workbook.words import verdict
 
-SIDE = 100  # of a curve's box, in its own units
-POINTS = 80  # kept of a curve; more cannot be seen at this size
-WIDTH, LINE = 200, 16  # of the scale of an interval, and the height of one line on it
+SIDE = 100  # side of a curve's box in SVG units
+POINTS = 80  # points of a curve that are drawn; more cannot be seen at this size
+WIDTH, LINE = 200, 16  # width of an interval's scale and height of a line on it, in SVG units
 SHAPES = ("circle", "square", "diamond", "triangle", "cross")
-"""Marks of several runs on one scale, each with its own colour in the style sheet; they keep apart in grey too."""
+"""Shapes of several runs on one scale; each has its own colour in the style sheet, and they differ in grey too."""
 
 
 class Value(NamedTuple):
-    """Something measured, with its interval; NaN where undefined."""
+    """A measured value with its interval; NaN where undefined."""
 
     name: str
     value: float
@@ -31,7 +31,7 @@ class Value(NamedTuple):
 
 
 def roc(points: pd.DataFrame) -> Markup:
-    """One finding's ROC curve with its band and the chance line; frame as ``curves.roc_points`` for one finding.
+    """ROC curve of one finding with its band and the chance line; frame as ``curves.roc_points`` for one finding.
 
     Columns finding, rate, sensitivity (0..1) and, for a band, low, high.
     """
@@ -45,10 +45,10 @@ def roc(points: pd.DataFrame) -> Markup:
 
 
 def pr(points: pd.DataFrame) -> Markup:
-    """One finding's precision over recall with its band; frame as ``curves.pr_points`` for one finding.
+    """Precision-recall curve of one finding with its band; frame as ``curves.pr_points`` for one finding.
 
     Columns finding, recall, precision (0..1) and, for a band, low, high; with positives and negatives, the prevalence
-    is drawn, which guessing reaches.
+    is drawn as the chance line.
     """
     finding = theme.name(str(points["finding"].iloc[0]))
     points = _thinned(points.dropna(subset=["recall", "precision"]))
@@ -64,9 +64,9 @@ def pr(points: pd.DataFrame) -> Markup:
 
 
 def reliability(points: pd.DataFrame) -> tuple[Markup, float]:
-    """Observed frequency over probability of one finding, a line per reading, and where both axes end (0..1).
+    """Calibration curve of one finding, a line per kind of probabilities, and the end of both axes (0..1).
 
-    Columns finding, reading, probability, observed; the first reading is drawn faint where there are several.
+    Columns finding, reading (the kind), probability, observed; the first of several kinds is drawn faint.
     """
     finding = theme.name(str(points["finding"].iloc[0]))
     points = points.dropna(subset=["probability", "observed"])
@@ -74,9 +74,9 @@ def reliability(points: pd.DataFrame) -> tuple[Markup, float]:
         return _undefined(f"{finding}: no calibration curve, undefined"), 1.0
     top = min(1.0, 1.1 * max(0.01, points[["probability", "observed"]].max(axis=None)))
     drawn = f'<path class="chance" d="M0 {SIDE}L{SIDE} 0"/>'
-    readings = list(points.groupby("reading", sort=False))
-    for i, (_, rows) in enumerate(readings):
-        faint = " faint" if i == 0 and len(readings) > 1 else ""
+    kinds = list(points.groupby("reading", sort=False))
+    for i, (_, rows) in enumerate(kinds):
+        faint = " faint" if i == 0 and len(kinds) > 1 else ""
         x, y = rows["probability"] / top, rows["observed"] / top
         drawn += f'<polyline class="curve{faint}" points="{_path(x, y)}"/>'
         drawn += "".join(
@@ -90,9 +90,9 @@ def reliability(points: pd.DataFrame) -> tuple[Markup, float]:
 def interval(
     value: float, low: float, high: float, *, least: float, most: float, neutral: float, unit: str = "AUC"
 ) -> Markup:
-    """A value as a dot with its interval as a line, between ``least`` and ``most``; a tick stands at ``neutral``.
+    """A value as a dot with its interval as a line, on a scale from ``least`` to ``most`` with a tick at ``neutral``.
 
-    From ``neutral`` to the value there is a bar, so that the length can be read without the dot.
+    A bar goes from ``neutral`` to the value.
     """
     if np.isnan(value):
         return Markup('<span class="muted">undefined</span>')
@@ -104,7 +104,7 @@ def interval(
 
 
 def intervals(values: Sequence[Value], *, least: float, most: float, neutral: float, first: int = 0) -> Markup:
-    """Several values with their intervals on one scale, a line each, in the shapes of ``SHAPES`` from ``first`` on."""
+    """Values with their intervals on one scale, one per line; shapes are those of ``SHAPES`` from ``first`` on."""
     x = _scale(least, most)
     drawn = _tick(x(neutral), len(values))
     for i, mark in enumerate(values):
@@ -115,9 +115,9 @@ def intervals(values: Sequence[Value], *, least: float, most: float, neutral: fl
 
 
 def differences(table: pd.DataFrame, sides: tuple[str, str] = ("better", "worse")) -> list[dict[str, Any]]:
-    """Rows with columns difference, low, high and perhaps p_holm: each with a ``mark`` and what it ``says``.
+    """Differences with a drawing (``mark``) and a verdict (``says``); columns difference, low, high, perhaps p_holm.
 
-    All are drawn on one scale, from minus to plus ``reach``; sides are the words for above and below 0.
+    All have one scale, from minus to plus ``reach``; sides are the words for above and below 0.
     """
     far, rows = reach(table), table.to_dict("records")
     for row in rows:
@@ -128,19 +128,19 @@ def differences(table: pd.DataFrame, sides: tuple[str, str] = ("better", "worse"
 
 
 def reach(table: pd.DataFrame) -> float:
-    """How far from 0 the differences of a table and their intervals go, 0.02 at least."""
+    """Largest distance from 0 of a table's differences and their intervals, at least 0.02."""
     return max(0.02, table[["difference", "low", "high"]].abs().max(axis=None)) if len(table) else 0.02
 
 
 def among(ours: Value, others: Iterable[float], *, least: float, most: float) -> Markup:
-    """A value with its interval, and other people's values on the same scale as upright strokes."""
+    """A value with its interval, and published values as vertical lines on the same scale."""
     x = _scale(least, most)
     strokes = "".join(f'<path class="other" d="M{x(other):.1f} 2V14"/>' for other in others)
     return _lines([ours], strokes + _whisker(ours, x, LINE / 2) + _shape(0, x(ours.value), LINE / 2))
 
 
 def sign(i: int) -> Markup:
-    """The mark of the i-th run by itself, for a legend."""
+    """Legend mark of the i-th run."""
     return Markup(f'<svg class="sign" viewBox="0 0 16 16" aria-hidden="true">{_shape(i, 8, 8)}</svg>')
 
 
@@ -165,7 +165,7 @@ def _whisker(mark: Value, x, y: float) -> str:
 
 
 def _shape(i: int, x: float, y: float) -> str:
-    """The i-th shape, about 7 units wide, at a place."""
+    """The i-th shape, about 7 units wide, centred at (x, y)."""
     name = SHAPES[i % len(SHAPES)]
     style = f'class="dot run{i % len(SHAPES)}"'
     if name == "circle":
@@ -188,8 +188,8 @@ def _lines(values: Sequence[Value], inside: str) -> Markup:
 def _words(mark: Value) -> str:
     if np.isnan(mark.value):
         return f"{mark.name} undefined"
-    known = not (np.isnan(mark.low) or np.isnan(mark.high))
-    return f"{mark.name} {mark.value:.3f}" + (f", interval {mark.low:.3f} to {mark.high:.3f}" if known else "")
+    defined = not (np.isnan(mark.low) or np.isnan(mark.high))
+    return f"{mark.name} {mark.value:.3f}" + (f", interval {mark.low:.3f} to {mark.high:.3f}" if defined else "")
 
 
 def _undefined(words: str) -> Markup:

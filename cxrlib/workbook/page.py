@@ -1,4 +1,4 @@
-"""How a page is made of a template: everything that comes from files is escaped, and numbers are shown in one way."""
+"""HTML pages from Jinja templates: text from files is escaped, and numbers have one format."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ FILTERS = {
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that ``template``, a file beside this one, makes of plain values."""
+    """HTML of a template, a file in this folder, filled with plain values."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,4 +1,4 @@
-"""The figures that a run left, as they go into its report: embedded, with a title and a caption."""
+"""Figures of a run for its report: embedded, with a title and a caption."""
 
 import base64
 import io
@@ -13,52 +13,58 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-HEAVY = 300_000  # bytes; a larger SVG gives way to the PNG beside it
-ROOM = 4_300_000  # characters of embedded figures in a page of 5 MB at most; text and drawings need the rest
+HEAVY = 300_000  # bytes; a larger SVG is replaced by the PNG beside it
+ROOM = 4_300_000  # characters of embedded figures; text and drawings need the rest of the 5 MB
 KINDS = {".svg": "svg+xml", ".png": "png"}
 BLANK = 250  # grey values from here on count as paper
-TALL = 0.2  # of a figure's height: what is taller is a row of films, and what is not is a line of text
+TALL = 0.2  # of a figure's height: a taller stretch is a row of films, a lower one is a line of text
 
 CAPTIONS = {
     "films_best": (
         "Films it ranks best",
-        "Of the films with a finding, those highest among the films without: 1.00 is above all of them.",
+        "Films with the finding that rank highest among films without it: 1.00 is above all of them.",
     ),
     "films_worst": (
         "Films it ranks worst",
-        "Of the films with a finding, those lowest among the films without: look at these first.",
+        "Films with the finding that rank lowest among films without it: look at these first.",
     ),
     "stages": ("Mean AUC stage by stage", "Validation and test, with 95 % intervals by patient."),
     "loss": ("Learning curves", "Loss of every batch and mean of each epoch; training above, validation below."),
     "auc": ("Finding by finding", "Validation AUC of every finding, epoch by epoch."),
-    "gain": ("What the stage won", "Difference in validation AUC to the parent, with 95 % intervals by patient."),
-    "leak": ("Split by film or by patient", "What a split by film fakes, on a reader that knows no medicine."),
-    "distance": ("Which layers moved", "How far from the parent's weights, group by group."),
+    "gain": ("Effect of the stage", "Difference in validation AUC to the parent, with 95 % intervals by patient."),
+    "leak": (
+        "Split by film or by patient",
+        "How much a split by film raises the AUC of a model without medical content.",
+    ),
+    "distance": ("Which layers moved", "Distance from the parent's weights, group by group."),
     "losses": ("Losses compared", "The same head trained with each loss."),
-    "pr_test": ("Precision and recall", "The dotted line is the prevalence, which guessing reaches."),
+    "pr_test": ("Precision and recall", "The dotted line is the prevalence (chance)."),
     "reliability": ("Calibration", "Predicted against observed frequency, before and after calibration."),
     "thresholds": ("Thresholds", "Chosen on the validation part, applied to the test part."),
-    "subgroups": ("On whom it fails", "AUC by sex, age and view, with intervals and numbers."),
-    "view_shortcut": ("Does it read the view?", "AUC over all films beside AUC within AP and within PA films."),
-    "gaps_by_finding": ("Gaps by finding", "One group less the other, with 95 % intervals by patient."),
+    "subgroups": ("Patient groups", "AUC by sex, age and view, with intervals and numbers."),
+    "view_shortcut": ("Does it use the view position?", "AUC over all films beside AUC within AP and within PA films."),
+    "gaps_by_finding": ("Gaps by finding", "First group minus second, with 95 % intervals by patient."),
     "localisation": ("Where it looks", "How often a heat map's maximum lies in the box, beside two controls."),
     "overlap": (
-        "How much of the place",
-        "Share of maps that overlap by so much: IoU with map and box taken together, IoBB within the map.",
+        "Overlap of map and box",
+        "Share of maps with at least this overlap: IoU, common area over joint area; IoBB, over the map's area.",
     ),
-    "hits_and_misses": ("Hits and misses", "White: the box. Tinted: where it looks. Above hits, below misses."),
-    "second_opinion": ("A second opinion", "The same films by Grad-CAM, above, and by occlusion, below."),
+    "hits_and_misses": ("Hits and misses", "White: the box. Tinted: the heat map. Top row: hits. Bottom row: misses."),
+    "second_opinion": ("Two methods", "The same films by Grad-CAM (top) and by occlusion (bottom)."),
     "published": ("Beside published results", "Official split only."),
     "prevalence": ("How common each finding is", "Share of films, part by part."),
     "co_occurrence": (
         "Findings that come together",
-        "Of the films with the row's finding, the share with the column's.",
+        "Share of the films with the row's finding that also have the column's.",
     ),
-    "films_per_patient": ("Films per patient", "Why a split by film leaks: patients come back."),
-    "age_sex_view": ("Age, sex and view", "Who is on the films, and how they were taken."),
-    "view_by_finding": ("View by finding", "A finding that is mostly seen on AP films can be guessed from the view."),
+    "films_per_patient": ("Films per patient", "Patients have several films, so a split by film would leak."),
+    "age_sex_view": ("Age, sex and view position", "Patients' age and sex, and the view position of the films."),
+    "view_by_finding": (
+        "View position by finding",
+        "The view position alone predicts a finding that is mostly on AP films.",
+    ),
 }
-"""Titles of the figures that are known, in the order they are shown; others follow under their file's name."""
+"""Titles and captions of known figures, in their order on the page; others follow under their file's name."""
 
 FILMS = ("films_best", "films_worst")
 MAPS = ("hits_and_misses", "second_opinion")
@@ -74,16 +80,16 @@ PLACED = (
 
 @dataclass
 class Album:
-    """Hands out figures until the page is full; from then on their titles alone, with an empty address.
+    """Figures for a page, embedded until the page is full; later ones have a title and an empty address.
 
-    A figure has stem, title, caption, file (its name in the run's folder), address (a data address) and, where that is
-    empty, ``why``.
+    A figure is a dict: stem, title, caption, file (its name in the run's folder), address (a data URL) and, where the
+    address is empty, ``why``.
     """
 
     room: int = ROOM
 
     def read(self, stem: Path) -> dict[str, Any] | None:
-        """A figure as SVG, or as PNG where that is much lighter or the SVG is damaged; None if absent."""
+        """A figure as SVG, or as PNG if the SVG is large or damaged; None if absent."""
         vector, picture = _beside(stem, ".svg"), _beside(stem, ".png")
         light = vector.is_file() and (vector.stat().st_size < HEAVY or not picture.is_file())
         order = [file for file in ((vector, picture) if light else (picture, vector)) if file.is_file()]
@@ -95,33 +101,33 @@ class Album:
         return self._figure(whole[0], [[whole[0].read_bytes()]], KINDS[whole[0].suffix])
 
     def strip(self, stem: Path) -> dict[str, Any] | None:
-        """A figure of rows of films as ``rows`` of addresses, one a film, which a phone can set in narrower rows.
+        """A figure of films, cut into ``rows`` of addresses, one per film, so that a phone can wrap the rows.
 
-        Where there is no PNG, or it cannot be cut, rows is empty and it is one figure as ``read`` gives it.
+        Without a PNG, or if it cannot be cut, rows is empty and the figure is as from ``read``.
         """
         file = _beside(stem, ".png")
         rows = cut(Image.open(file)) if file.is_file() and _whole(file) else []
         if sum(map(len, rows)) < 2:
-            found = self.read(stem)
-            return found and found | {"rows": []}
-        found = self._figure(file, [[_png(piece) for piece in row] for row in rows], KINDS[".png"])
-        return found | {"rows": found["addresses"], "names": _names(_beside(stem, ".csv"), sum(map(len, rows)))}
+            figure = self.read(stem)
+            return figure and figure | {"rows": []}
+        figure = self._figure(file, [[_png(piece) for piece in row] for row in rows], KINDS[".png"])
+        return figure | {"rows": figure["addresses"], "names": _names(_beside(stem, ".csv"), sum(map(len, rows)))}
 
     def others(self, folder: Path) -> list[dict[str, Any]]:
-        """The figures of a folder that have no section of their own: known ones first, then the rest by name."""
+        """Figures of a folder that have no section of their own: known ones first, then the rest by name."""
         stems = {file.stem for ending in KINDS for file in folder.glob(f"*{ending}")}
-        known = [name for name in CAPTIONS if name in stems]
-        order = known + sorted(stems - set(known))
+        titled = [name for name in CAPTIONS if name in stems]
+        order = titled + sorted(stems - set(titled))
         return [self.read(folder / name) for name in order if name not in PLACED]
 
     def _figure(self, file: Path, rows: list[list[bytes]], kind: str) -> dict[str, Any]:
-        """The figure of a file, in pieces, where there is room for all of them."""
-        found = [[f"data:image/{kind};base64,{base64.b64encode(piece).decode()}" for piece in row] for row in rows]
-        size = sum(len(address) for row in found for address in row)
+        """The figure of a file in pieces, embedded if all pieces fit."""
+        addresses = [[f"data:image/{kind};base64,{base64.b64encode(piece).decode()}" for piece in row] for row in rows]
+        size = sum(len(address) for row in addresses for address in row)
         if size > self.room:
             return _titled(file, why=f"Left out to keep this page small; see {_place(file)}.") | {"addresses": []}
         self.room -= size
-        return _titled(file, address=found[0][0]) | {"addresses": found}
+        return _titled(file, address=addresses[0][0]) | {"addresses": addresses}
 
 
 def _titled(file: Path, *, address: str = "", why: str = "") -> dict[str, Any]:
@@ -139,7 +145,7 @@ def _beside(stem: Path, ending: str) -> Path:
 
 
 def _whole(file: Path) -> bool:
-    """Whether a picture can be decoded to its end."""
+    """True if a picture can be decoded to its end."""
     try:
         if file.suffix == ".svg":
             return ElementTree.parse(file).getroot().tag.endswith("svg")
@@ -151,7 +157,7 @@ def _whole(file: Path) -> bool:
 
 
 def _names(csv: Path, films: int) -> list[str]:
-    """The films' names in a figure's numbers, where there are as many as films in the figure; else none."""
+    """Names of the films from the figure's CSV; empty if their number is not that of the films in the figure."""
     try:
         names = pd.read_csv(csv, dtype=str)["image"].tolist()
     except (OSError, ValueError, KeyError):
@@ -160,10 +166,9 @@ def _names(csv: Path, films: int) -> list[str]:
 
 
 def cut(picture: Image.Image) -> list[list[Image.Image]]:
-    """The panels of a figure of films, row by row: cut at blank columns, and below each row of films.
+    """Panels of a figure of films, row by row: cut at blank columns, and below each row of films.
 
-    A panel keeps the text above it, without the blank above and below; where the text of two panels touches they stay
-    one.
+    A panel keeps the text above it; blank margins are removed. Two panels whose texts touch stay one.
     """
     ink = np.asarray(picture.convert("L")) < BLANK  # (H, W)
     films = [stop for start, stop in _runs(ink.any(1)) if stop - start >= TALL * len(ink)]

@@ -1,7 +1,7 @@
-"""Run the notebooks in order, as one run; the only caller of papermill.
+"""Pipeline of a run: executes the notebooks in order; the only caller of papermill.
 
-Each notebook is executed into ``outputs/<run>/notebooks/``. One that is unchanged (see ``record``) and whose files are
-there is not executed again: the same call twice does nothing the second time, and a call after a failure goes on there.
+Executed notebooks go to ``outputs/<run>/notebooks/``. A notebook that is unchanged (see ``record``) and whose files
+exist is not executed again, so a second call does nothing, and a call after a failure starts at the failed notebook.
 """
 
 import logging
@@ -31,59 +31,57 @@ def run(
     folder: Path | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Bring a run up to date with its settings and give the path of its report.
+    """Execute the notebooks of a run that are not up to date, and return the path of its report.
 
-    ``given`` are settings as ``settings.share`` takes them. A run remembers its settings: those given now are laid over
-    those of its last call; ``once`` holds for this call alone; ``base`` lies under a new run's where films are given.
-    ``stages``, ``exploration`` and ``evaluation`` choose among the notebooks; ``again`` executes unchanged ones too,
-    and trains their stages anew.
+    ``given``: settings as ``settings.share`` takes them. A run keeps the settings of earlier calls; ``given`` overrides
+    them. ``once``: settings for this call only. ``base``: defaults of a new run with the user's films. ``stages``,
+    ``exploration`` and ``evaluation`` choose the notebooks. ``again``: execute unchanged ones too, and train again.
 
     Raises UserError for settings that no notebook has, for films that cannot be read, for a run that is in use or was
-    made on other films, and for a notebook that fails, naming the cell.
+    made on other films, and for a notebook that fails; the message names the cell.
     """
     console = console or Console()
     home = paths.Run(name)
     before = record.read(home)
-    asked = _asked(name, before, given or {}, base)
+    wanted = _merged(name, before, given or {}, base)
     books = settings.chain(folder)
-    shares = settings.share(books, {**asked, **settings.located(once or {})})
+    shares = settings.share(books, {**wanted, **settings.located(once or {})})
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
     preflight.judge(home, chosen, shares, before)
-    parameters = settings.common(books, asked)
-    wanted = {"seed": int, "size": int, "allow_missing": bool}
-    told = {**asked, **parameters}
-    how = {name: kind(told[name]) for name, kind in wanted.items() if name in told}
+    parameters = settings.common(books, wanted)
+    types, values = {"seed": int, "size": int, "allow_missing": bool}, {**wanted, **parameters}
+    how = {name: kind(values[name]) for name, kind in types.items() if name in values}
     with kernel_client.Kernels() as kernels:
-        if not before:  # something will be executed
+        if not before:  # a new run always executes something
             kernels.begin()
-        films = data(str(asked.get("data", "")), console, known=bool(before), **how)
+        films = data(str(wanted.get("data", "")), console, known=bool(before), **how)
         record.check_same_films(before, films)
-        _say([f"Run {name}: " + ", ".join(_words(parameters, asked))], console)
-        _say([f"{words}." for words in preflight.told(home, chosen, shares)], console)
-        _doubt(films.get("doubts", []), console)
+        _print([f"Run {name}: " + ", ".join(_words(parameters, wanted))], console)
+        _print([f"{words}." for words in preflight.told(home, chosen, shares)], console)
+        _print_doubts(films.get("doubts", []), console)
         with provenance.only_one(home.root), _board(home, chosen, console) as board:
-            kept = record.opened(before, asked, parameters, films)
-            ran, foretold = 0, False
+            current = record.opened(before, wanted, parameters, films)
+            executed, forecast = 0, False
             for book in chosen:
-                made_by = record.fingerprint(book, books, shares, kept)
-                if not again and record.unchanged(home, kept, book, made_by):
+                made_by = record.fingerprint(book, books, shares, current)
+                if not again and record.unchanged(home, current, book, made_by):
                     board.finish(book.stem, "unchanged")
                     continue
                 if settings.part(book).startswith("stage"):
-                    if not foretold:
-                        foretold = True
-                        _say(preflight.forecast(books[books.index(book) :], shares, films, kernels), console)
+                    if not forecast:
+                        forecast = True
+                        _print(preflight.forecast(books[books.index(book) :], shares, films, kernels), console)
                     if again:
                         paths.write_text(home.root / settings.part(book) / paths.AGAIN, "")
-                _execute(book, home, shares[book.stem], kept, made_by, board, kernels)
-                ran += 1
-            if ran:  # the films are decoded now
-                now = data(films["folder"], known=True, **how).get("doubts", [])
-                _doubt([doubt for doubt in now if doubt not in films.get("doubts", [])], console)
-                kept["data"]["doubts"] = now
-            if ran or not home.report.exists() or kept.get("report") != report.code_version():
-                kept["report"] = report.code_version()
-                paths.write_json(home.run_json, kept)
+                _execute(book, home, shares[book.stem], current, made_by, board, kernels)
+                executed += 1
+            if executed:  # the films are decoded now, which can show more doubts
+                doubts = data(films["folder"], known=True, **how).get("doubts", [])
+                _print_doubts([doubt for doubt in doubts if doubt not in films.get("doubts", [])], console)
+                current["data"]["doubts"] = doubts
+            if executed or not home.report.exists() or current.get("report") != report.code_version():
+                current["report"] = report.code_version()
+                paths.write_json(home.run_json, current)
                 report.build(name)
     return home.report
 
@@ -97,75 +95,70 @@ def data(
     seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
-    """Read the films' records and say what they are: folder, numbers of films and patients, fingerprints, doubts.
+    """Summary of a data folder for ``run.json``: numbers of films and patients, parts, fingerprints, doubts.
 
-    "" means the phantom set, which is drawn now if it is not there yet. A folder that no earlier call of the run has
-    ``known`` is checked first, without decoding its films. With ``allow_missing`` absent films are left out, and named.
-    Raises UserError for a folder that is absent or not fit for a run.
+    "" means the phantom set, which is drawn if it does not exist yet. A folder that is new to the run (``known`` False)
+    is checked first, without decoding its films. With ``allow_missing`` absent films are left out and listed.
+    Raises UserError for a folder that is absent or cannot be used for a run.
     """
-    from cxrlib.data import (  # pandas takes a while; a wrong setting should be told at once
-        check,
-        contents,
-        patients,
-        records,
-        splits,
-    )
+    # Imported here because pandas is slow: a wrong setting should be reported at once.
+    from cxrlib.data import check, contents, patients, records, splits
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
-    found = Path(folder) if folder else _phantoms()
-    records.find_table(found)  # a wrong folder is told as such, and not as a folder with faults
+    place = Path(folder) if folder else _phantoms()
+    records.find_table(place)  # raises for a wrong folder, before the check lists the faults of a right one
     if not known:
-        check.folder(found, fast=True, progress=False).require(allow_missing=allow_missing)
-    films = records.read(found, allow_missing=allow_missing)
+        check.folder(place, fast=True, progress=False).require(allow_missing=allow_missing)
+    films = records.read(place, allow_missing=allow_missing)
     absent = films.attrs.get("missing", [])
-    parts = splits.make(films, found, seed=seed)
+    parts = splits.make(films, place, seed=seed)
     return {
         "folder": folder,
         "films": len(films),
         "patients": int(films["patient"].nunique()),
         "parts": {name: len(getattr(parts, name)) for name in ("train", "val", "test")},
         "fingerprint": records.fingerprint(films),
-        "contents": contents.fingerprints(found, films),
+        "contents": contents.fingerprints(place, films),
         "film_size": records.film_size(films),
-        "doubts": [*filter(None, [records.rivals(found)]), *patients.doubts(films, parts, _decoded(films, size))],
+        "doubts": [*filter(None, [records.rivals(place)]), *patients.doubts(films, parts, _decoded(films, size))],
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
 
 
 def _decoded(films: Any, size: int) -> Any:
-    """The store of these films, None where it is not built yet."""
+    """The store of these films; None if it is not built yet."""
     from cxrlib.data import builder, store
 
     folder = store.default_folder(films, size)
     return store.load(folder) if (folder / builder.MANIFEST).is_file() else None
 
 
-def _doubt(doubts: Iterable[str], console: Console) -> None:
-    _say([f"In doubt: {doubt}." for doubt in doubts], console, style="yellow")
+def _print_doubts(doubts: Iterable[str], console: Console) -> None:
+    _print([f"In doubt: {doubt}." for doubt in doubts], console, style="yellow")
 
 
-def _say(lines: Iterable[str], console: Console, style: str | None = None) -> None:
+def _print(lines: Iterable[str], console: Console, style: str | None = None) -> None:
     for line in lines:
         console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 def _phantoms() -> Path:
-    from cxrlib.data import phantom  # SciPy, which a run on real films does without
+    from cxrlib.data import phantom  # imports SciPy, which a run on real films does not need
 
     return phantom.default()
 
 
-def _asked(name: str, before: Mapping, given: Mapping[str, Scalar], base: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    given = settings.located(given)
+def _merged(name: str, before: Mapping, new: Mapping[str, Scalar], base: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    new = settings.located(new)
     if "settings" in before:
-        return {**before["settings"], **given, "run": name}
-    return {**(base if given.get("data") else {}), **given, "run": name}
+        return {**before["settings"], **new, "run": name}
+    return {**(base if new.get("data") else {}), **new, "run": name}
 
 
-def _words(parameters: Mapping[str, Scalar], asked: Mapping[str, Scalar]) -> list[str]:
-    """The settings of a run as a reader wants them: those that all stages share, then those of one notebook."""
-    shown = {name: value for name, value in {**parameters, **asked}.items() if name != "run" and value != ""}
+def _words(parameters: Mapping[str, Scalar], wanted: Mapping[str, Scalar]) -> list[str]:
+    """Settings of a run as text: those that all stages share, then those of one notebook."""
+    shown = {name: value for name, value in {**parameters, **wanted}.items() if name != "run" and value != ""}
     return [f"{name} {value}" for name, value in shown.items()]
 
 
@@ -185,18 +178,18 @@ def _execute(
     book: Path,
     home: paths.Run,
     share: Mapping,
-    kept: dict[str, Any],
+    current: dict[str, Any],
     made_by: str,
     board: progress.Board,
     kernels: kernel_client.Kernels,
 ) -> None:
-    """Execute one notebook and note in run.json how it went; the last good execution stays until this one succeeds."""
+    """Execute one notebook and record its state in run.json; the last good execution stays until this one succeeds."""
     name, began = book.stem, time.time()
-    outputs = kept["notebooks"].get(name, {}).get("outputs", [])
+    outputs = current["notebooks"].get(name, {}).get("outputs", [])
     entry = {"state": "running", "started": provenance.now(), "parameters": dict(share), "fingerprint": made_by}
-    kept["notebooks"][name] = {**entry, "outputs": outputs}
-    kept |= {"device": kernels.device, "git": provenance.git_revision(), "versions": provenance.versions()}
-    paths.write_json(home.run_json, kept)
+    current["notebooks"][name] = {**entry, "outputs": outputs}
+    current |= {"device": kernels.device, "git": provenance.git_revision(), "versions": provenance.versions()}
+    paths.write_json(home.run_json, current)
     home.notebooks.mkdir(parents=True, exist_ok=True)
     running, failed = (home.notebooks / f"{name}.{word}.ipynb" for word in ("running", "failed"))
     board.start(name, len(settings.cells(book)))
@@ -210,16 +203,16 @@ def _execute(
         if running.exists():
             running.replace(failed)
         if isinstance(error, UserError):
-            raise UserError(f"{error}\nAs far as it came: {failed}") from None
+            raise UserError(f"{error}\nThe partly executed notebook: {failed}") from None
         raise
     finally:
         board.finish(name, entry["state"])
-        still = {file for file in outputs if (home.root / file).exists()}
-        entry["outputs"] = sorted(still | record.written(home.root, began))
+        earlier = {file for file in outputs if (home.root / file).exists()}
+        entry["outputs"] = sorted(earlier | record.written(home.root, began))
         entry["left"] = record.left(home, entry["outputs"])
-        kept["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
-        kept["updated"] = provenance.now()
-        paths.write_json(home.run_json, kept)
+        current["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
+        current["updated"] = provenance.now()
+        paths.write_json(home.run_json, current)
 
 
 def _papermill(
@@ -229,21 +222,21 @@ def _papermill(
     watch: Callable[[int], None],
     kernels: kernel_client.Kernels,
 ) -> None:
-    """Execute one notebook in its own folder, by the Python that runs this, calling ``watch`` with each cell's index.
+    """Execute one notebook in its own folder with this Python; ``watch`` is called with each cell's index.
 
-    Raises UserError naming cell and file with the error itself.
+    Raises UserError with the file, the cell and the error.
     """
-    import papermill  # takes seconds, and is not needed where nothing is to be done
+    import papermill  # takes seconds, and is not needed if nothing is to be executed
     from nbclient.exceptions import DeadKernelError
 
     from cxrlib.workbook import kernel
 
-    for talker in ("papermill", "asyncio"):  # what they say of a kernel that was stopped helps nobody
-        logging.getLogger(talker).setLevel(logging.CRITICAL)
-    at = [0]
+    for logger in ("papermill", "asyncio"):  # their messages on a stopped kernel do not help the user
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    last = [0]
 
-    def seen(cell_index: int, **_: Any) -> None:
-        at[0] = cell_index
+    def on_cell_start(cell_index: int, **_: Any) -> None:
+        last[0] = cell_index
         watch(cell_index)
 
     try:
@@ -256,7 +249,7 @@ def _papermill(
             progress_bar=False,
             resources={"metadata": {"path": str(book.parent)}},  # the kernel's folder; cwd= would move this process too
             kernel_manager_class=kernel.of(kernels.server),
-            on_cell_start=seen,
+            on_cell_start=on_cell_start,
         )
     except papermill.PapermillExecutionError as error:
         where = f"{book.name}, cell {_position(book, error.cell_index, share)} (In [{error.exec_count}])"
@@ -264,18 +257,18 @@ def _papermill(
         raise UserError(f"{where}: {what.strip()}") from None
     except DeadKernelError:
         raise UserError(
-            f"{book.name}, cell {_position(book, at[0], share)}: the kernel died, most often for want of memory; "
-            "try a smaller batch_size or size"
+            f"{book.name}, cell {_position(book, last[0], share)}: the kernel died, most often because memory ran "
+            "out; try a smaller batch_size or size"
         ) from None
 
 
 def _position(book: Path, index: int, share: Mapping) -> int:
-    """Number, from 1, in the notebook as it is written, of a cell in the executed one, which has one cell more."""
+    """Number of a cell, from 1, in the source notebook; the executed one has one more, the injected parameters."""
     tags = [cell.get("metadata", {}).get("tags", []) for cell in settings.cells(book)]
     injected = next((i for i, tag in enumerate(tags) if "parameters" in tag), -1) + 1 if share else len(tags)
     return index + 1 - (index >= injected)
 
 
 def _literal(path: Path) -> str:
-    """A path as papermill takes it: it fills in ``{names}``, so braces are doubled."""
+    """A path for papermill, with doubled braces, because papermill replaces ``{names}``."""
     return str(path).replace("{", "{{").replace("}", "}}")

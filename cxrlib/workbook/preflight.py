@@ -1,4 +1,4 @@
-"""What can be known of a run before it trains: whether its weights and checkpoints will do, and what it will take."""
+"""Checks before a run trains: its weights and checkpoints, and a forecast of its time."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,14 @@ from cxrlib.workbook import kernel_client, record, settings
 from cxrlib.workbook.settings import Scalar
 
 USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
-"""Starting weights that need no look, for which PyTorch would have to be loaded."""
+"""Starting weights that are not checked, which saves the import of PyTorch."""
 
 
 def judge(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]], before: Mapping) -> None:
-    """Look at the weights and checkpoints that these notebooks are told to take, but for notebooks done with them.
+    """Check the weights and checkpoints in these notebooks' parameters, except of notebooks already done with them.
 
-    before: the run's record. Raises UserError for weights that are absent, unreadable, not finite or no ResNet-50's,
-    and for a checkpoint that is absent, damaged or without a size to test it at.
+    before: the run's record. Raises UserError for weights that are absent, unreadable, not finite or not of a
+    ResNet-50, and for a checkpoint that is absent, damaged or without an image size for the test.
     """
     for book in books:
         done, share = before.get("notebooks", {}).get(book.stem, {}), shares[book.stem]
@@ -33,10 +33,10 @@ def judge(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[s
 
 
 def told(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
-    """Sentences for a run's first lines: which checkpoint a test is of, and that it is read at another size."""
+    """Sentences for the start of a run: the tested checkpoint, and a test at another image size than in training."""
     books = list(books)
     if any(settings.part(book).startswith("stage") for book in books):
-        return []  # what is tested is trained first
+        return []  # the checkpoint to test does not exist yet
     words = []
     for book in books:
         share = shares[book.stem]
@@ -55,9 +55,9 @@ def forecast(
     films: Mapping,
     kernels: kernel_client.Kernels,
 ) -> list[str]:
-    """Lines on which device, how fast and for how long these notebooks train; none where that cannot be told.
+    """Lines on the device, speed and duration of these notebooks' training; empty where they cannot be measured.
 
-    films: what ``pipeline.data`` says of them. Measured in a process of its own, by ``training.forecast``.
+    films: as from ``pipeline.data``. ``training.forecast`` measures in a separate process.
     """
     names, stages, shared = ("schedule", "lr", "epochs", "loss", "also"), [], {}
     for book in (book for book in books if settings.part(book).startswith("stage")):
@@ -66,13 +66,13 @@ def forecast(
             return []
         shared = {name: own[name] for name in ("size", "batch_size")}
         stages.append({"number": int(settings.part(book).removeprefix("stage")), **{name: own[name] for name in names}})
-    asked = json.dumps({"stages": stages, "films": films["parts"], "notebooks": len(books), **shared})
-    said, code = kernels.output(f"from cxrlib.training import forecast; forecast.tell({asked!r})")
-    return [] if code else said.strip().splitlines()
+    request = json.dumps({"stages": stages, "films": films["parts"], "notebooks": len(books), **shared})
+    text, code = kernels.output(f"from cxrlib.training import forecast; forecast.tell({request!r})")
+    return [] if code else text.strip().splitlines()
 
 
 def _last(home: paths.Run) -> Path | None:
-    """The JSON of the best checkpoint of the last stage that is finished, None where none is."""
+    """JSON of the best checkpoint of the last finished stage; None if no stage is finished."""
     done = [home.stage(stage) for stage in record.STAGES if (home.stage(stage) / "best.json").is_file()]
     best = paths.read_json(done[-1] / "best.json").get("best", "") if done else ""
     return done[-1] / f"{best}.json" if best and (done[-1] / f"{best}.json").is_file() else None
@@ -86,7 +86,7 @@ def _another_size(described: Path, read_at: int) -> str:
 
 
 def _checkpoint(home: paths.Run, book: Path, share: Mapping[str, Scalar]) -> tuple[Path, int]:
-    """The checkpoint that a notebook is told to take, and the size that it is tested at; 0 where it is trained on."""
+    """The checkpoint in a notebook's parameters, and the image size of its test; 0 for a stage's notebook."""
     from cxrlib.training import checkpoint
 
     path = checkpoint.resolve(str(share["ckpt"]), home)

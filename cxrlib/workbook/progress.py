@@ -1,4 +1,4 @@
-"""One line per notebook while a run goes on: live on a terminal, plain lines in a log."""
+"""Progress of a run, one line per notebook: live on a terminal, plain lines in a log."""
 
 import json
 import threading
@@ -12,12 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-POLL = 1.0  # seconds between two looks at a stage's progress.json
+POLL = 1.0  # seconds between two reads of a stage's progress.json
 
 
 @dataclass
 class Line:
-    """What is known of one notebook: how far it is, and where its training writes its progress."""
+    """State of one notebook, and the file in which its training writes progress."""
 
     name: str
     watched: Path
@@ -32,25 +32,25 @@ class Line:
         return time.time() - self.began if self.state == "running" else self.seconds
 
     def training(self) -> dict:
-        """The stage's progress.json while it is being trained by this notebook, else an empty dict."""
+        """The stage's progress.json while this notebook trains it, else an empty dict."""
         try:
             if self.state != "running" or self.watched.stat().st_mtime < self.began:
                 return {}
-            found = json.loads(self.watched.read_text())
-            return {} if found.get("done") else found
+            progress = json.loads(self.watched.read_text())
+            return {} if progress.get("done") else progress
         except (OSError, ValueError):
             return {}
 
 
 def clock(seconds: float) -> str:
-    """``0:07``, ``12:40``, ``3:05:00``."""
+    """Duration as text: ``0:07``, ``12:40``, ``3:05:00``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def epochs(now: dict) -> str:
-    """``epoch 2/6, batch 10/44, 38 images/s, 2:00 left`` from a progress.json; keys that are absent are left out."""
+    """Text from a progress.json: ``epoch 2/6, batch 10/44, 38 images/s, 2:00 left``; absent keys are left out."""
     words = []
     for one, all_ in (("epoch", "epochs"), ("batch", "batches")):
         if one in now and all_ in now:
@@ -64,7 +64,7 @@ def epochs(now: dict) -> str:
 
 @dataclass
 class Board(AbstractContextManager):
-    """The lines of one run. ``start``, ``cell`` and ``finish`` are called as a notebook goes along."""
+    """Lines of one run. Call ``start``, ``cell`` and ``finish`` as a notebook is executed."""
 
     lines: list[Line]
     console: Console = field(default_factory=Console)
@@ -92,7 +92,7 @@ class Board(AbstractContextManager):
     def start(self, name: str, cells: int) -> None:
         line = self._by_name[name]
         line.state, line.cells, line.cell, line.began = "running", cells, 0, time.time()
-        self._say(f"{name}: {cells} cells")
+        self._print(f"{name}: {cells} cells")
 
     def cell(self, name: str, index: int) -> None:
         self._by_name[name].cell = index + 1
@@ -100,10 +100,12 @@ class Board(AbstractContextManager):
     def finish(self, name: str, state: str, note: str = "") -> None:
         line = self._by_name[name]
         line.seconds, line.state, line.note = line.elapsed() if line.began else 0.0, state, note
-        self._say(f"{name}: {state}{f' in {clock(line.seconds)}' if line.seconds else ''}{f', {note}' if note else ''}")
+        self._print(
+            f"{name}: {state}{f' in {clock(line.seconds)}' if line.seconds else ''}{f', {note}' if note else ''}"
+        )
 
     def table(self) -> Table:
-        """The lines as they stand now; called for every refresh, so it reads the training's progress afresh."""
+        """Lines of the current state; called at every refresh, so it reads the training's progress again."""
         table = Table.grid(padding=(0, 2))
         for line in self.lines:
             mark, style = MARKS[line.state]
@@ -112,19 +114,19 @@ class Board(AbstractContextManager):
             table.add_row(Text(mark, style), Text(line.name, style), Text(elapsed, justify="right"), text)
         return table
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if not self.console.is_terminal:
             self.console.print(f"{time.strftime('%H:%M:%S')} {text}", soft_wrap=True, highlight=False, markup=False)
 
     def _report_epochs(self) -> None:
         """Print a line when a training reaches another epoch."""
-        seen = None
+        last = None
         while not self._stop.wait(POLL):
             for line in self.lines:
                 now = line.training()
-                if now and (line.name, now.get("epoch")) != seen:
-                    seen = (line.name, now.get("epoch"))
-                    self._say(f"{line.name}: cell {line.cell}/{line.cells}, {epochs(now)}")
+                if now and (line.name, now.get("epoch")) != last:
+                    last = (line.name, now.get("epoch"))
+                    self._print(f"{line.name}: cell {line.cell}/{line.cells}, {epochs(now)}")
 
 
 MARKS = {

@@ -1,7 +1,7 @@
-"""What a run remembers of itself in ``run.json``, and what has changed since.
+"""The record of a run, ``run.json``: its settings, films and notebooks, and whether they have changed since.
 
-What made a notebook's results is one fingerprint: its source, its parameters, the code it uses, the films and what
-else is read of their folder, the checkpoints that it takes from stages, and all that for every notebook before it.
+One fingerprint stands for all that a notebook's results depend on: its source, its parameters, the code it uses, the
+films and other files of their folder, the checkpoints it takes from stages, and the same for every stage before it.
 """
 
 import ast
@@ -17,41 +17,41 @@ from cxrlib.workbook import settings
 from cxrlib.workbook.settings import Scalar
 
 APART = ("cxrlib.workbook.report",)
-"""What a notebook imports and the chain does anew by itself: a change of it has no notebook executed again."""
+"""Modules whose change does not execute a notebook again: the chain writes the report again by itself."""
 
 STAGES = (1, 2, 3, 4, 5)
-SUFFIX = ".safetensors"  # as in training.checkpoint, which would bring torch along
+SUFFIX = ".safetensors"  # as in training.checkpoint, whose import would load torch
 
 PASSING = ("report.html", "run.json", "progress.json")
-"""Files of a run folder that are nobody's result, or come and go."""
+"""Files of a run folder that are not results of a notebook."""
 
 
 def read(home: paths.Run) -> dict[str, Any]:
-    """The run's record, empty for a new run. Raises UserError where the file is damaged."""
+    """The run's record; empty for a new run. Raises UserError if the file is damaged."""
     return paths.read_json(home.run_json) if home.run_json.exists() else {}
 
 
 def opened(
     before: Mapping, asked: Mapping[str, Scalar], parameters: Mapping[str, Scalar], films: Mapping
 ) -> dict[str, Any]:
-    """The record as it stands at the start of a call.
+    """The record at the start of a call.
 
-    asked: the settings given, now and before; parameters: what they and the defaults amount to for all stages alike.
+    asked: the user's settings, of this call and earlier ones; parameters: the values that all stages share.
     """
-    kept = {key: before[key] for key in ("device", "git", "versions", "updated", "report") if key in before}
+    earlier = {key: before[key] for key in ("device", "git", "versions", "updated", "report") if key in before}
     return {
         "run": asked["run"],
         "created": before.get("created", provenance.now()),
         "settings": dict(asked),
         "parameters": dict(parameters),
         "data": dict(films),
-        **kept,
+        **earlier,
         "notebooks": dict(before.get("notebooks", {})),
     }
 
 
 def check_same_films(before: Mapping, films: Mapping) -> None:
-    """Refuse to mix two data sets in one run; the same films at another place, or more films at the same, are fine."""
+    """Raise UserError if a run would mix two data sets; the same films moved, or more films in the folder, are fine."""
     old = before.get("data", films)
     if old["fingerprint"] != films["fingerprint"] and old["folder"] != films["folder"]:
         raise UserError(
@@ -61,64 +61,64 @@ def check_same_films(before: Mapping, films: Mapping) -> None:
 
 
 def code_version(book: Path) -> str:
-    """Fingerprint of the code that a notebook imports, with all that this imports in turn, but for ``APART``."""
-    found: set[str] = set()
+    """Fingerprint of the code that a notebook imports, directly or indirectly, except ``APART``."""
+    imports: set[str] = set()
     for cell in settings.cells(book):
         if cell["cell_type"] == "code":
-            with suppress(SyntaxError):  # a notebook's own magic, or a slip that its execution will tell of
-                found |= provenance.imports(ast.parse(settings.source(cell)))
-    return provenance.code_version(*sorted(found), without=APART)
+            with suppress(SyntaxError):  # a notebook magic, or an error that the execution will report
+                imports |= provenance.imports(ast.parse(settings.source(cell)))
+    return provenance.code_version(*sorted(imports), without=APART)
 
 
 def fingerprint(book: Path, books: list[Path], shares: Mapping[str, Mapping[str, Scalar]], record: Mapping) -> str:
-    """What made, or would make, a notebook's results, from the first notebook of the chain on, as all of it is now.
+    """Fingerprint of all that a notebook's results depend on now, the stages before it included.
 
-    shares: each notebook's parameters, by its stem. Only stages hand something on, so no other is anybody's `before`.
+    shares: each notebook's parameters, by its stem. Only stages pass results on, so other notebooks before it are
+    left out.
     """
     earlier = [other for other in books if other.stem < book.stem and settings.part(other).startswith("stage")]
     before = fingerprint(earlier[-1], books, shares, record) if earlier else ""
     share, sources = shares[book.stem], [[cell["cell_type"], settings.source(cell)] for cell in settings.cells(book)]
     films = [record["data"]["fingerprint"], _contents(record, "".join(source for _, source in sources))]
-    handed_on = _handed_on(paths.Run(record["run"]), settings.part(book), share)
-    return provenance.digest([sources, dict(share), code_version(book), films, before, _weights(share), handed_on])
+    parents = _parents(paths.Run(record["run"]), settings.part(book), share)
+    return provenance.digest([sources, dict(share), code_version(book), films, before, _weights(share), parents])
 
 
 def unchanged(home: paths.Run, record: Mapping, book: Path, made_by: str) -> bool:
-    """Whether the notebook was executed with this fingerprint and its files are there as it left them."""
+    """True if the notebook was executed with this fingerprint and its files are unchanged since."""
     entry = record["notebooks"].get(book.stem, {})
     if entry.get("state") != "done" or entry["fingerprint"] != made_by:
         return False
-    there = all((home.root / file).exists() for file in (f"notebooks/{book.name}", *entry["outputs"]))
-    return there and entry.get("left") == left(home, entry["outputs"])
+    complete = all((home.root / file).exists() for file in (f"notebooks/{book.name}", *entry["outputs"]))
+    return complete and entry.get("left") == left(home, entry["outputs"])
 
 
 def left(home: paths.Run, outputs: Iterable[str]) -> str:
-    """Fingerprint of a notebook's files by their bytes, so that one executed by hand since shows.
+    """Fingerprint of a notebook's files by their bytes, so that a later execution by hand is noticed.
 
-    Of a stage's folder ``best.json`` alone, which is written when a stage was trained: looking at it, letting a
-    calibration travel with its checkpoint, or going on from it changes other files there.
+    Of a stage's folder only ``best.json`` counts, which is written when a stage was trained: an evaluation stores a
+    calibration beside the checkpoint, and training that goes on changes other files.
     """
     own = [file for file in sorted(outputs) if not file.startswith("stage") or file.endswith("/best.json")]
-    files = [home.root / file for file in own]
-    return provenance.digest([[name, provenance.file_sha256(file)] for name, file in zip(own, files, strict=True)
-                              if file.is_file()])  # fmt: skip
+    hashes = [[name, provenance.file_sha256(home.root / name)] for name in own if (home.root / name).is_file()]
+    return provenance.digest(hashes)
 
 
 def written(root: Path, since: float) -> set[str]:
-    """Files of the run folder written since a time, relative to it, without those that come and go."""
+    """Files of the run folder written since a time, as paths relative to it; ``PASSING`` and notebooks are left out."""
     files = (file for file in root.rglob("*") if file.is_file() and file.stat().st_mtime >= since)
-    found = {file.relative_to(root) for file in files if file.name not in PASSING and not file.name.startswith(".")}
-    return {file.as_posix() for file in found if file.parts[0] != "notebooks"}
+    names = {file.relative_to(root) for file in files if file.name not in PASSING and not file.name.startswith(".")}
+    return {name.as_posix() for name in names if name.parts[0] != "notebooks"}
 
 
 def _contents(record: Mapping, sources: str) -> dict[str, str]:
-    """What the data folder held, as ``contents.fingerprints`` says; the boxes only for a notebook that reads them."""
-    held = record["data"].get("contents", {})
-    return {name: value for name, value in held.items() if name != "boxes" or "read_boxes" in sources}
+    """Fingerprints of the data folder's files; that of the boxes only for a notebook that reads them."""
+    contents = record["data"].get("contents", {})
+    return {name: value for name, value in contents.items() if name != "boxes" or "read_boxes" in sources}
 
 
-def _handed_on(home: paths.Run, part: str, share: Mapping[str, Scalar]) -> list:
-    """The checkpoints that a notebook takes from the stages before it, where it is not given one by ``ckpt``."""
+def _parents(home: paths.Run, part: str, share: Mapping[str, Scalar]) -> list:
+    """Checkpoints that a notebook takes from the stages before it; none if ``ckpt`` names one."""
     if share.get("ckpt") or part == "exploration":
         return []
     number = part.removeprefix("stage")
@@ -127,20 +127,20 @@ def _handed_on(home: paths.Run, part: str, share: Mapping[str, Scalar]) -> list:
 
 
 def _best(folder: Path) -> list:
-    """What a stage came to: its record, and its best checkpoint's hash and size; as much as is there of it."""
-    found: list = []
+    """Hashes of a stage's ``best.json`` and best checkpoint, and its size; shorter if files are absent."""
+    values: list = []
     with suppress(UserError, OSError, KeyError, TypeError):  # absent or damaged
-        found.append(provenance.file_sha256(folder / "best.json"))
+        values.append(provenance.file_sha256(folder / "best.json"))
         file = folder / f"{paths.read_json(folder / 'best.json')['best']}{SUFFIX}"
-        found += [paths.read_json(file.with_suffix(".json"))["sha256"], file.stat().st_size]
-    return found
+        values += [paths.read_json(file.with_suffix(".json"))["sha256"], file.stat().st_size]
+    return values
 
 
 def _weights(share: Mapping[str, Scalar]) -> list:
-    """Size and time of the weights that ``ckpt`` and ``weights`` may mean: another file of the same name is a change.
+    """Size and time of the files that ``ckpt`` and ``weights`` may mean, so that another file of the same name counts.
 
-    The JSON beside a checkpoint is none of them: an evaluation lets its calibration travel there, and is not to be
-    executed again for that.
+    The JSON beside a checkpoint is left out: an evaluation stores its calibration there, which must not execute it
+    again.
     """
     named = [
         str(share[name]).removesuffix(".json").removesuffix(SUFFIX) for name in ("ckpt", "weights") if share.get(name)

@@ -1,6 +1,6 @@
-"""The report of a run: one self-contained HTML file, made from what the run left in its folder.
+"""The report of a run: one self-contained HTML file, made from the files in the run's folder.
 
-Whatever is missing or damaged is said in its place; the rest is shown all the same.
+A file that is missing or damaged is named in its section; the rest of the report is still shown.
 """
 
 import json
@@ -20,40 +20,39 @@ TEMPLATES = ("report.html.j2", "quality.html.j2", "limits.html.j2", "page.html.j
 
 
 def build(run: str) -> Path:
-    """Write ``outputs/<run>/report.html`` and give its path. Raises UserError where there is no such run."""
+    """Write ``outputs/<run>/report.html`` and return its path. Raises UserError if the run does not exist."""
     folder = home(run)
     return paths.write_text(folder.report, page.render("report.html.j2", **gather(folder)))
 
 
 def home(run: str) -> paths.Run:
-    """The folder of a run. Raises UserError, naming those there are, where there is no such run."""
-    found = paths.Run(run)
-    if not found.root.is_dir():
-        known = ", ".join(sorted(file.parent.name for file in paths.outputs().glob("*/run.json"))) or "none yet"
-        raise UserError(f"there is no run {run!r} in {paths.outputs()}; there are: {known}")
-    return found
+    """The folder of a run. Raises UserError with the names of all runs if the run does not exist."""
+    folder = paths.Run(run)
+    if not folder.root.is_dir():
+        names = ", ".join(sorted(file.parent.name for file in paths.outputs().glob("*/run.json"))) or "none yet"
+        raise UserError(f"there is no run {run!r} in {paths.outputs()}; there are: {names}")
+    return folder
 
 
 def code_version() -> str:
-    """Fingerprint of what makes the report: it changes with its code or its templates."""
+    """Fingerprint of the report's modules and templates; it changes when one of them changes."""
     here = Path(__file__)
-    files = [here.with_name(name) for name in (*(f"{room}.py" for room in ROOMS), *TEMPLATES)]
+    files = [here.with_name(name) for name in (*(f"{module}.py" for module in ROOMS), *TEMPLATES)]
     return provenance.digest([provenance.file_sha256(file) for file in files])
 
 
 def gather(home: paths.Run) -> dict[str, Any]:
-    """All that the template shows, in plain values; ``notes`` says which of the run's main files are missing."""
+    """Plain values for the template; ``notes`` lists the run's main files that are missing or damaged."""
     album = pictures.Album()
     auc, overall, stages, data = (
         tables.table(home.tables / f"{name}.csv") for name in ("auc_test", "overall", "stages", "data")
     )
-    found = tables.record(home)
-    record = found.value
-    why = {"auc": auc.why, "stages": stages.why, "data": data.why, "record": found.why}
+    record, record_why = tables.record(home)
+    why = {"auc": auc.why, "stages": stages.why, "data": data.why, "record": record_why}
     notes = [reason for reason in why.values() if reason]
     past = _past(home, notes)
     why["overall"] = overall.why
-    asked = {**part(record, "parameters"), **part(record, "settings")}
+    settings = {**part(record, "parameters"), **part(record, "settings")}
     rows = sections.findings(auc.value, _films(data.value, "test"))
     single = [row for row in rows if not metrics.is_mean(row["finding"])]
     shown = {
@@ -71,13 +70,13 @@ def gather(home: paths.Run) -> dict[str, Any]:
     return {
         "run": home.name,
         "record": record,
-        "asked": asked,
-        "facts": _facts(record, asked, data.value),
+        "asked": settings,
+        "facts": _facts(record, settings, data.value),
         "contaminated": max(contaminated(data.value) or 0, past["seen"]) or contaminated(data.value),
         "past": past,
         "doubts": part(record, "data").get("doubts", []),
         "left_out": part(part(record, "data"), "left_out").get("films", 0),
-        "phantom": bool(record) and not asked.get("data"),
+        "phantom": bool(record) and not settings.get("data"),
         "mean": next((row for row in rows if metrics.is_mean(row["finding"])), None),
         "findings": single,
         "overall": _rows(overall.value),
@@ -97,42 +96,42 @@ def gather(home: paths.Run) -> dict[str, Any]:
 
 
 def part(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a run's record, empty where it is not there or is something else."""
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
+    """A part of a run's record; an empty dict where it is absent or not a dict."""
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def contaminated(data: pd.DataFrame | None) -> int | None:
-    """Patients of the test part that the network has seen, knowingly; None where that was not written down."""
+    """Number of test patients that the network has seen, as the user allowed; None where not recorded."""
     if data is None or "seen_in_training" not in data or data["seen_in_training"].isna().all():
         return None
     return int(data["seen_in_training"].max())
 
 
 def split(data: pd.DataFrame | None) -> str:
-    """Who split the films that the numbers are of, as the evaluation wrote it down; "" where it did not."""
+    """Source of the split into train, validation and test, as the evaluation recorded it; "" where not recorded."""
     return "" if data is None or "split" not in data or data.empty else data["split"].iloc[0]
 
 
 def _read_at(data: pd.DataFrame | None) -> int:
-    """Side in pixels of the films that the numbers are of, 0 where the evaluation did not write it down."""
+    """Side of the evaluated images in pixels; 0 where the evaluation did not record it."""
     return 0 if data is None or "size" not in data or data["size"].isna().any() or data.empty else int(data["size"][0])
 
 
 def _past(home: paths.Run, notes: list[str]) -> dict[str, Any]:
-    """What the checkpoints said when they were asked whom they had seen: tested patients, and what nobody knows.
+    """The checkpoints' lineage: test patients that they have seen, and sentences on what is not known.
 
-    A table that is there and cannot be read goes into ``notes``; an older run has none.
+    A table that cannot be read goes into ``notes``. Runs of older versions have no table.
     """
-    seen, unknown, asked = 0, {}, False
+    patients, unknown, checked = 0, {}, False
     for name in ("lineage", "lineage_localisation"):
-        found = tables.table(home.tables / f"{name}.csv")
-        if found.value is not None:
-            seen, asked = max(seen, int(found.value["patients"].fillna(0).max())), True
-            unknown |= dict.fromkeys(words for words in found.value["unknown"] if words)
+        lineage = tables.table(home.tables / f"{name}.csv")
+        if lineage.value is not None:
+            patients, checked = max(patients, int(lineage.value["patients"].fillna(0).max())), True
+            unknown |= dict.fromkeys(text for text in lineage.value["unknown"] if text)
         elif (home.tables / f"{name}.csv").exists():
-            notes.append(found.why)
-    return {"seen": seen, "unknown": list(unknown), "asked": asked}
+            notes.append(lineage.why)
+    return {"seen": patients, "unknown": list(unknown), "asked": checked}
 
 
 def _rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
@@ -145,44 +144,47 @@ def _films(data: pd.DataFrame | None, name: str) -> int | None:
 
 
 def _stage_figures(home: paths.Run, album: pictures.Album, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The figures that each stage left: its learning curves and its experiment."""
+    """The figures of each stage: its learning curves and its experiment."""
     names = {row["stage"]: row["checkpoint"] for row in stages}
-    found = []
+    rows = []
     for k in range(1, 6):
         figures = [album.read(file.with_suffix("")) for file in sorted(home.stage(k).glob("*.png"))]
         if figures:
-            found.append({"stage": k, "checkpoint": names.get(k, ""), "figures": figures})
-    return found
+            rows.append({"stage": k, "checkpoint": names.get(k, ""), "figures": figures})
+    return rows
 
 
-def _facts(record: dict[str, Any], asked: dict[str, Any], data: pd.DataFrame | None) -> list[tuple[str, str]]:
-    """The first screen's answers: which data, which run. An answer that is not known is "not recorded"."""
+def _facts(record: dict[str, Any], settings: dict[str, Any], data: pd.DataFrame | None) -> list[tuple[str, str]]:
+    """Facts for the first screen, as names and values: which data, which run; "not recorded" where unknown."""
     films = part(record, "data")
     count = f"{films['films']:,} films of {films['patients']:,} patients" if {"films", "patients"} <= set(films) else ""
-    where = (asked.get("data") or "the phantom set") if record else ""
+    where = (settings.get("data") or "the phantom set") if record else ""
     seconds = sum(entry.get("seconds", 0) for entry in part(record, "notebooks").values())
-    asked = asked | ({"size": read_at} if (read_at := _read_at(data)) else {})
-    network = [f"{asked[name]}{unit}" for name, unit in (("size", " px"), ("batch_size", " a batch")) if name in asked]
-    start = {"none": "random weights"}.get(asked.get("weights"), f"weights {asked.get('weights')}") if asked else ""
+    settings = settings | ({"size": read_at} if (read_at := _read_at(data)) else {})
+    network = [
+        f"{settings[name]}{unit}" for name, unit in (("size", " px"), ("batch_size", " a batch")) if name in settings
+    ]
+    weights = settings.get("weights", "not recorded")
+    start = "random weights" if weights == "none" else f"weights {weights}"
     sizes = [f"{words.count(row.films)} {row.part}" for row in ([] if data is None else data.itertuples())]
     sizes = [size for size in sizes if not size.endswith(" all")]
-    seed = f"seed {asked['seed']}" if "seed" in asked else ""
-    answers = [
-        ("Films", ", ".join(filter(None, (count, Path(str(where)).name if asked.get("data") else where)))),
+    seed = f"seed {settings['seed']}" if "seed" in settings else ""
+    facts = [
+        ("Films", ", ".join(filter(None, (count, Path(str(where)).name if settings.get("data") else where)))),
         ("Split", " · ".join(filter(None, (split(data), " / ".join(sizes))))),
-        ("Network", ", ".join(filter(None, ("ResNet-50", start, *network))) if asked else ""),
-        ("Schedule", " · ".join(filter(None, (asked.get("schedule", ""), seed)))),
+        ("Network", ", ".join(filter(None, ("ResNet-50", start, *network))) if settings else ""),
+        ("Schedule", " · ".join(filter(None, (settings.get("schedule", ""), seed)))),
         ("Device", record.get("device", "")),
         (
             "Time",
             f"{progress.clock(seconds)} for the notebooks, {str(record.get('updated', ''))[:10]}" if seconds else "",
         ),
     ]
-    return [(name, answer or "not recorded") for name, answer in answers]
+    return [(name, value or "not recorded") for name, value in facts]
 
 
 def _lineage(home: paths.Run, notes: list[str]) -> list[dict[str, Any]]:
-    """The best checkpoint of every finished stage, and what it came from; what cannot be read goes into ``notes``."""
+    """The best checkpoint of every finished stage and its parent; files that cannot be read go into ``notes``."""
     rows = []
     for k in range(1, 6):
         if not (home.stage(k) / "best.json").is_file():

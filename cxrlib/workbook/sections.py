@@ -1,7 +1,7 @@
-"""The sections of a report on how well a run reads: from its tables to plain values that the template shows.
+"""Report sections on a run's performance: AUC, stages, precision, calibration, thresholds.
 
-Each function reads its own tables and gives a dict: the rows, what they say in a sentence, and ``why`` where there is
-nothing to show.
+Each function reads its own tables and returns plain values for the template: rows, sentences, and in ``why`` the reason
+where there is nothing to show.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from cxrlib.labels import FINDINGS, NO_FINDING
 from cxrlib.workbook import marks, pictures, tables, words
 
 RULES = {
-    "youden": ("Balanced", "The most sensitivity and specificity together (Youden)."),
-    "f1": ("Few false alarms among the calls", "The best balance of finding and being right (F1)."),
-    "sensitivity_90": ("Misses little", "The highest threshold that found 90 % of the films on validation."),
+    "youden": ("Balanced", "The highest sum of sensitivity and specificity (Youden)."),
+    "f1": ("Few false positives", "The best balance of precision and recall (F1)."),
+    "sensitivity_90": ("Few misses", "The highest threshold with a sensitivity of at least 90 % on validation."),
 }
 
 
 def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]]:
-    """Rows of the AUC table, best first, with prevalence and drawing; then those undefined, "No Finding", the mean.
+    """Rows of the AUC table, best first, with prevalence and drawing; then undefined findings, "No Finding", the mean.
 
-    films: how many the test part has, None where not known.
+    films: number of films in the test part, None where unknown.
     """
     if auc is None:
         return []
@@ -42,16 +42,17 @@ def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]
 
 
 def roc(home: paths.Run, album: pictures.Album, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A ROC curve per finding from the numbers beside the figure; the figure itself where there are none."""
-    points, known = tables.table(home.figures / "roc_test.csv"), {row["finding"]: row for row in rows}
+    """ROC curves, one per finding, drawn from the CSV beside the figure; the figure itself where there is no CSV."""
+    points, by_finding = tables.table(home.figures / "roc_test.csv"), {row["finding"]: row for row in rows}
     drawn = [
-        {"finding": name, "mark": marks.roc(own), "row": known.get(name)} for name, own in _by_finding(points.value)
+        {"finding": name, "mark": marks.roc(own), "row": by_finding.get(name)}
+        for name, own in _by_finding(points.value)
     ]
     return {"curves": drawn, "why": points.why or NO_CURVES, **_instead(drawn, home, album, "roc_test")}
 
 
 def stages(table: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """Rows of the stages' table with what each trained and whether it helped, in words and as a drawing."""
+    """Rows of the stages' table with the trained layer groups and the effect on the AUC, in words and as a drawing."""
     if table is None:
         return []
     wanted = ("test_low", "test_high", "difference", "difference_low", "difference_high", "p_holm")
@@ -71,11 +72,10 @@ def stages(table: pd.DataFrame | None) -> list[dict[str, Any]]:
 
 
 def steps(home: paths.Run) -> dict[str, Any]:
-    """Finding by finding what the stages changed: the steps that are shown, and the last stage against the first."""
-    found = tables.table(home.tables / "stage_findings.csv")
-    if found.value is None:
-        return {"shown": [], "looked_at": 0, "whole": [], "why": found.why}
-    table = found.value
+    """Changes of single findings: those from stage to stage that are shown, and all from first stage to last."""
+    table, why = tables.table(home.tables / "stage_findings.csv")
+    if table is None:
+        return {"shown": [], "looked_at": 0, "whole": [], "why": why}
     single, whole = (table[table["comparison"] == kind] for kind in ("step", "whole"))
     whole = marks.differences(whole.sort_values("difference", ascending=False, kind="stable"))
     shown = [row for row in marks.differences(single) if row["says"] in ("better", "worse")]
@@ -83,7 +83,7 @@ def steps(home: paths.Run) -> dict[str, Any]:
 
 
 def trained(groups: str) -> str:
-    """Layer groups, parted by spaces, in a few words: all six are everything, several a stretch from bottom to top."""
+    """Layer groups, separated by spaces, in a few words: "everything" for all six, else "first to last"."""
     names = groups.split()
     if len(names) == 6:
         return "everything"
@@ -91,31 +91,31 @@ def trained(groups: str) -> str:
 
 
 def precision(home: paths.Run, album: pictures.Album, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Average precision beside the prevalence, which guessing reaches, best lift first; and the curves."""
-    told = [
+    """Average precision beside the prevalence, which is the chance level, highest ratio first; and the curves."""
+    defined = [
         row | {"times": row["ap"] / row["prevalence"] if row["prevalence"] else None}
         for row in rows
         if row["finding"] in FINDINGS and not pd.isna(row["ap"])
     ]
-    told.sort(key=lambda row: -(row["times"] or 0))
+    defined.sort(key=lambda row: -(row["times"] or 0))
     points = tables.table(home.figures / "pr_test.csv")
     drawn = [(name, marks.pr(own)) for name, own in _by_finding(points.value)]
     shown = _instead(drawn, home, album, "pr_test")
-    return {"rows": told, "curves": drawn, "why": points.why or NO_CURVES, **shown}
+    return {"rows": defined, "curves": drawn, "why": points.why or NO_CURVES, **shown}
 
 
 def calibration(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
-    """Calibration error and Brier score per finding, a set for each kind of probabilities, such as before and after."""
-    found, points = tables.table(home.tables / "calibration.csv"), tables.table(home.figures / "reliability.csv")
+    """Calibration error and Brier score per finding for each kind of probabilities (before and after calibration)."""
+    scores, points = tables.table(home.tables / "calibration.csv"), tables.table(home.figures / "reliability.csv")
     curves = [(name, *marks.reliability(own)) for name, own in _by_finding(points.value)]
     shown = {
         "curves": curves,
         "readings": list(dict.fromkeys(points.value["reading"])) if curves else [],
         "curves_why": points.why or NO_CURVES,
-        "why": found.why or "tables/calibration.csv has none of the 14 findings.",
+        "why": scores.why or "tables/calibration.csv has none of the 14 findings.",
         **_instead(curves, home, album, "reliability"),
     }
-    table = None if found.value is None else found.value[found.value["finding"].isin(FINDINGS)]
+    table = None if scores.value is None else scores.value[scores.value["finding"].isin(FINDINGS)]
     if table is None or table.empty:
         return shown | {"rows": [], "kinds": [], "means": [], "truth": {}}
     if "probabilities" not in table:
@@ -132,24 +132,24 @@ def calibration(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
 
 
 def thresholds(home: paths.Run, album: pictures.Album) -> dict[str, Any]:
-    """What each rule's thresholds, chosen on validation, give on the test part; a list of rules with their rows."""
-    found = tables.table(home.tables / "thresholds.csv")
+    """Thresholds of each rule, chosen on validation, with their results on the test part."""
+    table, why = tables.table(home.tables / "thresholds.csv")
     rules = []
-    for rule, rows in [] if found.value is None else found.value.groupby("rule", sort=False):
+    for rule, rows in [] if table is None else table.groupby("rule", sort=False):
         title, meaning = RULES.get(rule, (rule, ""))
         own = rows[rows["finding"].isin(FINDINGS)]
         mean = own[["sensitivity", "specificity", "ppv", "npv"]].mean().to_dict()
         rows = rows.assign(reason=rows.get("reason", ""))
         rules.append({"title": title, "meaning": meaning, "mean": mean, "rows": rows.to_dict("records")})
     shown = _instead(rules, home, album, "thresholds")
-    return {"rules": rules, "why": found.why or "tables/thresholds.csv is empty.", **shown}
+    return {"rules": rules, "why": why or "tables/thresholds.csv is empty.", **shown}
 
 
-NO_CURVES = "The numbers beside the figure have none of the 14 findings."
+NO_CURVES = "The CSV beside the figure has none of the 14 findings."
 
 
 def _instead(drawn: list, home: paths.Run, album: pictures.Album, stem: str) -> dict[str, Any]:
-    """The run's own figure where nothing could be drawn from numbers; the page has no room for both."""
+    """The run's own figure, only where no curve could be drawn; the page has no room for both."""
     return {"figure": None if drawn else album.read(home.figures / stem)}
 
 

@@ -1,4 +1,4 @@
-"""What a run left, as its report reads it: a file that is missing or damaged gives a reason instead of its content."""
+"""Tables of a run, read for its report: a missing or damaged file gives a reason in place of its content."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,34 +29,34 @@ NEEDED = {
     "reliability": ("finding", "reading", "probability", "observed"),
     "published": ("method", "network", "mean", "source"),
 }
-"""The columns without which a table says nothing, by the name of its file; more are welcome."""
+"""Required columns of each table, by its file's name; a table may have more."""
 
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
     *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
     *("origin", "first", "unknown", "no_interval", "chosen_on", "split"),
 )
-"""Columns that hold text. All others hold numbers, and what is no number there counts as undefined."""
+"""Columns that hold text. All others hold numbers; a cell that is not a number counts as undefined."""
 
 NUMBERED = ("stage",)
-"""Columns of numbers that name their row."""
+"""Number columns that identify a row, so may not be empty."""
 
 NAMED = {"stage_findings": ("stage",)}
-"""Columns that hold text in one table alone: there a stage goes by its checkpoint's name."""
+"""Columns that hold text in one table only: there ``stage`` is a checkpoint's name."""
 
 MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown", "no_interval", "chosen_on", "split")
-"""Columns of text that may be empty; the others name their row."""
+"""Text columns that may be empty; the others identify a row."""
 
 
 class Found(NamedTuple):
-    """What a file held and "", or None and a sentence that says why it could not be had."""
+    """A file's content and "", or None and a sentence with the reason."""
 
     value: Any
     why: str
 
 
 def read(file: Path, reader: Callable[[Path], Any]) -> Found:
-    """What ``reader`` makes of a file; whatever is wrong with the file is told, not raised."""
+    """The result of ``reader`` on a file; an error of the file is returned as ``why``, not raised."""
     where = f"{file.parent.name}/{file.name}"
     if not file.is_file():
         return Found(None, f"{where} is not there yet.")
@@ -67,7 +67,7 @@ def read(file: Path, reader: Callable[[Path], Any]) -> Found:
 
 
 def table(file: Path) -> Found:
-    """A CSV with at least the columns that ``NEEDED`` lists for its name: text as text, the rest as float or int."""
+    """A CSV with the columns that ``NEEDED`` lists for its name: text as str, the rest as float or int."""
     return read(file, _table)
 
 
@@ -88,25 +88,25 @@ def _table(file: Path) -> pd.DataFrame:
 
 
 def record(home: paths.Run) -> Found:
-    """The run's ``run.json``; an empty dict where it cannot be had."""
-    found = read(home.run_json, _record)
-    return Found(found.value or {}, found.why)
+    """The run's ``run.json``; an empty dict where it cannot be read."""
+    value, why = read(home.run_json, _record)
+    return Found(value or {}, why)
 
 
 def _record(file: Path) -> dict[str, Any]:
-    found = paths.read_json(file)
-    if not isinstance(found, dict):
+    content = paths.read_json(file)
+    if not isinstance(content, dict):
         raise ValueError("it is not the record of a run")
     for name in ("parameters", "settings", "data", "versions", "notebooks"):
-        if not isinstance(found.get(name, {}), dict):
+        if not isinstance(content.get(name, {}), dict):
             raise ValueError(f"its {name!r} is not a table")
-    for name, entry in found.get("notebooks", {}).items():
+    for name, entry in content.get("notebooks", {}).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("seconds", 0), int | float):
             raise ValueError(f"its notebook {name!r} has no record")
-    films = found.get("data", {})
+    films = content.get("data", {})
     left_out = films.get("left_out", {})
     counts = [films.get("films", 0), films.get("patients", 0)]
     counts.append(left_out.get("films", 0) if isinstance(left_out, dict) else None)
     if not all(isinstance(count, int) for count in counts):
-        raise ValueError("its counts of films are no numbers")
-    return found
+        raise ValueError("its counts of films are not numbers")
+    return content

@@ -1,4 +1,4 @@
-"""Controls for a notebook: choose finding, view and sex, and look at such films."""
+"""Browser of films for a notebook: choose finding, view position and sex."""
 
 import base64
 import io
@@ -14,19 +14,19 @@ from cxrlib.data import images
 from cxrlib.errors import UserError
 
 ANY = "any"
-SIDE, ACROSS = 180, 4  # pixels of a film on the grid; films in a row
-CAPTION, WIDTH = 30, 31  # pixels below a film for its caption; letters in a line of it
+SIDE, ACROSS = 180, 4  # side of a film on the grid in pixels; films in a row
+CAPTION, WIDTH = 30, 31  # height of a caption in pixels; characters in a line of it
 
 
 def choose(films: pd.DataFrame, finding: str = ANY, view: str = ANY, sex: str = ANY) -> pd.DataFrame:
     """The films with this finding (one of the 15 labels), view position ("PA", "AP") and sex ("F", "M")."""
-    wanted = np.ones(len(films), bool)
+    chosen = np.ones(len(films), bool)
     if finding != ANY:
-        wanted &= films[labels.LABELS[labels.column(finding)]].to_numpy() == 1
+        chosen &= films[labels.LABELS[labels.column(finding)]].to_numpy() == 1
     for name, value in (("view", view), ("sex", sex)):
         if value != ANY:
-            wanted &= films[name].to_numpy() == value
-    return films[wanted]
+            chosen &= films[name].to_numpy() == value
+    return films[chosen]
 
 
 def draw(films: pd.DataFrame, n: int = 8) -> bytes:
@@ -36,7 +36,7 @@ def draw(films: pd.DataFrame, n: int = 8) -> bytes:
     sheet = Image.new("L", (ACROSS * (SIDE + 6), rows * (SIDE + CAPTION + 6)), 255)
     pen = ImageDraw.Draw(sheet)
     if films.empty:
-        pen.text((8, SIDE // 2), "No film is like this.", fill=90, font_size=14)
+        pen.text((8, SIDE // 2), "No film matches.", fill=90, font_size=14)
     for i, (_, film) in enumerate(films.iterrows()):
         x, y = i % ACROSS * (SIDE + 6), i // ACROSS * (SIDE + CAPTION + 6)
         sheet.paste(_thumbnail(film["path"]), (x, y))
@@ -49,10 +49,12 @@ def draw(films: pd.DataFrame, n: int = 8) -> bytes:
 
 
 def caption(film: pd.Series) -> tuple[str, str]:
-    """Two lines on a film: its findings; its patient, age, sex and view as far as they are known."""
-    found = labels.decode(film[list(labels.LABELS)]).replace(labels.SEPARATOR, ", ")
+    """Two lines on a film: its findings; its patient and, where known, age, sex and view position."""
+    findings = labels.decode(film[list(labels.LABELS)]).replace(labels.SEPARATOR, ", ")
     age = "" if pd.isna(film["age"]) else f"{film['age']:.0f} y"
-    return theme.name(found), " · ".join(filter(None, (f"patient {film['patient']}", age, film["sex"], film["view"])))
+    return theme.name(findings), " · ".join(
+        filter(None, (f"patient {film['patient']}", age, film["sex"], film["view"]))
+    )
 
 
 def _thumbnail(path: str) -> Image.Image:
@@ -65,9 +67,9 @@ def _thumbnail(path: str) -> Image.Image:
 
 
 class Browser(ipywidgets.VBox):
-    """Three choices and a grid of the films that answer to them; "next" turns the page.
+    """Three menus and a grid of the matching films; "next" turns the page.
 
-    Where no kernel runs (a notebook read on a code host), the first grid stands there as a picture.
+    Where no kernel runs (a notebook on a code host), the first grid is shown as a picture.
     """
 
     def __init__(self, films: pd.DataFrame, n: int = 8) -> None:
@@ -86,14 +88,14 @@ class Browser(ipywidgets.VBox):
         super().__init__([bar, self.count, self.sheet])
 
     def show(self, page: int) -> None:
-        """Draw a page of the films chosen now; after the last page the first follows."""
+        """Draw a page of the chosen films; after the last page the first follows."""
         chosen = choose(self.films, self.finding.value, self.view.value, self.sex.value)
         pages = max(1, -(-len(chosen) // self.n))
         self.page = page % pages
         self.sheet.value = draw(chosen.iloc[self.page * self.n :], self.n)
         patients = chosen["patient"].nunique()
-        counted = f"{_several(len(chosen), 'film')} of {_several(patients, 'patient')}"
-        self.count.value = f"{counted} · page {self.page + 1} of {pages:,}"
+        counts = f"{_several(len(chosen), 'film')} of {_several(patients, 'patient')}"
+        self.count.value = f"{counts} · page {self.page + 1} of {pages:,}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         shown = super()._repr_mimebundle_(**kwargs)

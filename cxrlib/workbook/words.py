@@ -1,4 +1,4 @@
-"""Numbers and findings as a reader wants them, and what an interval says in words."""
+"""Numbers, lists of findings and test results as text for the report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ CHANCE = "no difference shown"
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number as a reader wants it; an undefined one is a dash."""
+    """A number with fixed digits; a dash where undefined."""
     return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
 def signed(value: Any, digits: int = 3) -> str:
-    """A difference, with its sign; what rounds to nothing has none."""
+    """A difference with its sign; without a sign where it rounds to 0."""
     if pd.isna(value):
         return "–"
     text = f"{value:+.{digits}f}"
@@ -25,7 +25,7 @@ def signed(value: Any, digits: int = 3) -> str:
 
 
 def count(value: Any) -> str:
-    """A number of films or patients: ``25,596``."""
+    """A count of films or patients: ``25,596``."""
     return "–" if value is None or pd.isna(value) else f"{value:,.0f}"
 
 
@@ -35,24 +35,24 @@ def percent(value: Any, digits: int = 0) -> str:
 
 
 def small(value: Any) -> str:
-    """A threshold or a rate with two digits that count: ``0.013``, ``1e-05``."""
+    """A threshold or a learning rate with two significant digits: ``0.013``, ``1e-05``."""
     return "–" if value is None or pd.isna(value) else f"{value:.2g}"
 
 
 def chance(p: Any) -> str:
-    """A p value: ``p = 0.012``, ``p < 0.001``; nothing where undefined."""
+    """A p value: ``p = 0.012``, ``p < 0.001``; "" where undefined."""
     if p is None or pd.isna(p):
         return ""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Findings in a sentence: ``A``, ``A and B``, ``A, B and C``."""
+    """Display names of findings in a sentence: ``A``, ``A and B``, ``A, B and C``."""
     return joined([theme.name(name) for name in names])
 
 
 def joined(names: Sequence[str]) -> str:
-    """As ``listed``, of names that stay as they are."""
+    """Names in a sentence as in ``listed``, but unchanged."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -64,9 +64,9 @@ def verdict(
     *,
     sides: tuple[str, str] = ("better", "worse"),
 ) -> str:
-    """What a difference says: better, worse (or other words), or that it may be chance, which an adjusted p decides.
+    """The verdict on a difference: a word of ``sides`` (above 0, below 0), ``CHANCE``, or "undefined".
 
-    Without a p the interval does, for a difference that is looked at alone.
+    The adjusted p decides. Without a p the interval decides, which is right for a single comparison only.
     """
     if pd.isna(difference):
         return "undefined"

@@ -53,14 +53,14 @@ def interval(seed: int) -> bool:
 
 
 def better_than_others(seed: int, skill: float = 1.2) -> bool:
-    """ "It reads better (less well) than the others on average …"."""
-    return "than the others on average" in _reading(*study(seed, skill=skill))
+    """ "AUC higher (lower) than the mean of the other findings: …"."""
+    return "than the mean of the other findings" in _reading(*study(seed, skill=skill))
 
 
 def better_than_guessing(seed: int) -> bool:
-    """A finding that is guessed, and is not among those "Not shown to be better than guessing"."""
+    """A finding that is guessed, and is not among those "Not shown to be better than chance"."""
     films, said = study(seed, skill=0.0)
-    said_of = _reading(films, said).split("better than guessing: ")[-1].split(" On too few")[0]
+    said_of = _reading(films, said).split("better than chance: ")[-1].split(" Too few")[0]
     told = summary.against(films, said)["p_chance"].notna().to_numpy()
     return any(words.listed([FINDINGS[k]]) not in said_of for k in range(len(FINDINGS)) if told[k])
 
@@ -82,14 +82,14 @@ def finding_differs(seed: int) -> bool:
 
 
 def reads_the_view(seed: int) -> bool:
-    """ "Up to … of its mean AUC may come from telling AP from PA films": AP films are iller, and no reader knows it."""
+    """ "Up to … of the mean AUC may come from recognising AP and PA films": no reader uses the view position."""
     films, said = study(seed, ill=0.7)
     mean = subgroups.view_shortcut(films, said, replicates=REPLICATES).iloc[-1].to_dict()
     return bool(gist._view(mean))
 
 
 def points(seed: int) -> bool:
-    """ "It is shown to point better than blind at …": two ways of pointing blindly, 15 boxes a finding."""
+    """ "Shown to be better than a random point for …": two ways of pointing at random, 15 boxes a finding."""
     rng = np.random.default_rng([seed, 13])
     wanted = pd.DataFrame({"finding": np.repeat(FINDINGS[:8], 15), "patient": rng.integers(0, 60, 120)})
     area = np.repeat([0.2, 0.15, 0.1, 0.08, 0.05, 0.04, 0.02, 0.01], 15) * rng.uniform(0.5, 1.5, 120)
@@ -99,23 +99,23 @@ def points(seed: int) -> bool:
         tables[way] = localise.table(wanted, scored, replicates=2)
     table = pd.concat(rows.assign(method=way) for way, rows in localise.adjusted(tables).items())
     methods = [limits._method(way, rows, None) for way, rows in table.groupby("method", sort=False)]
-    return "shown to point better than blind at" in gist.looking({"methods": methods})
+    return "Shown to be better than a random point for" in gist.looking({"methods": methods})
 
 
 def runs_differ(seed: int) -> bool:
-    """ "… reads these films better": two equal runs on the comparison page, of their means."""
+    """ "… is better on these films": two equal runs on the comparison page, by their means."""
     films, *said = study(seed, readers=2)
     return intervals.difference(*_boots(films, said)).p <= words.SURE
 
 
 def findings_differ(seed: int) -> bool:
-    """ "Single findings shown to be read better": the same, of single findings."""
+    """ "Single findings shown to be better": the same, for single findings."""
     films, *said = study(seed, readers=2)
     return bool((summary.gain(films, *said, replicates=2)["p_holm"][:-1] <= words.SURE).any())
 
 
 def stage_harmed(seed: int) -> bool:
-    """ "Stage … harmed", or helped: five stages that change nothing, judged as the report judges them."""
+    """ "Stage … lowered the validation AUC", or helped: five stages that change nothing, tested as in the report."""
     films, *said = study(seed, readers=5)
     boots = _boots(films, said)
     steps = [intervals.difference(now, was) for was, now in pairwise(boots)]

@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn's logistic regression, simulated truth, and focal loss minimised by brute force."""
+"""Calibration against scikit-learn's logistic regression, simulated labels, and focal loss minimised on a grid."""
 
 import json
 
@@ -14,7 +14,7 @@ from cxrlib.evaluation import calibration, metrics
 
 
 def forecasts(films=4000, seed=0, slope=1.0, shift=0.0):
-    """15 labels with true chances; what the network says has its logit stretched and shifted."""
+    """15 labels with true probabilities; the network's probabilities have a scaled and shifted logit."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1.5, 1.2, (films, 15))
     known = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
@@ -35,7 +35,7 @@ def test_platt_undoes_a_stretch_and_a_shift():
 
 
 def focal_answers(films=3000, gamma=2.0, seed=0):
-    """What focal loss drives a network to that knows the true chances: minima on a grid, not the formula."""
+    """Minimisers of focal loss for true probabilities, found on a grid instead of by the formula."""
     known, truth, patients = forecasts(films, seed)
     q = np.linspace(1e-4, 1 - 1e-4, 4001)
     grid = np.linspace(0.002, 0.998, 500)
@@ -94,11 +94,15 @@ SINGLES = st.floats(0, 1, width=32, allow_subnormal=True)
 DIGITS = st.integers(0, 10**9).map(lambda number: number / 10**9)
 
 
-@given(said=st.lists(st.one_of(SINGLES, DIGITS), min_size=2, max_size=40), gamma=st.sampled_from([0.0, 1.0, 2.0, 3.5]),
-       slope=LINES["slopes"], intercept=LINES["intercepts"])  # fmt: skip
+@given(
+    said=st.lists(st.one_of(SINGLES, DIGITS), min_size=2, max_size=40),
+    gamma=st.sampled_from([0.0, 1.0, 2.0, 3.5]),
+    slope=LINES["slopes"],
+    intercept=LINES["intercepts"],
+)
 @settings(max_examples=300, deadline=None)
 def test_no_rank_changes_and_no_tie_is_made(said, gamma, slope, intercept):
-    """Whatever the network answers in float32, or a file holds in nine digits: its AUC is that of the calibrated."""
+    """Calibration changes no AUC, of float32 probabilities or of a file's nine digits."""
     line = calibration.Calibration("platt", gamma, (slope,) * 15, (intercept,) * 15, ("",) * 15)
     said = np.array(said)
     for after in (line(said[:, None])[:, 0], line.logits(said[:, None])[:, 0], calibration.unfocal(said, gamma)):

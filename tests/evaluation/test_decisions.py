@@ -1,4 +1,4 @@
-"""Calibration and thresholds travel with the checkpoint, and no one takes it for another one for that."""
+"""Calibration and thresholds in a checkpoint's JSON; writing them does not change the checkpoint's identity."""
 
 import json
 
@@ -17,7 +17,7 @@ from cxrlib.workbook import record
 
 @pytest.fixture
 def path(own_outputs):
-    """A checkpoint of one weight in a run's first stage: its JSON is what matters here."""
+    """A checkpoint of one weight in a run's first stage; only its JSON matters here."""
     return saved(0.0)
 
 
@@ -29,7 +29,7 @@ def saved(weight):
 
 @pytest.fixture
 def validation():
-    """200 films of 15 labels, the last finding absent, and what a network says of them."""
+    """200 films with 15 labels, the last finding absent, and a network's probabilities."""
     rng = np.random.default_rng(0)
     known = (rng.random((200, 15)) < 0.3).astype(np.uint8)
     known[:, 13] = 0
@@ -97,7 +97,7 @@ def test_damaged_ones_are_named(path, validation, name, damage, says):
 
 
 def test_a_notebook_told_to_read_the_checkpoint_is_not_made_again_for_it(path, validation, tmp_path):
-    """Its fingerprint holds the weights that ``ckpt`` may mean, and an evaluation writes beside them."""
+    """The fingerprint covers files that ``ckpt`` may mean, and an evaluation writes beside them."""
     book, kept = tmp_path / "06_evaluation.ipynb", {"run": "demo", "notebooks": {}, "data": {"fingerprint": "f"}}
     book.write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     for number, ckpt in enumerate((path.stem, str(path), str(path.with_suffix(""))), 1):

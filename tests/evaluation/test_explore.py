@@ -1,4 +1,4 @@
-"""Who has a finding, and how steady its label is, counted on films made up for it."""
+"""Counts of patients by finding, and of gaps in their labels, on made-up films."""
 
 import matplotlib.pyplot as plt
 import numpy as np

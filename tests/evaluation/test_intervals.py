@@ -1,4 +1,4 @@
-"""Intervals against resamples made by hand, scikit-learn on them, and the textbook forms of DeLong and Holm."""
+"""Intervals against explicit resamples with scikit-learn, and the textbook forms of DeLong and Holm."""
 
 import numpy as np
 import pytest
@@ -113,7 +113,7 @@ def test_too_few_patients_with_the_finding_give_no_interval():
 
 
 def test_the_mean_is_of_the_same_findings_in_every_resample():
-    """Three patients have Hernia, where it is read the wrong way round: without it every mean is higher."""
+    """Three patients have Hernia, with reversed scores, so the mean without Hernia is always higher."""
     labels, scores, who = reading(300, 14, 60, 10**9)
     labels[:, 13] = np.isin(who, np.unique(who)[:3])
     scores[:, 13] = 1 - labels[:, 13]
@@ -137,7 +137,7 @@ def test_p_of_a_bootstrap_is_never_less_than_its_resamples_can_tell():
 @given(seed=st.integers(0, 300))
 @settings(max_examples=15, deadline=None)
 def test_a_share_by_patient_is_the_textbooks_ratio_estimator(seed):
-    """Cochran, Sampling Techniques, 6.4: the variance of a ratio of cluster totals, of a population without end."""
+    """Cochran, Sampling Techniques, 6.4: the variance of a ratio of cluster totals, for an infinite population."""
     rng = np.random.default_rng(seed)
     rows = np.repeat(np.arange(25), rng.integers(1, 6, 25))
     whole = np.ones(len(rows))

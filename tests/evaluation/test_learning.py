@@ -1,4 +1,4 @@
-"""The figures of a stage's learning hold what was learnt, whatever the number of epochs."""
+"""Learning curves show their numbers for any number of epochs."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +10,7 @@ from cxrlib.labels import FINDINGS
 
 
 def history(epochs):
-    """So many epochs; the second is the best, Hernia undefined."""
+    """A history of some epochs; the second is the best, Hernia is undefined."""
     rows = {"epoch": np.arange(epochs) + 1, "epochs_so_far": np.arange(epochs) + 3, "train_loss": 0.2, "val_loss": 0.3}
     aucs = {f"auc_{finding}": 0.3 + 0.01 * i for i, finding in enumerate(FINDINGS[:-1])}
     mean = np.where(np.arange(epochs) == 1, 0.7, 0.6)

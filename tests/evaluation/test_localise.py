@@ -1,4 +1,4 @@
-"""Localisation on a network that has learnt its sign by construction, and on one that has learnt nothing."""
+"""Localisation on a network with filters made for its sign, and on networks with random weights."""
 
 import weakref
 
@@ -18,7 +18,7 @@ SIZE = 64
 
 
 class Reader(nn.Module):
-    """Answers for 15 labels with one 3 × 3 filter each: label 0 sees bright squares, label 1 dark ones."""
+    """A network of one 3 × 3 filter for each of 15 labels: label 0 responds to bright squares, label 1 to dark ones."""
 
     def __init__(self, learnt: bool = True):
         super().__init__()
@@ -37,7 +37,7 @@ class Reader(nn.Module):
 
 @pytest.fixture(scope="module")
 def squares():
-    """40 noisy films, each with a bright square (Atelectasis) and a dark one (Cardiomegaly) at places of their own."""
+    """40 noisy films, each with a bright square (Atelectasis) and a dark one (Cardiomegaly) at random places."""
     rng = np.random.default_rng(0)
     images = rng.normal(0, 0.3, (40, 1, SIZE, SIZE)).astype(np.float32)
     boxes = []
@@ -107,7 +107,7 @@ def test_scores_by_hand():
     boxes = np.zeros((3, 4, 4), bool)
     boxes[:, 1:3, 1:3] = True
     scored = localise.scores(heat, boxes)
-    assert scored["hit"].tolist() == [1, 0, 0.25], "an empty map scores as blind pointing"
+    assert scored["hit"].tolist() == [1, 0, 0.25], "an empty map scores like a random point"
     assert scored["chance"].tolist() == [0.25] * 3
     assert scored["iou"].tolist() == [0.5, 0, 0.25]
     assert scored["iobb"].tolist() == [1, 0, 0.25]
@@ -241,7 +241,7 @@ def test_judging_batch_by_batch_is_judging_at_once(taught, boxed):
 
 
 def test_no_map_outlives_its_batch(taught, boxed, monkeypatch):
-    """What is held at any moment is one batch, however many boxes there are."""
+    """Only one batch is in memory at a time, for any number of boxes."""
     pixels, films, wanted, boxes = boxed
     seen, plain = [], localise.scores
 

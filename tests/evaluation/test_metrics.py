@@ -146,7 +146,7 @@ def test_published_aucs_to_four_decimals(nih_metadata):
 
 
 def published_predictions(folder):
-    """A published DenseNet-121's reading of 22,433 films: labels (N, 14), probabilities (N, 14)."""
+    """Predictions of a published DenseNet-121 on 22,433 films: labels (N, 14), probabilities (N, 14)."""
     read = pd.read_csv(folder / "densenet121_random_split_preds.csv.gz").set_index("Image Index")
     entries = pd.read_csv(folder / "Data_Entry_2017_v2020.csv.gz").set_index("Image Index").loc[read.index]
     labels = np.stack([order.encode(text) for text in entries["Finding Labels"]])[:, :14]

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what was given, undefined says so, and saving is whole, small and repeatable."""
+"""Figures show the numbers of their tables and name what is undefined; saved files are complete, small, repeatable."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +19,7 @@ def headless():
 
 @pytest.fixture
 def reading():
-    """150 films of 60 patients, four labels' worth in 15 columns; Hernia has no film."""
+    """150 films of 60 patients with 15 labels; Hernia has no film."""
     rng = np.random.default_rng(0)
     known = (rng.random((150, 14)) < 0.3).astype(np.uint8)
     known[:, 13] = 0
@@ -30,8 +30,14 @@ def reading():
 
 def auc_table(known, scores):
     auc = metrics.auc_per_label(known, scores)[:14]
-    rows = {"finding": list(FINDINGS), "positives": known[:, :14].sum(0), "auc": auc, "auc_low": auc - 0.05,
-            "auc_high": auc + 0.05, "reason": [metrics.reason(known[:, k]) for k in range(14)]}  # fmt: skip
+    rows = {
+        "finding": list(FINDINGS),
+        "positives": known[:, :14].sum(0),
+        "auc": auc,
+        "auc_low": auc - 0.05,
+        "auc_high": auc + 0.05,
+        "reason": [metrics.reason(known[:, k]) for k in range(14)],
+    }
     mean = {"finding": metrics.MEAN, "positives": 9, "auc": 0.7, "auc_low": 0.6, "auc_high": 0.8, "reason": ""}
     return pd.concat([pd.DataFrame(rows), pd.DataFrame([mean])], ignore_index=True)
 
@@ -101,9 +107,16 @@ def test_forest_orders_by_auc_and_names_the_undefined(reading):
 
 
 def test_gain_tells_sure_from_unsure():
-    table = pd.DataFrame({"finding": ["Mass", "Edema", "Hernia", metrics.MEAN], "positives": [3, 4, 0, 7],
-                          "difference": [0.1, 0.01, np.nan, 0.05], "low": [0.05, -0.02, np.nan, -0.01],
-                          "high": [0.15, 0.04, np.nan, 0.1], "p_holm": [0.03, 0.9, np.nan, 0.2]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "finding": ["Mass", "Edema", "Hernia", metrics.MEAN],
+            "positives": [3, 4, 0, 7],
+            "difference": [0.1, 0.01, np.nan, 0.05],
+            "low": [0.05, -0.02, np.nan, -0.01],
+            "high": [0.15, 0.04, np.nan, 0.1],
+            "p_holm": [0.03, 0.9, np.nan, 0.2],
+        }
+    )
     _, ax = plt.subplots()
     plots.gain(table, ax)
     drawn = {line.get_label(): list(line.get_xdata()) for line in ax.lines if not line.get_label().startswith("_")}

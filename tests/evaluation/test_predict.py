@@ -1,4 +1,4 @@
-"""From a network to probabilities, and the file of predictions with all that can be wrong in it."""
+"""Predictions of a network, and the checks of a file of predictions."""
 
 from collections import namedtuple
 
@@ -16,7 +16,7 @@ Batch = namedtuple("Batch", "images labels rows")
 
 
 class Films:
-    """Seven random 16-px films in batches of three, out of order: small, since only places and modes are tested."""
+    """Seven random 16-px films in batches of three, out of order: small, since only order and modes are tested."""
 
     def __init__(self, n=7):
         torch.manual_seed(0)
@@ -32,7 +32,7 @@ class Films:
 
 
 class Network(nn.Module):
-    """Answers differ by place, so that crops and mirror images show; counts what it was given."""
+    """A network whose output depends on the place, so that crops and mirror images matter; counts its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ def test_ten_crop_reads_ten_views_of_seven_eighths():
 
 
 class Small(Network):
-    """Has memory for ``room`` films at once; ``words`` are what an allocator says when it has not."""
+    """A network with memory for ``room`` films at once; ``words`` is the message of a failed allocation."""
 
     def __init__(self, room, error):
         super().__init__()
@@ -168,7 +168,7 @@ def _swap(read):
         (lambda read: read.assign(patient=read["patient"] + 1), "are not those of the films .7."),
         (lambda read: read.assign(label_Edema=[0.5] * 7), "label_Edema"),
         (lambda read: read.assign(patient=["x"] * 7), "patient"),
-        (lambda read: pd.concat([read, read.iloc[:1]]), "00000000_000.png is there twice"),
+        (lambda read: pd.concat([read, read.iloc[:1]]), "00000000_000.png occurs twice"),
         (lambda read: read.iloc[:0], "lacks 00000000_000.png"),
         (lambda read: read.iloc[1:], "lacks 00000000_000.png"),
         (lambda read: pd.concat([read, read.iloc[:1].assign(image="x.png")]), "foreign films, x.png"),

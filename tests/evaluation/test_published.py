@@ -1,4 +1,4 @@
-"""Published results: their means are those of their findings, and only the official test part stands beside them."""
+"""Published results: their means fit their findings, and only runs on the official test part are compared."""
 
 import numpy as np
 import pandas as pd

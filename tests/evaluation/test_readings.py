@@ -1,4 +1,4 @@
-"""A reading is made once, and again when anything that it was made of has changed."""
+"""Cached predictions are reused, and made again if anything that they depend on has changed."""
 
 import json
 
@@ -14,7 +14,7 @@ from cxrlib.evaluation import predict, readings
 
 
 class Counting(nn.Module):
-    """Answers by the mean grey of each quarter, and counts the films that it was given."""
+    """A network whose output is the mean grey of each quarter; counts its films."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class Counting(nn.Module):
 
 @pytest.fixture
 def made(tiny_phantom, tmp_path):
-    """A network, batches of 20 phantom films, and where their reading is kept."""
+    """A network, batches of 20 phantom films, and the path of their predictions."""
     torch.manual_seed(0)
     films = records.read(tiny_phantom).head(20)
     pixels = store.build(films, 16, progress=False)

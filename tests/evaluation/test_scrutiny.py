@@ -1,4 +1,4 @@
-"""Figures that question a run: they draw what they are given and say what they cannot show."""
+"""Figures of calibration, thresholds and groups: they show their tables' numbers and name what is undefined."""
 
 import matplotlib.pyplot as plt
 import numpy as np

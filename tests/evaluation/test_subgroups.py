@@ -1,4 +1,4 @@
-"""Subgroups on simulated readers whose faults are known: blind to a sex, or reading the view instead of the finding."""
+"""Subgroups on simulated predictions with a built-in fault: chance for one sex, or the view instead of the finding."""
 
 import numpy as np
 import pandas as pd
@@ -153,7 +153,7 @@ def test_readings_of_other_films_are_refused():
 
 def test_a_gap_is_of_independent_groups_what_the_textbook_says_and_holm_counts_all_gaps():
     frame, rng = films(900), np.random.default_rng(3)
-    frame["patient"] = np.arange(900)  # a film each, so that DeLong by film is the textbook's
+    frame["patient"] = np.arange(900)  # one film per patient, so that the textbook's DeLong by film applies
     frame["sex"] = rng.choice(["M", "F"], 900)
     read = reader(frame, 1.0)
     table = subgroups.gaps(subgroups.measure(frame, read, replicates=2)).set_index(["kind", "group", "finding"])
@@ -172,7 +172,7 @@ def test_a_gap_is_of_independent_groups_what_the_textbook_says_and_holm_counts_a
 
 
 def test_patients_who_are_in_both_groups_are_counted_once():
-    """Each AP film has its double among the PA films of the same patient: the gap is 0 and so is its error."""
+    """Each AP film has a copy among the PA films of the same patient, so the gap and its error are 0."""
     frame = films(600)
     frame["view"] = "AP"
     read = reader(frame)

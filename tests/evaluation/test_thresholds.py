@@ -1,4 +1,4 @@
-"""Thresholds: brute force over all cuts, and their journey from validation to test."""
+"""Thresholds against brute force over all cuts, and their use on test films."""
 
 import json
 

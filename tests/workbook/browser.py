@@ -1,4 +1,4 @@
-"""A page in Debian's Chromium, driven over its own debugging protocol: what it says, asks for, and how wide it is.
+"""A page in Debian's Chromium, driven by its debugging protocol: console messages, requests and widths.
 
 https://chromedevtools.github.io/devtools-protocol/ names the methods and events.
 """
@@ -25,10 +25,10 @@ FLAGS = (
 OVERHANG = """[...document.querySelectorAll("main *, header *, footer *")]
   .filter(e => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
   .filter(e => !e.closest("thead")).map(e => e.outerHTML.slice(0, 120))"""
-"""Elements that reach beyond the window's right edge; stacked tables keep their heads for screen readers alone."""
+"""Elements beyond the window's right edge; heads of stacked tables are left out, as only screen readers use them."""
 
 A4 = 688  # CSS pixels between margins of 14 mm
-PATIENCE = 60  # seconds that a loaded machine may take for one answer
+PATIENCE = 60  # seconds to wait for one answer
 
 
 class Page:
@@ -43,14 +43,14 @@ class Page:
             self.call(f"{domain}.enable")
 
     def open(self, address: str) -> None:
-        """Load an address and wait until it is there in full."""
+        """Load an address and wait until it is complete."""
         self._loaded = False
         self.call("Page.navigate", url=address)
         while not self._loaded:
             self._heed(json.loads(self._socket.recv()))
 
     def overhang(self, width: int, medium: str = "screen") -> list[str]:
-        """What reaches beyond the right edge of a window of this width, with all that can be opened open."""
+        """Elements beyond the right edge of a window of this width, with all details open."""
         self.call("Emulation.setEmulatedMedia", media=medium)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
         if medium == "screen":
@@ -58,7 +58,7 @@ class Page:
         return self.value(OVERHANG)
 
     def value(self, script: str):
-        """What a line of JavaScript gives."""
+        """Value of a line of JavaScript."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def call(self, method: str, **given):
@@ -86,7 +86,7 @@ class Page:
 
 @contextmanager
 def page(folder: Path) -> Iterator[Page]:
-    """A tab of a Chromium of its own, which keeps its files in ``folder``; skips the test where there is none."""
+    """A tab of a new Chromium with its files in ``folder``; skips the test if Chromium is not installed."""
     websocket = pytest.importorskip("websocket", reason="websocket-client is not installed")
     program = shutil.which("chromium") or pytest.skip("no chromium on this machine")
     words = [program, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]

@@ -33,7 +33,7 @@ def write(path: Path, parameters: str, *sources: str) -> Path:
 
 @pytest.fixture
 def chain(tmp_path, monkeypatch) -> Path:
-    """Folder of notebooks 00, 01, 02 and 06; the project's folder, its films and its code are stood in for."""
+    """Folder of notebooks 00, 01, 02 and 06; the project's folder, its films and its code are replaced."""
     folder = tmp_path / "project" / "notebooks"
     folder.mkdir(parents=True)
     write(folder / "00_exploration.ipynb", 'run = "demo"\ndata = ""\nsize = 64\nseed = 0', "print(size)")
@@ -49,5 +49,5 @@ def chain(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def best():
-    """What a stage of a run left behind."""
+    """Contents of a stage's ``best.json``."""
     return lambda k, run="demo": paths.read_json(paths.Run(run).stage(k) / "best.json")

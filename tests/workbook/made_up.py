@@ -1,4 +1,4 @@
-"""A finished run's folder in made-up numbers, with everything in it that a report shows."""
+"""A finished run's folder with made-up numbers for all that a report shows."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ ALL = "all findings"
 
 
 def run(name: str = "a & b", *, seed: int = 0, films: int = 120, noise: float = 1.0) -> paths.Run:
-    """Write the folder. Its predictions and AUC table agree; ``noise``, drawn from ``seed``, makes it read worse."""
+    """Write the folder. Its predictions and AUC table agree; ``noise``, drawn from ``seed``, lowers its AUC."""
     home = paths.Run(name)
     _predictions(home, seed, films, noise)
     for file, table in {**_tables(), **_groups(), **_places()}.items():
@@ -140,19 +140,34 @@ def _tables() -> dict[str, pd.DataFrame]:
 
 def _groups() -> dict[str, pd.DataFrame]:
     groups = [("all", "all films"), ("sex", "women"), ("sex", "men"), ("sex and view", "women, AP")]
-    rows = [{"kind": kind, "group": group, "finding": MEAN, "films": 60, "patients": 20, "auc": 0.8, "low": 0.7,
-             "high": 0.9, "findings": 14, "reason": ""} for kind, group in groups]  # fmt: skip
-    gaps = pd.DataFrame({
-        "number": ["auc", "auc", "sensitivity", "auc", "auc"],
-        "kind": ["sex", "view", "sex", "sex and view", "sex"],
-        "group": ["women", "AP", "women", "women, AP", "women"],
-        "against": ["men", "PA", "men", "men, AP", "men"],
-        "finding": [MEAN, MEAN, MEAN, MEAN, "Mass"],
-        "difference": [-0.05, 0.01, -0.1, -0.2, -0.3],
-        "low": [-0.08, -0.02, -0.2, -0.3, -0.4],
-        "high": [-0.02, 0.04, 0.1, -0.1, -0.2],
-        "p_holm": [0.01, 0.9, 0.3, 0.04, 0.03],
-    })  # fmt: skip
+    rows = [
+        {
+            "kind": kind,
+            "group": group,
+            "finding": MEAN,
+            "films": 60,
+            "patients": 20,
+            "auc": 0.8,
+            "low": 0.7,
+            "high": 0.9,
+            "findings": 14,
+            "reason": "",
+        }
+        for kind, group in groups
+    ]
+    gaps = pd.DataFrame(
+        {
+            "number": ["auc", "auc", "sensitivity", "auc", "auc"],
+            "kind": ["sex", "view", "sex", "sex and view", "sex"],
+            "group": ["women", "AP", "women", "women, AP", "women"],
+            "against": ["men", "PA", "men", "men, AP", "men"],
+            "finding": [MEAN, MEAN, MEAN, MEAN, "Mass"],
+            "difference": [-0.05, 0.01, -0.1, -0.2, -0.3],
+            "low": [-0.08, -0.02, -0.2, -0.3, -0.4],
+            "high": [-0.02, 0.04, 0.1, -0.1, -0.2],
+            "p_holm": [0.01, 0.9, 0.3, 0.04, 0.03],
+        }
+    )
     view = pd.DataFrame({"finding": [*FINDINGS, MEAN], "auc": 0.8, "within": 0.78, "difference": 0.02})
     return {
         "tables/subgroups.csv": pd.DataFrame(rows),

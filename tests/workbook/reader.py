@@ -1,4 +1,4 @@
-"""What a reader, or a screen reader, meets in a page."""
+"""A page's text, links, headings and pictures, as a reader or a screen reader gets them."""
 
 import re
 from html.parser import HTMLParser

@@ -13,7 +13,7 @@ COMMANDS = [command.name or command.callback.__name__ for command in cli.app.reg
 
 @pytest.fixture
 def called(monkeypatch):
-    """What the pipeline was asked to do, instead of doing it."""
+    """Arguments of the pipeline's calls; nothing is executed."""
     calls = []
 
     def run(name, given=None, **chosen):
@@ -25,7 +25,7 @@ def called(monkeypatch):
 
 
 def complaint(capsys, *words):
-    """What ``cxr`` says on stderr to a user's mistake; its exit code is 2 and there is no traceback."""
+    """Text of ``cxr`` on stderr after a user's error; checks exit code 2 and that there is no traceback."""
     assert cli.call(list(words)) == 2
     out, err = capsys.readouterr()
     assert not out
@@ -127,9 +127,9 @@ def test_a_parameter_may_be_given_in_papermills_way_too(called, words):
         ("train --stage two", "'--stage'"),
         ("train", "--stage"),
         ("train --stage 1 --lr fast", "'--lr'"),
-        ("train --stage 1 --lr nan", "no learning rate"),
-        ("train --stage 1 --lr -1", "no learning rate"),
-        ("train --stage 1 --loss_func mse", "focal (FocalLoss) and bce (BCE)"),
+        ("train --stage 1 --lr nan", "not a learning rate"),
+        ("train --stage 1 --lr -1", "not a learning rate"),
+        ("train --stage 1 --loss_func mse", "focal (FocalLoss) or bce (BCE)"),
         ("run --size 0", "--size 0"),
         ("run --epochs -3", "--epochs -3"),
         ("run --processes 0", "--processes 0"),

@@ -115,9 +115,9 @@ def test_a_run_without_readable_predictions_is_shown_but_not_paired(two, content
 
 
 def test_tables_and_predictions_of_different_readings_are_told(two):
-    assert "of different readings" not in shown("base", "bce")
+    assert "of different evaluations" not in shown("base", "bce")
     other_films(two[1], prob_Mass=0.5)
-    assert "they are of different readings; run 06_evaluation again" in shown("base", "bce")
+    assert "the files are of different evaluations; run 06_evaluation again" in shown("base", "bce")
 
 
 def test_a_finding_of_one_class_only_is_undefined_and_does_not_count(two):
@@ -152,7 +152,7 @@ def test_settings_that_differ_are_shown_and_equal_ones_are_set_apart(two):
         "loss": ["not recorded", "bce"],
         "stage 2": [f"layer4 to fc, focal loss, rate {rate}, 3 epochs" for rate in ("0.001", "5e-05")],
     }
-    differing = section(shown("base", "bce"), "What differs in how", "The same in all")
+    differing = section(shown("base", "bce"), "Settings that differ", "The same in all")
     assert "size" not in differing
 
 

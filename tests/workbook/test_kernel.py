@@ -1,4 +1,4 @@
-"""Kernels forked from a process that has imported the libraries: like those that are started, and no longer there."""
+"""Kernels forked from a process that has imported the libraries: they behave as new processes do, and they end."""
 
 import signal
 import subprocess
@@ -68,8 +68,10 @@ def process(kernels, code, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "ended"), [("import sys; sys.exit(3)", 3), ("1 / 0", 1), ("pass", 0),
-                                             ("import os; os.kill(os.getpid(), 9)", -9)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "ended"),
+    [("import sys; sys.exit(3)", 3), ("1 / 0", 1), ("pass", 0), ("import os; os.kill(os.getpid(), 9)", -9)],
+)
 def test_how_a_process_ended_is_told(kernels, tmp_path, code, ended):
     assert process(kernels, code, tmp_path).end() == ended
 
@@ -93,7 +95,7 @@ except KeyboardInterrupt:
 
 
 def until(true):
-    """Wait for something that must come."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + WAIT
     while not true():
         assert time.monotonic() < deadline
@@ -144,7 +146,7 @@ def test_a_killed_chain_leaves_no_process():
 
 
 def runs(pid):
-    """Whether a process is there, and is more than an entry in its parent's book."""
+    """True if a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

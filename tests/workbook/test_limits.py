@@ -37,7 +37,7 @@ def test_only_gaps_that_are_shown_after_adjusting_are_spoken_of(home):
     text = gist.failing(found)
     assert "Mean AUC is lower in women than in men, by 0.05 (0.02 to 0.08)." in text
     assert "No other difference in mean AUC is shown between AP and PA." in text
-    assert "Up to 0.020 of its mean AUC may come from telling AP from PA films." in text
+    assert "Up to 0.020 of the mean AUC may come from recognising AP and PA films." in text
     assert "women, AP" not in text
     file = home.tables / "gaps.csv"
     pd.read_csv(file).assign(p_holm=0.06).to_csv(file, index=False)
@@ -106,21 +106,21 @@ def test_findings_that_may_be_guesses_are_named_in_the_gist(home):
     auc = tables.table(home.tables / "auc_test.csv").value
     auc.loc[:13, ["p_chance", "p_others"]] = 0.04, 0.9
     auc.loc[auc["finding"] == "Mass", "p_chance"] = 0.06
-    named = gist.reading(sections.findings(auc, 120)).split("Not shown to be better than guessing: ")[1]
+    named = gist.reading(sections.findings(auc, 120)).split("Not shown to be better than chance: ")[1]
     assert "Mass" in named
     assert "Atelectasis" not in named
 
 
 def test_no_finding_is_read_best_on_a_film_or_two(home):
-    """The AUC is the highest, 1.00, and stands on one patient: no p, no praise."""
+    """The highest AUC, 1.00, is of one patient: it has no p and is not called high."""
     auc = tables.table(home.tables / "auc_test.csv").value
     auc.loc[:13, ["p_chance", "p_others"]] = 0.01, 0.9
     auc.loc[auc["finding"] == "Nodule", ["auc", "p_chance", "p_others"]] = 1.0, np.nan, np.nan
     auc.loc[auc["finding"] == "Edema", "p_others"] = 0.01
     text = gist.reading(sections.findings(auc, 120))
-    assert "On too few patients to tell: Nodule." in text
+    assert "Too few patients for a test: Nodule." in text
     assert "Nodule (" not in text
-    assert "than the others on average Edema (" in text
+    assert "than the mean of the other findings: Edema (" in text
 
 
 def test_a_table_without_adjusted_p_is_not_spoken_of(home):
@@ -134,13 +134,13 @@ def test_a_way_asked_on_few_boxes_is_left_out_of_the_gist(home):
     table.loc[table["method"] == "occlusion", "boxes"] //= 5
     table.to_csv(file, index=False)
     text = gist.looking(limits.localisation(home, pictures.Album()))
-    assert "in 27 of 100 cases (Grad-CAM); blind pointing reaches 10." in text
-    assert "It is shown to point better than blind at Mass (Grad-CAM)." in text
+    assert "in 27 of 100 cases (Grad-CAM); a random point in 10." in text
+    assert "Shown to be better than a random point for Mass (Grad-CAM)." in text
     assert gist.looking({"methods": []}) == ""
 
 
 def test_each_number_of_the_gaps_has_a_scale_of_its_own(home):
-    """The widest interval of sensitivity, 0.2, must not press those of AUC, 0.3 at most, together, nor the reverse."""
+    """AUC and sensitivity have separate scales, so the wide intervals of one do not shrink those of the other."""
     rows = limits.subgroups(home, pictures.Album())["gaps"]["rows"]
     sensitivity = next(row for row in rows if row["number"] == "sensitivity")
     assert "M0.0 8H150.0" in sensitivity["mark"]  # -0.2 to 0.1 on a scale from -0.2 to 0.2

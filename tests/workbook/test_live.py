@@ -1,4 +1,4 @@
-"""The live view shows where a stage is, draws seldom, and keeps quiet where nobody looks."""
+"""The live plot shows a stage's progress, draws seldom, and draws nothing outside a notebook."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ def progress(tmp_path):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a notebook would show, each picture in turn, new or an update."""
+    """Pictures that a notebook would show, in order, new or updated."""
     from IPython import display as room
 
     pictures = []

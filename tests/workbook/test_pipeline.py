@@ -70,7 +70,7 @@ def test_a_chain_is_executed_once_and_only_what_changed_again(chain, log, best):
 
 @pytest.mark.slow
 def test_doubts_about_the_films_are_among_the_first_lines_and_in_the_record(chain, log, monkeypatch):
-    """One is known before the films are decoded, the other only afterwards."""
+    """One doubt appears before the films are decoded, the other only afterwards."""
     told = iter([["names differ"], ["names differ", "one picture twice"]])
     plain = pipeline.data
     monkeypatch.setattr(pipeline, "data", lambda *where, **how: {**plain(*where), "doubts": next(told)})
@@ -182,10 +182,10 @@ def test_films_that_moved_or_grew_are_the_same_run():
 
 def test_given_films_bring_the_settings_of_real_films(tmp_path):
     base = {"size": 224, "schedule": "modern"}
-    fresh = pipeline._asked("base", {}, {"data": str(tmp_path), "size": 96}, base)
+    fresh = pipeline._merged("base", {}, {"data": str(tmp_path), "size": 96}, base)
     assert fresh == {"size": 96, "schedule": "modern", "data": str(tmp_path), "run": "base"}
-    assert pipeline._asked("demo", {}, {"seed": 1}, base) == {"seed": 1, "run": "demo"}
-    assert pipeline._asked("base", {"settings": fresh}, {"size": 64}, base) == {**fresh, "size": 64}
+    assert pipeline._merged("demo", {}, {"seed": 1}, base) == {"seed": 1, "run": "demo"}
+    assert pipeline._merged("base", {"settings": fresh}, {"size": 64}, base) == {**fresh, "size": 64}
 
 
 def test_another_checkpoint_of_the_same_name_is_a_change(chain):
