@@ -35,7 +35,7 @@ SEQUENTIAL = "cividis"
 """Colour map for amounts; even to colour-blind readers and rising evenly in grey."""
 
 _LOOK = {
-    "figure.dpi": 96,
+    "figure.dpi": 84,
     "figure.facecolor": PAPER,
     "savefig.dpi": 120,
     "savefig.bbox": "tight",

@@ -165,9 +165,9 @@ def blank(ax: Axes, why: str) -> Axes:
     return ax
 
 
-def fewer_colours(picture: Image.Image) -> Image.Image:
-    """The picture on a palette of 128 colours, a third of the bytes: enough for curves and for grey films."""
-    return picture.quantize(128, dither=Image.Dither.NONE)
+def fewer_colours(picture: Image.Image, colours: int = 128) -> Image.Image:
+    """The picture on a palette of so many colours, a third of the bytes: enough for curves and for grey films."""
+    return picture.quantize(colours, dither=Image.Dither.NONE)
 
 
 def _stage_name(row) -> str:

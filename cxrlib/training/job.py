@@ -1,8 +1,9 @@
 """A stage trained by several processes, as a job of its own with a notebook's parameters.
 
-A notebook cannot start them inside itself where its own process has touched the GPU, and reading the validation
-films before a stage does. So ``launch`` starts ``cxrlib.training.fit`` as a program, as a batch system does on several
-machines; the notebook's own ``fit`` then finds the stage finished, by its fingerprint, and reports on it.
+A notebook cannot start them inside itself where its own process has touched the GPU, and predicting the validation
+films before a stage does. So the chain calls ``launch`` before it executes the notebook. ``launch`` starts
+``cxrlib.training.fit`` as a program, as a batch system does on several machines; the notebook's own ``fit`` then finds
+the stage finished, by its fingerprint, and reports on it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cxrlib import paths, provenance
-from cxrlib.data import batches, phantom, records, splits, store
+from cxrlib.data import dataset, records
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, fit, lineage, losses, network, stages
 from cxrlib.training import team as teams
@@ -67,19 +68,15 @@ def train(
         checkpoint.load(parent)
     else:
         network.judge(weights)
-    source = team.from_first(lambda: paths.resolve(data) if data else phantom.default())
-    films = records.read(source, allow_missing=allow_missing)
-    team.from_first(lambda: store.build(films, size, allow_missing=allow_missing, progress=False).fingerprint)
-    pixels = store.build(films, size, allow_missing=allow_missing, progress=False)
-    films = pixels.present(films)
-    parts = splits.make(films, source, seed=seed)
-    how = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
-    train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **how)
-    val = batches.Batches(pixels, parts.val, batch_size=2 * batch_size)
+    how = {"seed": seed, "allow_missing": allow_missing, "progress": False}
+    if team.world > 1:  # one process decodes the films, the others find them decoded
+        team.from_first(lambda: dataset.open(data, size, **how).fingerprint)
+    films = dataset.open(data, size, **how)
+    train, val = films.batches(batch_size, augment=recipe.augment, cap=recipe.cap, views=recipe.views)
     model = network.build("none" if parent else weights, seed=seed)
     if parent:
         checkpoint.load_into(model, parent)
-    balance = losses.positive_weights(records.label_matrix(parts.train), recipe.positive_weight)
+    balance = losses.positive_weights(records.label_matrix(films.parts.train), recipe.positive_weight)
     room, _, name = SCORE.partition(":")
     return fit.fit(
         model,
@@ -91,17 +88,18 @@ def train(
         score=getattr(importlib.import_module(room), name),
         parent=parent,
         weights=weights,
-        data=records.fingerprint(films),
+        data=films.fingerprint,
         seed=seed,
         progress=team.first and sys.stderr.isatty(),
         watch=Log() if team.first else None,
     )
 
 
-def launch(processes: int, **parameters: Any) -> None:
+def launch(processes: int, *, shown: bool = True, **parameters: Any) -> None:
     """Train a stage in so many processes on this machine, one per GPU or sharing the CPU; return when it is done.
 
-    ``parameters`` as ``train`` takes them. What the job says goes to ``job.log`` in the stage's folder.
+    ``parameters`` as ``train`` takes them. What the job says goes to ``job.log`` in the stage's folder; ``shown`` draws
+    a bar of the batches done.
     Raises UserError with the job's own complaint, or that a process of it died; ``fit.Stopped`` on an interrupt.
     """
     folder = paths.Run(parameters.get("run", "demo")).stage(parameters["stage"])
@@ -123,7 +121,7 @@ def launch(processes: int, **parameters: Any) -> None:
             start_new_session=True,  # a notebook's interrupt reaches us alone, and the job gets one signal, not three
         )
         try:
-            _follow(job, folder / "progress.json", began)
+            _follow(job, folder / "progress.json", began, shown)
         except KeyboardInterrupt:
             job.send_signal(signal.SIGTERM)
             _wait_for_its_end(job, folder)
@@ -236,9 +234,9 @@ def _environment(processes: int, gpus: int) -> dict[str, str]:
     return {**os.environ, **own, "OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
-def _follow(job: subprocess.Popen, progress: Path, began: float) -> None:
+def _follow(job: subprocess.Popen, progress: Path, began: float, shown: bool) -> None:
     """Show how far a job has come until it ends."""
-    with tqdm(desc="job", unit="batch", mininterval=5) as bar:
+    with tqdm(desc="job", unit="batch", mininterval=5, disable=not shown) as bar:
         while True:
             try:
                 job.wait(1.0)
