@@ -35,7 +35,7 @@ SEQUENTIAL = "cividis"
 """Colour map for amounts. It is perceptually uniform, for colour-blind readers and in grey too."""
 
 _THEME = {
-    "figure.dpi": 96,
+    "figure.dpi": 84,
     "figure.facecolor": PAPER,
     "savefig.dpi": 120,
     "savefig.bbox": "tight",

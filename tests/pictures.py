@@ -1,4 +1,4 @@
-"""Fewer colours for the pictures in the notebooks, as in the saved figures: ``python -m tests.pictures NOTEBOOK…``.
+"""Fewer colours for the pictures in the notebooks than in the saved figures: ``python -m tests.pictures NOTEBOOK…``.
 
 A code host shows a notebook of a megabyte late or not at all, and pictures are nearly all of it.
 """
@@ -15,6 +15,8 @@ from PIL import Image
 from cxrlib.evaluation import plots
 
 PNG = "image/png"
+COLOURS = 64
+"""Colours of a picture in a notebook. With 128, as in the saved figures, 06 is larger than a code host likes."""
 
 
 def pictures(content: dict) -> Iterator[dict]:
@@ -29,14 +31,19 @@ def opened(data: dict) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode("".join(data[PNG]))))
 
 
+def reduced(picture: Image.Image) -> bool:
+    """Whether a picture has a palette, and few colours in it."""
+    return picture.mode == "P" and len(picture.getcolors()) <= COLOURS
+
+
 def reduce(book: Path) -> None:
-    """Turn every PNG of a notebook into one of a palette; those that have one already stay as they are."""
+    """Give every PNG of a notebook a palette of few colours; those that have one already stay as they are."""
     content = json.loads(book.read_text(encoding="utf-8"))
     for data in pictures(content):
         picture = opened(data)
-        if picture.mode != "P":
+        if not reduced(picture):
             file = io.BytesIO()
-            plots.fewer_colours(picture.convert("RGB")).save(file, "PNG", optimize=True)
+            plots.fewer_colours(picture.convert("RGB"), COLOURS).save(file, "PNG", optimize=True)
             data[PNG] = base64.b64encode(file.getvalue()).decode() + "\n"
     book.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -23,6 +23,7 @@ from cxrlib.evaluation import localise, metrics, predict, readings
 from cxrlib.training import checkpoint, fit, losses, network, probe, stages
 from cxrlib.workbook import settings
 from tests import pretend
+from tests.cells import execute
 
 SIZE = 32
 TIMES = ["seconds", "images_per_s"]
@@ -103,17 +104,6 @@ def test_the_pretend_device_computes_as_the_cpu_does(elsewhere):
 def small_networks(monkeypatch):
     build = network.build
     monkeypatch.setattr(network, "build", lambda weights, seed=0: build(weights, seed=seed, layers=(1, 1, 1, 1)))
-
-
-def execute(book, **given):
-    """Run a notebook's code cells one after the other in this process, with these parameters."""
-    names = {"__name__": "__main__"}
-    for number, cell in enumerate(settings.cells(book), 1):
-        if cell["cell_type"] == "code":
-            exec(compile(settings.source(cell), f"{book.stem}, cell {number}", "exec"), names)
-            if "parameters" in cell["metadata"].get("tags", []):
-                names.update({name: value for name, value in given.items() if name in names})
-    plt.close("all")
 
 
 @pytest.mark.slow

@@ -17,9 +17,24 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 BOOKS = sorted(FOLDER.glob("*.ipynb"))
 ORDER = ("exploration", "stage1", "stage2", "stage3", "stage4", "stage5", "evaluation", "localisation", "reading_room")
+STAGES = [book for book in BOOKS if settings.part(book).startswith("stage")]
+SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 LONGEST = 15
+LARGEST = 500_000
+"""Bytes of a notebook that a code host still shows at once."""
+CELLS, SHARED = 26, 12
+"""A stage notebook's cells, and those of them that may stand word for word in another notebook."""
+PARAGRAPH = 60
+"""Letters from which on a piece of text is a paragraph, and may stand only once in the book."""
 
 each = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
+
+
+def paragraphs(book):
+    """The paragraphs of a notebook's prose, each with single spaces."""
+    prose = [settings.source(cell) for cell in settings.cells(book) if cell["cell_type"] == "markdown"]
+    pieces = [" ".join(piece.split()) for text in prose for piece in re.split(r"\n\s*\n", text)]
+    return [piece for piece in pieces if len(piece) > PARAGRAPH]
 
 
 def code(book):
@@ -55,7 +70,8 @@ def test_their_metadata_are_clean():
     """make clean-notebooks leaves nothing to do."""
     flags = re.search(r"^STRIP := (.+)$", (ROOT / "Makefile").read_text().replace("\\\n", ""), re.MULTILINE).group(1)
     words = [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', flags)]
-    strip = [str(Path(sys.executable).with_name("nbstripout")), *words, "--verify", *map(str, BOOKS)]
+    books = map(str, [*BOOKS, *SOLUTIONS])
+    strip = [str(Path(sys.executable).with_name("nbstripout")), *words, "--verify", *books]
     done = subprocess.run(strip, capture_output=True, text=True)
     assert done.returncode == 0, f"run make clean-notebooks: {done.stdout}{done.stderr}"
 
@@ -77,7 +93,7 @@ def test_it_shows_and_does_not_define(book):
 def test_its_cells_are_short(book):
     lengths = {i: len(settings.source(cell).strip().splitlines()) for i, cell in code(book)}
     assert {i: n for i, n in lengths.items() if n > LONGEST} == {}
-    assert sorted(lengths.values())[len(lengths) // 2] <= 8
+    assert sorted(lengths.values())[len(lengths) // 2] <= 5
 
 
 @each
@@ -86,6 +102,54 @@ def test_prose_goes_before_code(book):
     assert kinds[0] == "markdown"
     assert settings.source(settings.cells(book)[0]).startswith("# ")
     assert kinds.count("markdown") >= len(kinds) / 4
+
+
+@pytest.mark.parametrize("book", STAGES, ids=lambda book: book.stem)
+def test_a_stage_has_few_cells_and_most_are_its_own(book):
+    elsewhere = {settings.source(cell) for other in BOOKS if other != book for cell in settings.cells(other)}
+    own = [settings.source(cell) for cell in settings.cells(book)]
+    assert len(own) <= CELLS
+    assert len([source for source in own if source in elsewhere]) <= SHARED
+
+
+@pytest.mark.parametrize("book", STAGES, ids=lambda book: book.stem)
+def test_a_stage_comes_to_its_experiment_in_its_first_third(book):
+    sources = [settings.source(cell) for cell in settings.cells(book)]
+    (place,) = [i for i, source in enumerate(sources) if source.startswith("## The experiment")]
+    assert place < len(sources) / 3
+
+
+@pytest.mark.parametrize("book", STAGES, ids=lambda book: book.stem)
+def test_the_steps_of_a_stage_are_five_calls_in_this_order(book):
+    text = "\n".join(settings.source(cell) for _, cell in code(book))
+    steps = ["dataset.open(", "network.build(", "losses.make(recipe.loss", "fit.fit(", "summary.gain("]
+    assert [text.count(step) for step in steps] == [1] * 5
+    assert sorted(steps, key=text.index) == steps
+
+
+@pytest.mark.parametrize("book", STAGES, ids=lambda book: book.stem)
+def test_a_stage_ends_with_two_exercises_that_are_worked_out(book):
+    _, _, last = settings.source(settings.cells(book)[-1]).partition("## Exercises")
+    assert re.findall(r"^(\d)\. ", last, re.MULTILINE) == ["1", "2"]
+    assert f"`solutions/{book.name}`" in last
+    assert FOLDER / "solutions" / book.name in SOLUTIONS
+
+
+def test_no_paragraph_stands_twice_in_the_book():
+    places = {}
+    for book in BOOKS:
+        for paragraph in paragraphs(book):
+            places.setdefault(paragraph, []).append(book.stem)
+    assert {paragraph: where for paragraph, where in places.items() if len(where) > 1} == {}
+
+
+def test_each_solution_is_of_a_stage_and_takes_its_parameters():
+    assert [book.name for book in SOLUTIONS] == [book.name for book in STAGES]
+    for solution, stage in zip(SOLUTIONS, STAGES, strict=True):
+        own, known = settings.parameters(solution), settings.parameters(stage)
+        assert own == {name: known[name] for name in own}
+        test_it_is_small_enough_to_be_read_on_a_code_host(solution)
+        test_it_tells_nothing_of_the_machine_it_ran_on(solution)
 
 
 @each
@@ -140,9 +204,10 @@ def test_it_imports_in_one_place(book):
 
 @each
 def test_it_is_small_enough_to_be_read_on_a_code_host(book):
-    assert book.stat().st_size < 900_000
-    colours = {pictures.opened(data).mode for data in pictures.pictures(json.loads(book.read_text(encoding="utf-8")))}
-    assert colours <= {"P"}, "run make clean-notebooks"
+    """GitHub and others show a larger file late or not at all."""
+    assert book.stat().st_size <= LARGEST
+    shown = pictures.pictures(json.loads(book.read_text(encoding="utf-8")))
+    assert all(pictures.reduced(pictures.opened(data)) for data in shown), "run make clean-notebooks"
 
 
 @each

@@ -1,5 +1,8 @@
 """Learning curves of a stage: loss by batch and by epoch, validation AUC by epoch; frames as in ``fit.Result``."""
 
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,6 +16,20 @@ NONE = "no epochs in this stage:\nthe weights stay as they are"
 PARTS = {"train": ("training", "-", "o"), "val": ("validation", (0, (4, 1.5)), "s")}
 SMOOTH = 20
 """Batches in the moving mean of the losses, at most."""
+
+
+def curves(batches: pd.DataFrame, epochs: pd.DataFrame, folder: Path) -> None:
+    """Show both figures of a stage below a notebook's cell, and save them as ``loss`` and ``auc`` in ``folder``.
+
+    ``batches`` and ``epochs`` as for ``losses`` and ``aucs``.
+    """
+    fig, axes = plt.subplots(2, 2, figsize=(10, 5.6), layout="constrained")
+    losses(batches, epochs, axes)
+    plots.save(fig, folder / "loss", batches)
+    fig, axes = plt.subplots(3, 5, figsize=(11, 6), sharex=True, sharey=True, layout="constrained")
+    aucs(epochs, axes)
+    plots.save(fig, folder / "auc", epochs)
+    plt.show()
 
 
 def losses(batches: pd.DataFrame, epochs: pd.DataFrame, axes: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Training job: one stage trained by one process or several, with the parameters of its notebook.
 
 A notebook cannot start the processes inside itself once its own process has used the GPU, for example to predict the
-validation films. So ``launch`` starts ``cxrlib.training.fit`` as a program, as a batch system does on several
-machines. The notebook's own ``fit`` then recognises the finished stage by its fingerprint, and reports on it.
+validation films. So the chain calls ``launch`` before it executes the notebook. ``launch`` starts
+``cxrlib.training.fit`` as a program, as a batch system does on several machines; the notebook's own ``fit`` then finds
+the stage finished, by its identity, and reports on it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cxrlib import paths, provenance
-from cxrlib.data import batches, phantom, records, splits, store
+from cxrlib.data import dataset, records
 from cxrlib.errors import UserError
 from cxrlib.training import checkpoint, fit, lineage, losses, network, stages
 from cxrlib.training import team as teams
@@ -67,19 +68,15 @@ def train(
         checkpoint.load(parent)
     else:
         network.judge(weights)
-    source = team.from_first(lambda: paths.resolve(data) if data else phantom.default())
-    films = records.read(source, allow_missing=allow_missing)
-    team.from_first(lambda: store.build(films, size, allow_missing=allow_missing, progress=False).fingerprint)
-    pixels = store.build(films, size, allow_missing=allow_missing, progress=False)
-    films = pixels.present(films)
-    parts = splits.make(films, source, seed=seed)
-    options = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
-    train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **options)
-    val = batches.Batches(pixels, parts.val, batch_size=2 * batch_size)
+    options = {"seed": seed, "allow_missing": allow_missing, "progress": False}
+    if team.world > 1:  # one process decodes the films, the others find them decoded
+        team.from_first(lambda: dataset.open(data, size, **options).fingerprint)
+    films = dataset.open(data, size, **options)
+    train, val = films.batches(batch_size, augment=recipe.augment, cap=recipe.cap, views=recipe.views)
     model = network.build("none" if parent else weights, seed=seed)
     if parent:
         checkpoint.load_into(model, parent)
-    positive_weight = losses.positive_weights(records.label_matrix(parts.train), recipe.positive_weight)
+    positive_weight = losses.positive_weights(records.label_matrix(films.parts.train), recipe.positive_weight)
     module, _, name = SCORE.partition(":")
     return fit.fit(
         model,
@@ -91,17 +88,18 @@ def train(
         score=getattr(importlib.import_module(module), name),
         parent=parent,
         weights=weights,
-        data=records.fingerprint(films),
+        data=films.fingerprint,
         seed=seed,
         progress=team.first and sys.stderr.isatty(),
         watch=Log() if team.first else None,
     )
 
 
-def launch(processes: int, **parameters: Any) -> None:
+def launch(processes: int, *, shown: bool = True, **parameters: Any) -> None:
     """Start a training job of several processes on this machine, one per GPU or all on the CPU, and wait for its end.
 
-    ``parameters`` are those of ``train``. The job's output goes to ``job.log`` in the stage's folder.
+    ``parameters`` are those of ``train``. The job's output goes to ``job.log`` in the stage's folder; ``shown`` draws a
+    bar of its batches.
     Raises UserError with the job's own message, or where one of its processes died; ``fit.Stopped`` on an interrupt.
     """
     folder = paths.Run(parameters.get("run", "demo")).stage(parameters["stage"])
@@ -123,7 +121,7 @@ def launch(processes: int, **parameters: Any) -> None:
             start_new_session=True,  # an interrupt reaches this process only, which sends the job one signal
         )
         try:
-            _follow(job, folder / "progress.json", start)
+            _follow(job, folder / "progress.json", start, shown)
         except KeyboardInterrupt:
             job.send_signal(signal.SIGTERM)
             _wait_for_end(job, folder)
@@ -236,9 +234,9 @@ def _environment(processes: int, gpus: int) -> dict[str, str]:
     return {**os.environ, **variables, "OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
-def _follow(job: subprocess.Popen, progress: Path, start: float) -> None:
+def _follow(job: subprocess.Popen, progress: Path, start: float, shown: bool) -> None:
     """Show a job's progress until it ends."""
-    with tqdm(desc="job", unit="batch", mininterval=5) as bar:
+    with tqdm(desc="job", unit="batch", mininterval=5, disable=not shown) as bar:
         while True:
             try:
                 job.wait(1.0)

@@ -194,6 +194,7 @@ def _execute(
     running, failed = (home.notebooks / f"{name}.{word}.ipynb" for word in ("running", "failed"))
     board.start(name, len(settings.cells(book)))
     try:
+        _train_together(book, share)
         _papermill(book, running, share, lambda index: board.cell(name, index), kernels)
         running.replace(home.notebooks / book.name)
         failed.unlink(missing_ok=True)
@@ -202,8 +203,8 @@ def _execute(
         entry["state"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if running.exists():
             running.replace(failed)
-        if isinstance(error, UserError):
-            raise UserError(f"{error}\nThe partly executed notebook: {failed}") from None
+            if isinstance(error, UserError):
+                raise UserError(f"{error}\nThe partly executed notebook: {failed}") from None
         raise
     finally:
         board.finish(name, entry["state"])
@@ -213,6 +214,19 @@ def _execute(
         current["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
         current["updated"] = provenance.now()
         paths.write_json(home.run_json, current)
+
+
+def _train_together(book: Path, share: Mapping[str, Scalar]) -> None:
+    """Train a stage by several processes where ``processes`` asks for them; its notebook then finds it finished.
+
+    Raises UserError with the job's own complaint.
+    """
+    parameters = dict(share)
+    processes, stage = parameters.pop("processes", 1), settings.part(book).removeprefix("stage")
+    if processes != 1 and stage.isdigit():
+        from cxrlib.training import job  # PyTorch takes seconds to load, and most runs train in their notebooks
+
+        job.launch(processes, stage=int(stage), shown=False, **parameters)
 
 
 def _papermill(

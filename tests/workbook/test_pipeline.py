@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cxrlib import paths, provenance
 from cxrlib.errors import UserError
+from cxrlib.training import job
 from cxrlib.workbook import pipeline, preflight, progress, record, settings
 from tests.workbook.conftest import HOME, STAGE, TRAIN, write
 
@@ -139,6 +140,57 @@ def test_the_kernel_is_this_python_in_the_notebooks_folder_with_absolute_outputs
     seen = paths.read_json(tmp_path / "results {here}" / "demo" / "seen.json")
     assert seen == [sys.executable, str(chain)]
     assert os.getcwd() == str(tmp_path)  # noqa: PTH109 -- the working folder is what is asked
+
+
+def with_processes(chain, *sources):
+    """The chain's stages take ``processes``, and stage 1 has these code cells."""
+    for k in (1, 2):
+        write(
+            chain / f"0{k}_stage{k}.ipynb",
+            STAGE + "\nprocesses = 1",
+            HOME,
+            *(sources if k == 1 else [TRAIN.format(k=2)]),
+        )
+
+
+def test_several_processes_train_a_stage_before_its_notebook_is_executed(chain, log, monkeypatch):
+    """The notebook then finds the stage finished: here it fails where the job left nothing."""
+    asked = []
+
+    def launch(processes, **parameters):
+        asked.append((processes, parameters))
+        paths.write_text(HERE.stage(1) / "trained", "")
+
+    monkeypatch.setattr(job, "launch", launch)
+    with_processes(chain, "assert (home.stage(1) / 'trained').exists()")
+    chosen = {"stages": [1], "exploration": False, "evaluation": False, "console": log}
+    pipeline.run("demo", {"processes": 2, "seed": 1, "stage1.lr": 1e-4}, **chosen)
+    assert asked == [(2, {"stage": 1, "shown": False, "run": "demo", "seed": 1, "lr": 1e-4})]
+    assert states() == {"01_stage1": "done"}
+    pipeline.run("demo", **chosen)
+    assert len(asked) == 1, "a notebook that is unchanged asks for no job"
+
+
+def test_one_process_needs_no_job(chain, log, monkeypatch):
+    monkeypatch.setattr(job, "launch", lambda *_, **__: pytest.fail("a job was started"))
+    with_processes(chain, TRAIN.format(k=1))
+    pipeline.run("demo", {"processes": 1}, exploration=False, console=log)
+    assert states() == {"01_stage1": "done", "02_stage2": "done", "06_evaluation": "done"}
+
+
+def test_a_job_that_fails_or_is_stopped_ends_the_chain_before_the_notebook(chain, log, monkeypatch):
+    def launch(processes, **parameters):
+        raise UserError("too many processes") if parameters["seed"] else KeyboardInterrupt("stopped")
+
+    monkeypatch.setattr(job, "launch", launch)
+    with_processes(chain, "assert False")
+    chosen = {"stages": [1], "exploration": False, "evaluation": False, "console": log}
+    with pytest.raises(UserError, match=r"^too many processes$"):
+        pipeline.run("demo", {"processes": 3, "seed": 1}, **chosen)
+    assert states() == {"01_stage1": "failed"}
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        pipeline.run("demo", {"processes": 3, "seed": 0}, **chosen)
+    assert states() == {"01_stage1": "interrupted"}
 
 
 def test_nothing_is_written_for_a_wrong_setting(chain, log):
