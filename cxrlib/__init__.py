@@ -1,14 +1,26 @@
 """Helper package of the chest X-ray workbook.
 
-Each of the four layers imports only from the layers below it::
+Floors, each importing only from those below it::
 
-    workbook    pipeline, report, widgets, cli
-    evaluation  predict, metrics, intervals, plots
-    training    network, losses, stages, fit, checkpoint
-    data        phantom, images, records, splits, store, batches
-    (ground)    labels, paths, errors, theme, provenance
+    workbook    the chain of notebooks, the command line, live views
+    report      a run, or several, as one HTML page
+    plots       figures
+    evaluation  predictions, intervals, calibration, subgroups, localisation
+    training    network, losses, schedules, the training loop, checkpoints
+    dataset     a data folder, opened
+    phantom     a drawn data set
+    data        images, records, splits, store, batches
+    (ground)    labels, paths, metrics, provenance, randomness
 
-``import cxrlib`` loads no heavy library. A notebook imports the modules that it uses.
+Importing ``cxrlib`` itself imports nothing heavy; a notebook imports the modules it uses.
 """
 
 __version__ = "0.1.0"
+
+
+class UserError(Exception):
+    """Error in the user's input: a path, the content of a file, a parameter.
+
+    The message says in one or two lines what is wrong, where, and what to do. ``cxr`` prints it without a traceback
+    and exits with code 2.
+    """

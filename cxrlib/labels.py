@@ -1,14 +1,14 @@
-"""Label order of the project, and the text form of labels.
+"""The label order of the project, and how a label is shown.
 
-The 14 findings have the order of the dataset paper (Wang et al., ChestX-ray8, CVPR 2017; the arXiv version has 14).
-"No Finding" is the last. Every matrix of labels, logits or probabilities has these 15 columns.
+The 14 findings stand in the order of the dataset paper (Wang et al., ChestX-ray8, CVPR 2017, extended to 14 in
+its arXiv version), then "No Finding". Every matrix of labels, logits or probabilities has these 15 columns.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from cxrlib.errors import UserError
+from cxrlib import UserError
 
 FINDINGS: tuple[str, ...] = (
     "Atelectasis",
@@ -71,3 +71,8 @@ def check_order(names: Iterable[str], where: str) -> None:
     names = tuple(names)
     if names != LABELS:
         raise UserError(f"{where}: labels are {list(names)}, expected {list(LABELS)} in this order")
+
+
+def display_name(label: str) -> str:
+    """Display name of a label: without underscores."""
+    return label.replace("_", " ")

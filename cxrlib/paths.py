@@ -1,8 +1,9 @@
-"""Paths of the project and of a run, and atomic writing of files."""
+"""Paths of data, notebooks and outputs; files written whole or not at all; the lock of a folder."""
 
 import json
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxrlib.errors import UserError
+from filelock import FileLock, Timeout
+
+from cxrlib import UserError, provenance
 
 AGAIN = "again"
 """Marker file in a stage's folder. It requests that the stage is trained again although nothing has changed."""
@@ -153,3 +156,32 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock ``folder`` for this process. The lock ends with the process, also if the process is killed.
+
+    Raises UserError with the other process's id if another process has the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".holder.json"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder} is in use by {_lock_holder(holder)}; wait for it, or use another --run") from None
+    try:
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": provenance.now()})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _lock_holder(holder: Path) -> str:
+    try:
+        entry = json.loads(holder.read_text())
+        return f"process {entry['pid']} on {entry['host']} since {entry['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"

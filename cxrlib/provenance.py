@@ -5,10 +5,9 @@ import hashlib
 import json
 import os
 import platform
-import socket
 import subprocess
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -16,10 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from cxrlib import __version__, paths
-from cxrlib.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +166,7 @@ def git_revision() -> str:
 def device() -> str:
     """Device that a run would use: the CUDA device's name, ``mps``, or the CPU with its number of threads.
 
-    ``CXR_DEVICE`` has priority, as in ``training.hardware``.
+    ``CXR_DEVICE`` has priority, as in ``training.devices``.
     """
     import torch  # heavy, and only some callers need it
 
@@ -180,32 +176,3 @@ def device() -> str:
     if torch.backends.mps.is_available() and wanted in ("", "mps"):
         return "mps"
     return f"cpu, {torch.get_num_threads()} threads ({platform.machine()})"
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` for this process. The lock ends with the process, also if the process is killed.
-
-    Raises UserError with the other process's id if another process has the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / ".holder.json"
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{folder} is in use by {_describe(holder)}; wait for it, or use another --run") from None
-    try:
-        paths.write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _describe(holder: Path) -> str:
-    try:
-        entry = json.loads(holder.read_text())
-        return f"process {entry['pid']} on {entry['host']} since {entry['since']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"

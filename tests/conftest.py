@@ -58,6 +58,6 @@ def dicom() -> Path:
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory) -> Path:
     """96 phantom films of 64 px, every finding present: small, so that a stage of training takes seconds."""
-    from cxrlib.data import phantom
+    from cxrlib.phantom import phantom
 
     return phantom.write(tmp_path_factory.mktemp("phantom") / "tiny", images=96, size=64, seed=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cxrlib.evaluation import plots
+from cxrlib.plots import common
 
 PNG = "image/png"
 COLOURS = 64
@@ -43,7 +43,7 @@ def reduce(book: Path) -> None:
         picture = opened(data)
         if not reduced(picture):
             file = io.BytesIO()
-            plots.fewer_colours(picture.convert("RGB"), COLOURS).save(file, "PNG", optimize=True)
+            common.fewer_colours(picture.convert("RGB"), COLOURS).save(file, "PNG", optimize=True)
             data[PNG] = base64.b64encode(file.getvalue()).decode() + "\n"
     book.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

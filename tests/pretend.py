@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from cxrlib.training import hardware
+from cxrlib.training import devices
 
 DEVICE = torch.device("meta")
 TRANSFERS = {"aten::_to_copy", "aten::copy_"}
@@ -118,17 +118,17 @@ def inside(value: Any) -> Any:
 
 @contextmanager
 def device() -> Iterator[torch.device]:
-    """The pretend device; inside the block it is the one that ``hardware.device()`` finds, in new threads too.
+    """The pretend device; inside the block it is the one that ``devices.device()`` finds, in new threads too.
 
     torch's inference mode, which goes past tensors of our own kind, becomes ``no_grad``.
     """
-    found, run = hardware.device, threading.Thread.run
+    found, run = devices.device, threading.Thread.run
 
     def run_there(thread: threading.Thread) -> None:
         with Pretend():
             run(thread)
 
-    chosen = mock.patch.object(hardware, "device", lambda wanted=None: found(wanted) if wanted else DEVICE)
+    chosen = mock.patch.object(devices, "device", lambda wanted=None: found(wanted) if wanted else DEVICE)
     threads = mock.patch.object(threading.Thread, "run", run_there)
     with chosen, threads, mock.patch.object(torch, "inference_mode", torch.no_grad), Pretend():
         yield DEVICE

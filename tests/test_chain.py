@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from cxrlib import paths
+from cxrlib import metrics, paths
 from cxrlib.data import records
-from cxrlib.evaluation import metrics
 from cxrlib.labels import FINDINGS
-from cxrlib.workbook import pipeline, record
+from cxrlib.workbook import pipeline, run_record
 from tests.conftest import SHARED
 
 SMALL = {"size": 32, "batch_size": 16, "epochs": 1, "schedule": "scratch", "weights": "none"}
@@ -42,7 +41,7 @@ def check(films, monkeypatch):
     Two stages, since ``test_nbval`` executes all notebooks, and what one stage hands to the next is always the same.
     """
     chosen = {"stages": [1, 2], "exploration": False, "console": Console(file=io.StringIO())}
-    monkeypatch.setattr(record, "code_version", lambda book: "")  # the code may be edited while the tests run
+    monkeypatch.setattr(run_record, "code_version", lambda book: "")  # the code may be edited while the tests run
     home = paths.Run("small")
     report = pipeline.run("small", {"data": str(films), **SMALL}, **chosen)
     table = pd.read_csv(home.tables / "auc_test.csv")

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from cxrlib import labels, paths
+from cxrlib import labels, metrics, paths
 from cxrlib.data import records, store
-from cxrlib.data.batches import Batches, augment
-from cxrlib.evaluation import localise, metrics, predict
-from cxrlib.training import checkpoint, fit, losses, network, stages, tensors
+from cxrlib.data.augmentation import preset
+from cxrlib.data.batches import Batches
+from cxrlib.evaluation import localisation, predict
+from cxrlib.training import checkpoint, fit, losses, network, schedules
 from cxrlib.workbook import pipeline
 
 pytestmark = pytest.mark.cuda
@@ -29,9 +30,9 @@ def films(tiny_phantom, tmp_path):
 def train(films, folder, *, device=CARD, watch=None, **changes):
     """Two epochs of 64 phantom films in ``modern``'s way, from random weights."""
     pixels, rows = films
-    recipe = stages.recipe("modern", 3, **{"epochs": 2, "augment": "light", **changes})
+    recipe = schedules.recipe("modern", 3, **{"epochs": 2, "augment": "light", **changes})
     loss = losses.make("bce", positive_weight=np.full(15, 2.0))
-    varied = augment(recipe.augment)
+    varied = preset(recipe.augment)
     part = Batches(pixels, rows[:61].reset_index(drop=True), batch_size=16, shuffle=True, augment=varied)
     val = Batches(pixels, rows[64:].reset_index(drop=True), batch_size=32)
     model = network.build("none", seed=1)
@@ -76,7 +77,7 @@ def test_stopped_it_goes_on_to_the_same_bits(films, tmp_path, monkeypatch, preci
     again, _ = train(films, tmp_path / "stopped", precision=precision)
     assert again.resumed_from
     one, other = (checkpoint.load(result.best).state for result in (whole, again))
-    assert tensors.sha256(one) == tensors.sha256(other)
+    assert checkpoint.tensors_sha256(one) == checkpoint.tensors_sha256(other)
 
 
 def test_no_step_waits_for_the_card(films, tmp_path):
@@ -105,13 +106,13 @@ def test_predictions_are_the_cpus(films, tmp_path, tta):
         np.testing.assert_allclose(predict.predict(model, batches, tta=tta, precision=precision), here, atol=2e-2)
 
 
-@pytest.mark.parametrize("method", localise.METHODS)
+@pytest.mark.parametrize("method", localisation.METHODS)
 def test_maps_are_made_on_the_card(films, method):
     pixels, rows = films
     wanted = pd.DataFrame({"row": [0, 1], "image": rows["image"][:2], "patient": rows["patient"][:2]})
     wanted["finding"] = labels.FINDINGS[0]
     model = network.build("none", seed=1).to(CARD)
-    maps = localise.show(model, pixels, rows, wanted, method=method)
+    maps = localisation.show(model, pixels, rows, wanted, method=method)
     assert maps.shape == (2, SIZE, SIZE)
     assert np.isfinite(maps).all()
 

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 import cxrlib
-from cxrlib import labels
+from cxrlib import labels, metrics
 from cxrlib.data import records, store
 from cxrlib.data.batches import Batches
-from cxrlib.evaluation import localise, metrics, predict, readings
-from cxrlib.training import checkpoint, fit, losses, network, probe, stages
+from cxrlib.evaluation import localisation, predict
+from cxrlib.training import checkpoint, fit, frozen, losses, network, schedules
 from cxrlib.workbook import settings
 from tests import pretend
 from tests.cells import execute
@@ -29,18 +29,21 @@ SIZE = 32
 TIMES = ["seconds", "images_per_s"]
 SMALL = {"size": SIZE, "batch_size": 16, "epochs": 1, "schedule": "scratch", "occluded": 2}
 TAKERS = {
-    "cxrlib.evaluation.localise": {"maps", "judge", "show", "forgetful"},
-    "cxrlib.evaluation.predict": {"predict", "dtype_of"},
-    "cxrlib.evaluation.readings": {"once"},
+    "cxrlib.evaluation.localisation": {"maps", "judge", "show", "with_random_weights"},
+    "cxrlib.evaluation.predict": {"predict", "dtype_of", "predict_once"},
     "cxrlib.training.checkpoint": {"load_into"},
-    "cxrlib.training.compiler": {"films_at_once", "training_flops"},
+    "cxrlib.training.frozen": {
+        "compiled_batch_size",
+        "training_flops",
+        "fold",
+        "dtype_of",
+        "head_features",
+        "head_probabilities",
+    },
     "cxrlib.training.fit": {"fit"},
-    "cxrlib.training.frozen": {"fold"},
-    "cxrlib.training.inference": {"dtype_of"},
     "cxrlib.training.network": {"train_only", "members", "table"},
     "cxrlib.training.optim": {"make", "tensors", "restore", "learned", "given_back", "fill"},
-    "cxrlib.training.probe": {"features", "probabilities"},
-    "cxrlib.training.team": {"shared_statistics"},
+    "cxrlib.training.devices": {"shared_statistics"},
 }
 """The public functions that take a network. Each is called here, by a notebook or by ``fit``, on the pretend device."""
 
@@ -142,23 +145,25 @@ def test_predictions_are_the_same_elsewhere(films, elsewhere, tta):
 def test_kept_predictions_are_the_same_elsewhere(films, elsewhere, tmp_path):
     names = iter("ab")
     here, there = both(
-        films, lambda model, batches: readings.once(model, batches, tmp_path / f"{next(names)}.csv", weights="w")
+        films, lambda model, batches: predict.predict_once(model, batches, tmp_path / f"{next(names)}.csv", weights="w")
     )
     np.testing.assert_allclose(there, here, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", localise.METHODS)
+@pytest.mark.parametrize("method", localisation.METHODS)
 def test_maps_are_the_same_elsewhere(films, elsewhere, method):
     pixels, rows = films
     wanted = pd.DataFrame({"row": [0, 1], "image": rows["image"][:2], "patient": rows["patient"][:2]})
     wanted["finding"] = labels.FINDINGS[0]
-    here, there = both(films, lambda model, _: localise.show(model, pixels, rows, wanted, method=method))
+    here, there = both(films, lambda model, _: localisation.show(model, pixels, rows, wanted, method=method))
     np.testing.assert_allclose(there, here, atol=1e-4)
-    assert localise.forgetful(network.build("none", layers=(1, 1, 1, 1)).to(elsewhere)).device == elsewhere
+    assert (
+        localisation.with_random_weights(network.build("none", layers=(1, 1, 1, 1)).to(elsewhere)).device == elsewhere
+    )
 
 
 def test_features_are_the_same_elsewhere(films, elsewhere):
-    here, there = both(films, probe.features)
+    here, there = both(films, frozen.head_features)
     torch.testing.assert_close(there.values, here.values)
     assert torch.equal(there.labels, here.labels)
 
@@ -168,7 +173,7 @@ def test_a_stage_is_the_same_elsewhere(films, elsewhere, tmp_path, groups):
     """Remembered, recomputed and no frozen features; average, positive weights, two batches a step, validation."""
     pixels, rows = films
     how = {"precision": "float32", "ema": 0.9, "accumulate": 2, "groups": groups, "augment": "none"}
-    recipe = stages.recipe("modern", 1, epochs=2, **how)
+    recipe = schedules.recipe("modern", 1, epochs=2, **how)
     loss = losses.make("focal", positive_weight=np.full(15, 2.0))
     found = []
     for device in (torch.device("cpu"), elsewhere):

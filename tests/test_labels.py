@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxrlib import labels
-from cxrlib.errors import UserError
+from cxrlib import UserError, labels
 
 
 def test_the_order_of_the_paper():

@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cxrlib import paths
-from cxrlib.data import check, patients, phantom, records, splits, store
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
+from cxrlib.data import check, film_identity, records, splits, store
 from cxrlib.labels import FINDINGS
-from cxrlib.training import checkpoint, lineage, seen, stages, tensors
-from cxrlib.workbook import pipeline, report
+from cxrlib.phantom import phantom
+from cxrlib.report import report
+from cxrlib.training import checkpoint, lineage, schedules
+from cxrlib.workbook import pipeline
 
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
 SIZE = 64
@@ -78,8 +79,8 @@ def nih(tmp_path):
 
 def save(train, val=None, *, run="one", stage=1, parent=None, weights="none", value=0.0, lr=1e-3):
     """The only, and so best, checkpoint of a run's stage."""
-    recipe = stages.recipe("scratch", stage, lr=lr)
-    line = lineage.of(parent, weights, *filter(None, (train, val)))
+    recipe = schedules.recipe("scratch", stage, lr=lr)
+    line = lineage.of_stage(parent, weights, *filter(None, (train, val)))
     where = paths.Run(run).stage(stage)
     made = checkpoint.save(where, {"fc.bias": torch.full((15,), value)}, recipe, line, epoch=1, metrics={})
     paths.write_json(where / "best.json", {"best": made.stem})
@@ -88,10 +89,12 @@ def save(train, val=None, *, run="one", stage=1, parent=None, weights="none", va
 
 def of_format_1(path):
     """The checkpoint as the version before wrote it: who was trained on in its JSON alone, and nothing guarded."""
-    state, meta = tensors.read(path)
-    numbers = np.concatenate([*lineage.past(path)["trained"].patients.values()])
+    state, meta = checkpoint.read_tensors(path)
+    numbers = np.concatenate([*lineage.seen_by(path)["trained"].patients.values()])
     old = {key: value for key, value in meta.items() if key not in ("seen", "gaps", "sha256")}
-    return tensors.write(path.with_suffix(""), state, {**old, "format": 1, "patients": seen.pack(numbers)})
+    return checkpoint.write_tensors(
+        path.with_suffix(""), state, {**old, "format": 1, "patients": lineage.pack_numbers(numbers)}
+    )
 
 
 def ask(line, tested, **how):
@@ -173,7 +176,7 @@ def test_every_stage_of_the_line_is_asked_not_only_the_last(nih):
     first = save(nih.part(1, 2, 9), stage=1)
     last = save(nih.part(1, 2), stage=2)  # no child of the first
     with pytest.raises(UserError, match=r"stage 2 \(.*not trained from stage 1 as it is now .*--run one --stage 2"):
-        lineage.line(paths.Run("one"))
+        lineage.stage_checkpoints(paths.Run("one"))
     assert ask(last, nih.part(9))["patients"].tolist() == [0]
     with pytest.raises(UserError, match=f"checkpoint {first.stem} or an ancestor saw 1 of the 1"):
         ask([first, last], nih.part(9))
@@ -230,7 +233,7 @@ def test_what_was_unknown_in_training_and_is_found_since_is_asked(nih, tmp_path)
 
 def test_a_checkpoint_stripped_of_its_past_is_unknown_on_the_reports_first_screen(nih, tmp_path):
     stripped = tmp_path / "w.safetensors"
-    save_file(tensors.read(save(nih.part(1), run="source"))[0], stripped)
+    save_file(checkpoint.read_tensors(save(nih.part(1), run="source"))[0], stripped)
     made = save(nih.part(2), weights=str(stripped))
     child = save(nih.part(3), stage=2, parent=made)
     table = ask([made, child], nih.part(1))
@@ -317,7 +320,10 @@ def test_a_split_over_row_numbers_is_told_first_and_refused_last(tmp_path):
     folder = Folder(tmp_path / "d", films)
     parts = splits.make(folder.films, folder.where)
     told = pipeline.data(str(folder.where))["doubts"]
-    both = len(set(patients.claimed(parts.test)) & {*patients.claimed(parts.train), *patients.claimed(parts.val)})
+    both = len(
+        set(film_identity.patients_in_names(parts.test))
+        & {*film_identity.patients_in_names(parts.train), *film_identity.patients_in_names(parts.val)}
+    )
     assert both > 0
     assert len(told) == 1
     assert "35 films have another patient in their name than in their row, first 00000001_001.png" in told[0]
@@ -366,7 +372,7 @@ def test_123_of_one_hospital_is_not_123_of_another(nih, tmp_path):
     other = Folder(tmp_path / "other", {name(p, 0): (p, picture(900 + p)) for p in (1, 4)}, dataset="our-hospital")
     assert ask(made, other.part(1, 4))["patients"].tolist() == [0]
     drawn = phantom.write(tmp_path / "phantom", images=12, size=64)
-    assert set(patients.of(records.read(drawn))) == {"phantom-0"}
+    assert set(film_identity.patients_by_dataset(records.read(drawn))) == {"phantom-0"}
     undeclared = Folder(tmp_path / "undeclared", {"x.png": (1, picture(901))})  # may be anybody's 1
     with pytest.raises(UserError, match="unnamed:1"):
         ask(made, undeclared.part(1))
@@ -402,7 +408,7 @@ def test_the_evaluation_asks_every_stage_and_a_leak_that_is_allowed_marks_the_re
     home = paths.Run("one")
     given = {"folder": home, "ckpt": "", "data": str(nih.where), "size": SIZE, "allow_missing": False, "seed": 0}
     given |= {"allow_leak": allow, "run": "one"}
-    wanted = ("lineage.line(folder)", "lineage.refuse_leak", "splits.summary(parts)")
+    wanted = ("lineage.stage_checkpoints(folder)", "lineage.refuse_leak", "splits.summary(parts)")
     if not allow:
         with pytest.raises(UserError, match="to be tested"):
             run_cells("06_evaluation", given, wanted)
@@ -431,7 +437,9 @@ def test_on_the_official_part_a_like_image_is_told_and_a_patient_is_refused(nih,
     trained = nih.films[nih.films["patient"] == patients[0]].head(1)
     other = nih.films[nih.films["patient"] == patients[1]].head(1)
     path = save(SimpleNamespace(films=trained, store=pixels), stage=1)
-    monkeypatch.setattr(seen.Tested, "by_picture", lambda self, known: {0: "twin.png"} if len(known.names) else {})
+    monkeypatch.setattr(
+        lineage.TestedFilms, "by_picture", lambda self, known: {0: "twin.png"} if len(known.names) else {}
+    )
     with pytest.raises(UserError, match=r"twin\.png"):
         lineage.refuse_leak([path], other, pixels)
     monkeypatch.setattr(splits, "OFFICIAL_NAMES", hashlib.sha256(other["image"].iloc[0].encode()).hexdigest())

@@ -5,8 +5,7 @@ import stat
 
 import pytest
 
-from cxrlib import paths
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
 
 
 def test_outputs_follow_the_environment(own_outputs, monkeypatch):

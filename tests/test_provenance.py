@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from cxrlib import labels, provenance, theme
-from cxrlib.errors import UserError
+from cxrlib import UserError, labels, paths, provenance
+from cxrlib.plots import common
 
 
 def test_digest_knows_values_not_their_order():
@@ -29,7 +29,7 @@ def test_file_sha256(tmp_path):
 
 def test_code_version_tells_rooms_apart():
     assert provenance.code_version(labels) == provenance.code_version(labels)
-    assert provenance.code_version(labels) != provenance.code_version(theme)
+    assert provenance.code_version(labels) != provenance.code_version(common)
 
 
 def test_versions_name_what_computes():
@@ -60,19 +60,19 @@ def test_revision_says_when_files_differ(tmp_path, monkeypatch):
 
 
 HOLD = (
-    "import sys; from pathlib import Path; from cxrlib import provenance\n"
-    "with provenance.only_one(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    "import sys; from pathlib import Path; from cxrlib import paths\n"
+    "with paths.lock_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 )
 
 
 def test_a_folder_is_held_once_and_let_go_however_the_holder_ends(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=f"in use by process {holder.pid} "), provenance.only_one(tmp_path):
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} "), paths.lock_folder(tmp_path):
         pass
     holder.kill()
     holder.communicate()
-    with provenance.only_one(tmp_path):
+    with paths.lock_folder(tmp_path):
         assert (tmp_path / ".holder.json").exists()
     assert not (tmp_path / ".holder.json").exists()
 

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 
 from cxrlib import paths, provenance
-from cxrlib.data import contents, phantom, records, splits
-from cxrlib.training import checkpoint
-from cxrlib.training import record as stage_record
-from cxrlib.workbook import pipeline, record, settings
+from cxrlib.data import records, splits, store
+from cxrlib.phantom import phantom
+from cxrlib.training import checkpoint, stage_folder
+from cxrlib.workbook import pipeline, run_record, settings
 
 READ = re.compile(r"Data_Entry_2017\.csv|(train_val|test)_list\.txt|dataset\.txt|images/.*\.png")
 BOXES = ("00_exploration", "07_localisation")
@@ -38,7 +38,7 @@ class Chain:
     def __init__(self, films):
         self.films, self.home, self.books = str(films), paths.Run("demo"), settings.chain()
         self.shares = settings.share(self.books, {"data": self.films, "run": "demo"})
-        for stage in record.STAGES:
+        for stage in run_record.STAGES:
             name = f"stage{stage}_0.001_{stage}"
             paths.write_json(self.home.stage(stage) / "best.json", {"best": name})
             paths.write_json(self.home.stage(stage) / f"{name}.json", {"sha256": f"{stage}" * 64})
@@ -49,7 +49,7 @@ class Chain:
         self.kept = {"run": "demo", "notebooks": {}, "data": pipeline.data(self.films, known=True)}
 
     def prints(self):
-        return {book.stem: record.fingerprint(book, self.books, self.shares, self.kept) for book in self.books}
+        return {book.stem: run_record.fingerprint(book, self.books, self.shares, self.kept) for book in self.books}
 
     def after(self, stem, *, itself=True):
         """A notebook and those that its results go on to."""
@@ -68,14 +68,14 @@ def differing(one, other):
 
 def test_every_file_of_the_data_folder_that_is_read_is_known_by_what_lies_in_it(films):
     table = records.read(films)
-    before, noticed = contents.fingerprints(films, table), {}
+    before, noticed = store.folder_fingerprints(films, table), {}
     for file in sorted(path for path in films.rglob("*") if path.is_file()):
         kept, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
         file.write_bytes(kept + b" ")
-        noticed[str(file.relative_to(films))] = differing(before, contents.fingerprints(films, table))
+        noticed[str(file.relative_to(films))] = differing(before, store.folder_fingerprints(films, table))
         file.write_bytes(kept)
         os.utime(file, ns=times)
-    assert contents.fingerprints(films, table) == before
+    assert store.folder_fingerprints(films, table) == before
     assert noticed.pop("BBox_List_2017.csv") == {"boxes"}
     for name, what in noticed.items():
         assert len(what) == bool(READ.fullmatch(name)), name
@@ -125,7 +125,7 @@ def test_every_word_of_a_notebook_counts_for_it_and_those_after_it(chain, tmp_pa
         book.write_text(kept)
 
 
-@pytest.mark.parametrize("stage", record.STAGES)
+@pytest.mark.parametrize("stage", run_record.STAGES)
 @pytest.mark.parametrize("file", ["best.json", "checkpoint.json", "checkpoint.safetensors"])
 def test_a_stages_checkpoint_counts_for_all_after_it_however_it_came_there(chain, stage, file):
     before, folder = chain.prints(), chain.home.stage(stage)
@@ -145,19 +145,24 @@ def test_files_that_another_hand_made_or_took_away_have_their_notebook_done_agai
     outputs = ["figures/roc.png", "stage5/stage5_0.001_5.json", "stage5/best.json", "tables/auc_test.csv"]
     for name in (f"notebooks/{book.name}", outputs[0], outputs[3]):
         paths.write_text(chain.home.root / name, "before")
-    entry = {"state": "done", "fingerprint": "f", "outputs": outputs, "left": record.left(chain.home, outputs)}
+    entry = {
+        "state": "done",
+        "fingerprint": "f",
+        "outputs": outputs,
+        "left": run_record.output_fingerprint(chain.home, outputs),
+    }
     chain.kept["notebooks"][book.stem] = entry
-    assert record.unchanged(chain.home, chain.kept, book, "f")
-    assert not record.unchanged(chain.home, chain.kept, book, "g")
+    assert run_record.unchanged(chain.home, chain.kept, book, "f")
+    assert not run_record.unchanged(chain.home, chain.kept, book, "g")
     for name, counts in zip(outputs, (True, False, True, True), strict=True):
         file = chain.home.root / name
         kept = file.read_text()
         file.write_text(kept + " ")
-        assert record.unchanged(chain.home, chain.kept, book, "f") != counts, name
+        assert run_record.unchanged(chain.home, chain.kept, book, "f") != counts, name
         file.unlink()
-        assert not record.unchanged(chain.home, chain.kept, book, "f"), name
+        assert not run_record.unchanged(chain.home, chain.kept, book, "f"), name
         file.write_text(kept)
-    assert record.unchanged(chain.home, chain.kept, book, "f")
+    assert run_record.unchanged(chain.home, chain.kept, book, "f")
 
 
 @pytest.fixture
@@ -202,8 +207,8 @@ def looks(source):
 
 ROOTS = {
     "stage": ("cxrlib.training.fit", "cxrlib.data.batches", "cxrlib.training.losses"),
-    "drawing": ("cxrlib.data.phantom",),
-    "evaluation": ("cxrlib.evaluation.summary", "cxrlib.workbook.report"),
+    "drawing": ("cxrlib.phantom.phantom",),
+    "evaluation": ("cxrlib.evaluation.summary", "cxrlib.report.report"),
 }
 
 
@@ -217,21 +222,26 @@ def test_any_meaning_in_the_import_closure_counts_and_nothing_else_does(package,
 
 
 def test_a_stage_knows_the_whole_loop_and_the_score_but_not_what_is_shown(package):
-    found = noticed(package, lambda: stage_record.code.__wrapped__("cxrlib.evaluation.metrics"), meaning)
-    floors = {"cxrlib.data.draws", "cxrlib.training.losses", "cxrlib.evaluation.metrics", "cxrlib.training.fit"}
+    found = noticed(package, lambda: stage_folder.code_version.__wrapped__("cxrlib.metrics"), meaning)
+    floors = {"cxrlib.data.batches", "cxrlib.training.losses", "cxrlib.metrics", "cxrlib.training.fit"}
     assert floors <= found
-    assert not found & {*stage_record.APART, "cxrlib.training.stages", "cxrlib.workbook.cli", "cxrlib.data.phantom"}
+    assert not found & {
+        *stage_folder.NOT_IN_CODE,
+        "cxrlib.training.schedules",
+        "cxrlib.workbook.cli",
+        "cxrlib.phantom.phantom",
+    }
 
 
 @pytest.mark.parametrize("stem", ["01_stage1", "06_evaluation"])
 def test_a_notebook_knows_what_it_imports(package, chain, stem):
     (book,) = (book for book in chain.books if book.stem == stem)
-    found = noticed(package, lambda: record.code_version(book), meaning)
+    found = noticed(package, lambda: run_record.code_version(book), meaning)
     assert {"cxrlib.data.splits", "cxrlib.evaluation.summary", "cxrlib.training.fit"} - found <= (
         {"cxrlib.training.fit"} if stem == "06_evaluation" else set()
     )
     assert ("cxrlib.evaluation.subgroups" in found) == (stem == "06_evaluation")
-    assert not found & {"cxrlib.workbook.pipeline", "cxrlib.workbook.cli", "cxrlib.workbook.report"}
+    assert not found & {"cxrlib.workbook.pipeline", "cxrlib.workbook.cli", "cxrlib.report.report"}
 
 
 def test_the_closure_is_what_python_imports():
@@ -261,7 +271,7 @@ if __name__ == "__main__":
 def test_the_drawn_set_lies_in_a_folder_named_after_the_code_that_draws(package, monkeypatch):
     monkeypatch.setattr(phantom, "_complete", lambda folder: True)
     found = noticed(package, lambda: str(phantom.default()), meaning)
-    assert {"cxrlib.data.phantom", "cxrlib.data.cohort", "cxrlib.data.anatomy", "cxrlib.labels"} <= found
+    assert {"cxrlib.phantom.phantom", "cxrlib.phantom.cohort", "cxrlib.phantom.chest", "cxrlib.labels"} <= found
     assert not found & {"cxrlib.paths", "cxrlib.data.store", "cxrlib.training.fit"}
 
 

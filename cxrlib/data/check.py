@@ -1,20 +1,333 @@
-"""Check of a data folder: finds all faults in one pass, with counts, examples and advice."""
+"""Check of a data folder in one pass: everything that is wrong, counted, with examples and what to do.
 
+``error``: a run cannot use the folder so. ``missing``: films that are not there or cannot be decoded; a run stops,
+or goes on without them when given ``--allow-missing``. ``warning`` and ``note``: a run goes on.
+"""
+
+import os
+import shutil
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from cxrlib import paths
-from cxrlib.data import examine
-from cxrlib.data.health import Report
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from cxrlib import UserError, labels, paths
+from cxrlib.data import film_identity, images, parallel, records, splits
+
+LEVELS = ("error", "missing", "warning", "note")
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of fault, with the number of cases, the first ``EXAMPLES`` cases, and advice for the user."""
+
+    group: str
+    level: str
+    what: str
+    count: int
+    examples: list[str]
+    advice: str
+
+
+@dataclass
+class FolderReport:
+    """Result of a check. ``facts`` describes the folder's content. ``fast`` means that no film was decoded."""
+
+    folder: Path
+    fast: bool
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, group: str, level: str, what: str, concerned: list, advice: str) -> None:
+        """Add a fault with ``concerned`` as its cases. If this is empty, nothing is added."""
+        if concerned:
+            examples = [str(case) for case in concerned[:EXAMPLES]]
+            self.problems.append(Problem(group, level, what, len(concerned), examples, advice))
+
+    @property
+    def fit(self) -> bool:
+        """Whether a run can use the folder as it is."""
+        return not any(problem.level in ("error", "missing") for problem in self.problems)
+
+    @property
+    def fit_without_missing(self) -> bool:
+        """Whether a run can use the folder with ``--allow-missing``."""
+        return not any(problem.level == "error" for problem in self.problems)
+
+    def require(self, *, allow_missing: bool = False) -> None:
+        """Raise UserError with the worst fault unless a run can use the folder."""
+        if self.fit or (allow_missing and self.fit_without_missing):
+            return
+        levels = ("error",) if allow_missing else ("error", "missing")
+        faults = [problem for problem in self.problems if problem.level in levels]
+        worst = min(faults, key=lambda problem: LEVELS.index(problem.level))
+        more = f" (and {len(faults) - 1} other kinds of fault)" if len(faults) > 1 else ""
+        raise UserError(f"{self.folder} is not usable: {_line(worst)}{more}. See all with: cxr check {self.folder}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Report as plain data for ``--json``."""
+        verdict = {"folder": "", "fit": self.fit, "fit_without_missing": self.fit_without_missing}
+        return verdict | asdict(self) | {"folder": str(self.folder)}
+
+    def __str__(self) -> str:
+        facts = [f"  {name.replace('_', ' ')}: {_text(value)}" for name, value in self.facts.items()]
+        lines = [str(self.folder), *facts, ""]
+        for level in LEVELS:
+            for problem in self.problems:
+                if problem.level == level:
+                    lines += [f"{level.upper()} [{problem.group}] {_line(problem)}", f"    {problem.advice}"]
+        return "\n".join([*lines, self._verdict()])
+
+    def _verdict(self) -> str:
+        if self.fit:
+            return "usable" + (" (films were not decoded)" if self.fast else "")
+        if self.fit_without_missing:
+            return "usable only with --allow-missing"
+        return "not usable: correct the errors above first"
+
+
+def _line(problem: Problem) -> str:
+    examples = ", ".join(problem.examples) + (", …" if problem.count > len(problem.examples) else "")
+    return f"{problem.what} ({problem.count:,}): {examples}"
+
+
+def _text(fact: Any) -> str:
+    """Text of a fact. Counts by name become "256x256 (53), 120x100 (1)"."""
+    if isinstance(fact, dict):
+        return ", ".join(f"{name} ({count:,})" for name, count in fact.items())
+    return f"{fact:,}" if isinstance(fact, int) else str(fact)
+
+
+AGAIN = "download these again"
+CHUNK = 64
+
+Files = dict[str, list[tuple[str, int]]]
+"""Files by film name: (path, bytes) of each file with that name."""
+
+
+def examine(report: FolderReport, size: int, workers: int | None, progress: bool) -> None:
+    """Run all checks on the report's folder. Parameters as in ``check.folder``."""
+    films = _table(report)
+    files = _layout(report) if report.folder.is_dir() else {}
+    if films is not None:
+        _files(report, films, files)
+        _lists(report, films)
+        _boxes(report, films)
+        _space(report, len(files.keys() & set(films["image"])), size)
+    paths_by_name = {name: entries[0][0] for name, entries in sorted(files.items()) if entries[0][1]}
+    if paths_by_name and not report.fast:
+        patient_of = {} if films is None else dict(zip(films["image"], films["patient"], strict=True))
+        _films(report, paths_by_name, patient_of, workers, progress)
+    elif paths_by_name:
+        _sample(report, paths_by_name)
+
+
+def _collector(report: FolderReport, group: str) -> records.Refuse:
+    """Handler that puts all wrong cells into the report, instead of an exception at the first."""
+
+    def collect(csv: Path, column: pd.Series, wrong: np.ndarray, header: str, advice: str) -> None:
+        lines = column.index[wrong] + 2
+        cells = [f"line {line} {value!r}" for line, value in zip(lines, column[wrong], strict=True)]
+        report.add(group, "error", f"wrong cells of {header}", cells, advice)
+
+    return collect
+
+
+def _table(report: FolderReport) -> pd.DataFrame | None:
+    """Films of the CSV, with wrong cells reported and replaced. None if there is no readable table."""
+    try:
+        csv = records.find_table(report.folder)
+        films = records.read_csv(csv, on_wrong=_collector(report, "table"))
+        films["dataset"] = records.dataset(report.folder)
+    except UserError as error:
+        report.add("table", "error", "unusable table", [error], "a run needs the CSV of the NIH download")
+        return None
+    rivals = records.rivals(report.folder)
+    report.add("table", "warning", "tables that differ", [rivals] if rivals else [], "only one of them is used")
+    report.facts |= {"table": csv.name, "films_in_table": len(films), "patients": films["patient"].nunique()}
+    unknown = films["image"][films["age"].isna()].tolist()
+    advice = "the age counts as unknown"
+    report.add("table", "warning", f"films without an age up to {records.OLDEST}", unknown, advice)
+    misnamed = films["image"][film_identity.named_after_another_patient(films)].tolist()
+    advice = "splits use the Patient ID of the row; make sure that it is right"
+    report.add("table", "warning", "films with another patient in their name than in their row", misnamed, advice)
+    return films.drop_duplicates("image").reset_index(drop=True)
+
+
+def _layout(report: FolderReport) -> Files:
+    """Film files in the folder's image folders, with the faults of the layout reported."""
+    files: Files = defaultdict(list)
+    folders, used = list(records.image_folders(report.folder)), set()
+    for folder in folders:
+        for entry in os.scandir(folder):
+            if not entry.name.startswith(".") and entry.name.lower().endswith(images.SUFFIXES) and entry.is_file():
+                files[entry.name].append((entry.path, entry.stat().st_size))
+                used.add(folder)
+    report.facts |= {"image_folders": len(used), "files": sum(map(len, files.values()))}
+    report.facts["gigabytes"] = round(sum(size for entries in files.values() for _, size in entries) / 1e9, 3)
+    if not files:
+        advice = "put images/ or images_001/ … beside the CSV"
+        report.add("layout", "error", "folder without films", [report.folder], advice)
+    parts = {folder.name for folder in folders if folder.name.startswith("images_")}
+    absent = [name for name in (f"images_{i:03d}" for i in range(1, 13)) if name not in parts]
+    advice = "fine if you moved the films into fewer folders; else complete the download"
+    report.add("layout", "warning", "folders of the download absent", absent if parts else [], advice)
+    differing = [name for name, entries in files.items() if len({size for _, size in entries}) > 1]
+    report.add("layout", "error", "two different files with the same name", differing, "keep the right one of the two")
+    same = [name for name, entries in files.items() if len(entries) > 1 and name not in set(differing)]
+    report.add("layout", "warning", "films in two folders", same, "the first is used; delete the other")
+    return files
+
+
+def _files(report: FolderReport, films: pd.DataFrame, files: Files) -> None:
+    names = set(films["image"])
+    absent = [name for name in films["image"] if name not in files]
+    report.add("files", "missing", "films of the table absent", absent, "complete the download, or use --allow-missing")
+    if files and len(absent) == len(films):
+        advice = "take CSV and films from the same download"
+        report.add("files", "error", "table of other films", [report.folder], advice)
+    report.add("files", "warning", "films not in the table", sorted(files.keys() - names), "they are not used")
+    empty = sorted(name for name, entries in files.items() if name in names and not entries[0][1])
+    report.add("files", "missing", "empty files", empty, AGAIN)
+
+
+def _lists(report: FolderReport, films: pd.DataFrame) -> None:
+    advice = "download the lists again"
+    try:
+        lists = splits.read_lists(report.folder)
+    except UserError as error:
+        report.add("lists", "error", "unusable list", [error], advice)
+        return
+    absent = [name for name in (splits.TRAIN_LIST, splits.TEST_LIST) if name not in lists]
+    one = "the absent list then has all films that are not in the other list"
+    both = "the films are then split at random by patient; do not compare the result with published results"
+    report.add("lists", "warning", "official lists absent", absent, both if len(absent) == 2 else one)
+    for fault, cases in splits.contradictions(films, lists) if lists else ():
+        report.add("lists", "error", fault, cases, advice)
+
+
+def _boxes(report: FolderReport, films: pd.DataFrame) -> None:
+    try:
+        boxes = records.read_boxes(report.folder, on_wrong=_collector(report, "boxes"))
+    except UserError as error:
+        report.add("boxes", "error", "unusable box file", [error], "download it again, or remove it")
+        return
+    report.facts["boxes"] = len(boxes)
+    limit = records.BOX_PIXELS + 1
+    outside = (boxes.x < 0) | (boxes.y < 0) | (boxes.x + boxes.w > limit) | (boxes.y + boxes.h > limit)
+    advice = "boxes are in pixels of the original films, also if your films have another size"
+    report.add("boxes", "warning", f"boxes outside {records.BOX_PIXELS}²", boxes.image[outside].tolist(), advice)
+    unknown = boxes.image[~boxes.image.isin(films["image"])].tolist()
+    report.add("boxes", "warning", "boxes on films that are not in the table", unknown, "they are not used")
+    values = films.set_index("image").reindex(boxes["image"])[list(labels.FINDINGS)].to_numpy()  # (boxes, 14)
+    columns = [labels.FINDINGS.index(name) if name in labels.FINDINGS else 0 for name in boxes["finding"]]
+    unlabelled = boxes.image[values[np.arange(len(boxes)), columns] == 0].tolist()
+    advice = "labels come from the text of reports, boxes from radiologists"
+    report.add("boxes", "note", "boxes of a finding that is not in the film's labels", unlabelled, advice)
+
+
+def _space(report: FolderReport, films: int, size: int) -> None:
+    folder = paths.outputs()
+    while not folder.exists():
+        folder = folder.parent
+    need, free = films * size * size, shutil.disk_usage(folder).free
+    report.facts |= {"store_gigabytes": round(need / 1e9, 3), "free_gigabytes": round(free / 1e9, 1)}
+    advice = f"{need / 1e9:.1f} GB are needed for {size}² pixels; make room, or put CXR_OUTPUTS elsewhere"
+    report.add("space", "warning", "too little disk space for the store", [folder] if need > free else [], advice)
+
+
+def _films(
+    report: FolderReport, files: dict[str, str], patient_of: dict[str, int], workers: int | None, progress: bool
+) -> None:
+    """Decode all films in processes, and compare them with each other."""
+    names = list(files)
+    jobs = {start: ([files[name] for name in names[start : start + CHUNK]],) for start in range(0, len(names), CHUNK)}
+    chunks: dict[int, list[tuple]] = {}
+    with tqdm(total=len(names), unit="film", desc="check", disable=not progress, mininterval=0.5) as bar:
+        for start, chunk in parallel.run_in_processes(
+            examine_images, jobs, min(workers or parallel.cores(), len(jobs) // 4)
+        ):
+            chunks[start] = chunk
+            bar.update(len(chunk))
+    results = dict(zip(names, (film for start in sorted(chunks) for film in chunks[start]), strict=True))
+    broken = [f"{name} {_short(reason, files[name])}" for name, (reason, *_) in results.items() if reason]
+    report.add("films", "missing", "films that cannot be decoded", broken, f"{AGAIN}, or use --allow-missing")
+    _compare(report, {name: film[1:] for name, film in results.items() if not film[0]}, patient_of)
+
+
+def _short(reason: str, file: str) -> str:
+    """Reason of a decoding error, without the path before it and the advice after it."""
+    return reason.removeprefix(file).strip().split("; ")[0]
+
+
+def _compare(report: FolderReport, films: dict[str, tuple], patient_of: dict[str, int]) -> None:
+    """Report unusual and identical films. ``films`` has mode, size, checksum and whether there is one grey level."""
+    sizes = Counter(size for _, size, _, _ in films.values())
+    modes = Counter(mode for mode, _, _, _ in films.values())
+    report.facts["film_sizes"] = {f"{width}x{height}": count for (width, height), count in sizes.most_common(5)}
+    report.facts["film_modes"] = dict(modes.most_common())
+    usual = sizes.most_common(1)[0][0] if sizes else (0, 0)
+    unusual = [f"{name} {size[0]}x{size[1]}" for name, (_, size, _, _) in films.items() if size != usual]
+    what = "films of another size than {}x{}".format(*usual)
+    report.add("films", "warning", what, unusual, "all films are resized to the store's size")
+    colour = [name for name, (mode, _, _, _) in films.items() if mode not in ("L", "I;16", "1")]
+    report.add("films", "note", "films in colour or with alpha", colour, "they are read as grey")
+    flat = [name for name, (_, _, _, is_flat) in films.items() if is_flat]
+    report.add("films", "warning", "films with only one grey level", flat, "they show nothing; look at them")
+    names: dict[tuple, list[str]] = defaultdict(list)
+    for name, (_, size, checksum, _) in films.items():
+        names[size, checksum].append(name)
+    groups = [group for group in names.values() if len(group) > 1]
+    two_patients = [" = ".join(group) for group in groups if len({patient_of.get(name, name) for name in group}) > 1]
+    advice = "one of the names is wrong, and a split may leak; keep one film of each group"
+    what = "groups of films with identical pixels under two patients"
+    report.add("films", "warning", what, two_patients, advice)
+    one_patient = [" = ".join(group) for group in groups if len({patient_of.get(name, name) for name in group}) == 1]
+    what = "groups of films of one patient with identical pixels"
+    report.add("films", "note", what, one_patient, "each counts as a film")
+
+
+def examine_images(files: list[str]) -> list[tuple[str, str, tuple[int, int], int, bool]]:
+    """Decoding results of files: reason of failure or "", mode, (width, height), pixel checksum, one grey level."""
+    results = []
+    for file in files:
+        try:
+            data = images.load(file)
+            mode, size = images.header(data, file)
+            pixels = images.decode(data, file)
+        except UserError as error:
+            results.append((str(error), "", (0, 0), 0, False))
+            continue
+        checksum = zlib.crc32(pixels) << 32 | zlib.adler32(pixels)
+        results.append(("", mode, size, checksum, bool(pixels.min() == pixels.max())))
+    return results
+
+
+def _sample(report: FolderReport, files: dict[str, str]) -> None:
+    """Report the sizes of about 20 films from their headers."""
+    sizes: Counter = Counter()
+    for file in list(files.values())[:: max(len(files) // 20, 1)]:
+        try:
+            sizes["{}x{}".format(*images.size(file))] += 1
+        except UserError as error:
+            report.add("films", "missing", "film that cannot be read", [error], f"{AGAIN}; check without --fast")
+    report.facts["film_sizes_of_a_sample"] = dict(sizes)
 
 
 def folder(
     path: str | Path, *, fast: bool = False, size: int = 256, workers: int | None = None, progress: bool = True
-) -> Report:
+) -> FolderReport:
     """Report on a data folder: layout, CSV, files, films, lists, boxes, disk space.
 
     ``fast`` does not decode the films. ``size`` is the pixel size of the store, for the check of disk space. Nothing is
     written, and faults go into the report instead of raising.
     """
-    report = Report(paths.resolve(path), fast)
-    examine.everything(report, size, workers, progress)
+    report = FolderReport(paths.resolve(path), fast)
+    examine(report, size, workers, progress)
     return report

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from cxrlib import UserError
 from cxrlib.data import records
-from cxrlib.errors import UserError
 
 NIH = "nih-chest-xrays/data"
 """Kaggle handle of the original 112,120 films of 1024², 42 GB in twelve folders."""

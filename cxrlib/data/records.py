@@ -1,25 +1,156 @@
-"""Table of a data folder in the NIH layout: one validated row per film.
+"""Records of a data folder in the NIH layout: one validated row per film, and the radiologists' boxes.
 
-*films* is this table everywhere in ``cxrlib``, *image* is a film's file name, and *pixels* are its grey values.
-Columns: image, path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""), view ("PA", "AP" or
-""), dataset (the dataset that numbers the patients, or "": see ``patients``), then the 15 labels as uint8. Messages
-give the line of the CSV; its header is line 1.
+Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""),
+view ("PA", "AP" or ""), dataset (who numbers the patients, "" where the folder does not say: see ``film_identity``),
+then the 15 labels as uint8. In code, *films* are rows of this table, *image* is a file name, *pixels* are grey values.
+
+Every check looks at whole columns; where values repeat, at the distinct ones only. Messages name the file, the line
+(the header is line 1) and the value of the first wrong row, and count the others.
 """
 
+import gzip
 import hashlib
 import os
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cxrlib import labels
-from cxrlib.data import images, tables
-from cxrlib.errors import UserError
+from cxrlib import UserError, labels
+from cxrlib.data import images
+
+OLDEST = 120
+"""Highest valid age in years. Higher ages are typing errors (the file of 2017 has 412) and count as unknown."""
+
+FILE_NAME = r"[^\W_][\w .()+-]*\.(?:png|jpe?g)"
+_AGE = r"(?P<number>\d{1,4})(?:\.0+)?(?P<unit>[YMD]?)"
+_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
+
+
+def read_cells(csv: Path, *, rows: bool = True) -> pd.DataFrame:
+    """Cells of a CSV as text. The index is the line number minus 2. Blank lines are dropped.
+
+    Raises UserError if the CSV is not readable or, with ``rows``, has no rows.
+    """
+    try:
+        table = pd.read_csv(
+            csv,
+            dtype=str,
+            keep_default_na=False,
+            na_values=[],
+            index_col=False,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+            usecols=lambda name: True,
+        )
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{csv} is empty; download it again") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{csv} is not a readable CSV ({str(error).strip().splitlines()[-1]})") from None
+    except (OSError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{csv} cannot be read ({error}); download it again") from None
+    table = table.fillna("")
+    table = table[(table.iloc[:, 0] != "") | (table.iloc[:, 1:] != "").any(axis=1)]
+    if rows and table.empty:
+        raise UserError(f"{csv} has a header but no rows; download it again")
+    return table
+
+
+Refuse = Callable[[Path, pd.Series, np.ndarray, str, str], None]
+"""Handler of wrong cells: (file, column, wrong rows (N,) bool, header of the column, advice for the user)."""
+
+
+def refuse_row(csv: Path, column: pd.Series, wrong: np.ndarray, header: str, advice: str) -> None:
+    """Raise UserError for the first row where ``wrong`` is True, if there is one."""
+    if wrong.any():
+        more = f" ({int(wrong.sum())} such rows)" if wrong.sum() > 1 else ""
+        raise UserError(f"{csv}, {first_line(column, wrong)}{more}: {header} {column[wrong].iloc[0]!r}; {advice}")
+
+
+def first_line(column: pd.Series, wrong: np.ndarray) -> str:
+    """Line of the first wrong row, such as "line 17". The header is line 1."""
+    return f"line {column.index[int(np.argmax(wrong))] + 2}"
+
+
+def distinct_values(column: pd.Series) -> tuple[np.ndarray, pd.Series]:
+    """Codes (N,) of the rows and the distinct values, stripped. There are far fewer values than rows to validate."""
+    codes, values = pd.factorize(column)
+    return codes, pd.Series(values, dtype="str").str.strip()
+
+
+def parse_image_names(column: pd.Series, csv: Path, unique: bool = True, on_wrong: Refuse = refuse_row) -> pd.Series:
+    valid = column.str.fullmatch(FILE_NAME, case=False).to_numpy(bool)
+    on_wrong(csv, column, ~valid, "Image Index", "expected a plain file name such as 00000001_000.png")
+    if unique:
+        duplicates = column.duplicated().to_numpy()
+        on_wrong(csv, column, duplicates, "Image Index", "a film must have one row only; delete the others")
+    return column
+
+
+def parse_integers(column: pd.Series, csv: Path, header: str, on_wrong: Refuse = refuse_row) -> np.ndarray:
+    codes, values = distinct_values(column)
+    valid = values.str.fullmatch(r"[0-9]{1,12}").to_numpy(bool)
+    on_wrong(csv, column, ~valid[codes], header, "expected a whole number of 0 or more")
+    return values.where(valid, "0").astype("int64").to_numpy()[codes]
+
+
+def parse_ages(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
+    """Ages in years, float64. The file of 2017 also has 058Y, 013M or 009D. Empty and above ``OLDEST`` become NaN."""
+    codes, values = distinct_values(column)
+    parts = values.str.upper().str.extract(f"^(?:{_AGE})$")
+    number = pd.to_numeric(parts["number"], errors="coerce").to_numpy(float)
+    wrong = np.isnan(number) & (values != "").to_numpy()
+    on_wrong(csv, column, wrong[codes], "Patient Age", "expected years such as 58 or 058Y")
+    years = number * parts["unit"].map(_YEARS).to_numpy(float)
+    return np.where(years > OLDEST, np.nan, years)[codes]
+
+
+def parse_choice(
+    column: pd.Series, csv: Path, header: str, allowed: tuple[str, ...], on_wrong: Refuse = refuse_row
+) -> np.ndarray:
+    codes, values = distinct_values(column)
+    values = values.str.upper()
+    advice = "expected " + " or ".join(value or "nothing" for value in allowed)
+    on_wrong(csv, column, ~values.isin(allowed).to_numpy()[codes], header, advice)
+    return values.to_numpy(object)[codes]
+
+
+def parse_labels(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
+    """Label matrix of a column, (N, 15) uint8. Each distinct cell (836 in the dataset) is encoded once."""
+    codes, values = pd.factorize(column)
+    encoded = np.zeros((len(values), len(labels.LABELS)), np.uint8)
+    advice: dict[int, str] = {}
+    for i, text in enumerate(values):
+        try:
+            encoded[i] = labels.encode(text)
+        except UserError as error:
+            advice[i] = str(error)
+    wrong = np.isin(codes, list(advice))
+    on_wrong(csv, column, wrong, "Finding Labels", next(iter(advice.values()), ""))
+    return encoded[codes]
+
+
+def parse_box_findings(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
+    codes, values = distinct_values(column)
+    names = values.map(lambda name: labels.ALIASES.get(name, name))
+    on_wrong(
+        csv, column, ~names.isin(labels.FINDINGS).to_numpy()[codes], "Finding Label", "expected one of the 14 findings"
+    )
+    return names.to_numpy(object)[codes]
+
+
+def parse_coordinates(column: pd.Series, csv: Path, name: str, on_wrong: Refuse = refuse_row) -> np.ndarray:
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(float)
+    on_wrong(csv, column, ~np.isfinite(numbers), f"box {name}", "expected a number of pixels")
+    if name in "wh":
+        on_wrong(csv, column, numbers <= 0, f"box {name}", "expected more than 0")
+    return numbers
+
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 BOXES = "BBox_List_2017.csv"
@@ -73,21 +204,21 @@ def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
     return films[list(COLUMNS)]
 
 
-def read_csv(csv: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -> pd.DataFrame:
+def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row) -> pd.DataFrame:
     """Films of ``Data_Entry_2017.csv`` (header of 2017 or 2020, gzip or not), validated, without path and dataset.
 
     Raises UserError with file, line and value of the first wrong row. With another ``on_wrong`` that does not raise,
     wrong cells become 0, NaN, "" or no label.
     """
     csv = Path(csv)
-    table = _columns(tables.cells(csv), csv)
-    films = pd.DataFrame({"image": tables.image_names(table["image"], csv, on_wrong=on_wrong)})
-    films["patient"] = tables.integers(table["patient"], csv, "Patient ID", on_wrong)
-    films["follow_up"] = tables.integers(table["follow_up"], csv, "Follow-up #", on_wrong)
-    films["age"] = tables.ages(table["age"], csv, on_wrong)
-    films["sex"] = tables.choice(table["sex"], csv, "Patient Gender", ("M", "F", ""), on_wrong)
-    films["view"] = tables.choice(table["view"], csv, "View Position", ("PA", "AP", ""), on_wrong)
-    matrix = tables.label_rows(table["finding_labels"], csv, on_wrong)
+    table = _columns(read_cells(csv), csv)
+    films = pd.DataFrame({"image": parse_image_names(table["image"], csv, on_wrong=on_wrong)})
+    films["patient"] = parse_integers(table["patient"], csv, "Patient ID", on_wrong)
+    films["follow_up"] = parse_integers(table["follow_up"], csv, "Follow-up #", on_wrong)
+    films["age"] = parse_ages(table["age"], csv, on_wrong)
+    films["sex"] = parse_choice(table["sex"], csv, "Patient Gender", ("M", "F", ""), on_wrong)
+    films["view"] = parse_choice(table["view"], csv, "View Position", ("PA", "AP", ""), on_wrong)
+    matrix = parse_labels(table["finding_labels"], csv, on_wrong)
     matrix = pd.DataFrame(matrix, index=films.index, columns=list(labels.LABELS))
     return pd.concat([films, matrix], axis=1).reset_index(drop=True)
 
@@ -186,7 +317,7 @@ def fingerprint(films: pd.DataFrame) -> str:
     return sha.hexdigest()[:16]
 
 
-def read_boxes(folder: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -> pd.DataFrame:
+def read_boxes(folder: str | Path, *, on_wrong: Refuse = refuse_row) -> pd.DataFrame:
     """Boxes drawn by radiologists: image, finding, x, y, w, h in pixels of the original 1024² film.
 
     The table is empty if the folder has no box file. Raises UserError with the line of a wrong row.
@@ -194,14 +325,14 @@ def read_boxes(folder: str | Path, *, on_wrong: tables.Refuse = tables.refuse) -
     file, names = find_boxes(Path(folder)), ["image", "finding", "x", "y", "w", "h"]
     if file is None:
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
-    raw = tables.cells(file, rows=False)  # a file without boxes is valid
+    raw = read_cells(file, rows=False)  # a file without boxes is valid
     if raw.shape[1] < len(names):
         raise UserError(f"{file}: the header needs Image Index, Finding Label and the four columns of the box")
     boxes = raw.iloc[:, : len(names)].set_axis(names, axis=1)
-    boxes["image"] = tables.image_names(boxes["image"], file, unique=False, on_wrong=on_wrong)
-    boxes["finding"] = tables.box_findings(boxes["finding"], file, on_wrong)
+    boxes["image"] = parse_image_names(boxes["image"], file, unique=False, on_wrong=on_wrong)
+    boxes["finding"] = parse_box_findings(boxes["finding"], file, on_wrong)
     for name in names[2:]:
-        boxes[name] = tables.coordinates(boxes[name], file, name, on_wrong)
+        boxes[name] = parse_coordinates(boxes[name], file, name, on_wrong)
     return boxes.reset_index(drop=True)
 
 

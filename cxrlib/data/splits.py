@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrlib import labels, paths, philox
+from cxrlib import UserError, labels, paths, randomness
 from cxrlib.data import records
-from cxrlib.errors import UserError
 
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 OTHER_NAMES = {TRAIN_LIST: "train_val_list_NIH.txt", TEST_LIST: "test_list_NIH.txt"}
@@ -32,7 +31,7 @@ ROUNDS, SWAPS = 200, 64
 """Steps that improve a random draw of patients towards equal prevalence, and swaps tried per step: see ``_draw``."""
 
 _NAMES = ("train", "val", "test")
-_ORDER, _SWAPS = 2, 3  # purposes of random numbers; ``draws`` uses 0 and 1
+_ORDER, _SWAPS = 2, 3  # purposes of random numbers; ``batches`` uses 0 and 1
 
 
 @dataclass(frozen=True)
@@ -161,13 +160,13 @@ def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int) -> np.nd
         raise UserError(f"{len(patients)} patients cannot be split into train, validation and test; give more films")
     columns = np.c_[records.label_matrix(films), np.ones(len(films))]  # (N, 16), the last column counts films
     counts = np.stack([np.bincount(of_film, column, len(patients)) for column in columns.T], 1)  # (P, 16)
-    order = philox.permutation(len(patients), seed, stream, _ORDER)
+    order = randomness.permutation(len(patients), seed, stream, _ORDER)
     n = int(np.searchsorted(counts[order, -1].cumsum(), fraction * len(films))) + 1
     n = min(n, len(patients) - 2)
     total, distance = counts[order[:n]].sum(0), _distance(counts, fraction)
-    swaps = philox.raw(ROUNDS * 2 * SWAPS, seed, stream, _SWAPS).reshape(ROUNDS, 2, SWAPS)
+    swaps = randomness.raw(ROUNDS * 2 * SWAPS, seed, stream, _SWAPS).reshape(ROUNDS, 2, SWAPS)
     for raw in swaps:
-        out, into = philox.below(raw[0], n), n + philox.below(raw[1], len(patients) - n)
+        out, into = randomness.below(raw[0], n), n + randomness.below(raw[1], len(patients) - n)
         swapped = total - counts[order[out]] + counts[order[into]]  # (SWAPS, 16)
         best = int(distance(swapped).argmin())
         if distance(swapped[best]) < distance(total):

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from cxrlib import UserError
 from cxrlib import labels as order
-from cxrlib.errors import UserError
 from cxrlib.evaluation import intervals
 
 KINDS = ("none", "temperature", "platt")

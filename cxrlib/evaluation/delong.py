@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from cxrlib.evaluation import metrics
+from cxrlib import metrics
 
 LEVEL = 0.95
 NOTHING = 1e-9

@@ -1,20 +1,141 @@
-"""Intervals of 95 % by patient bootstrap and by DeLong, and p values adjusted for several tests.
+"""Intervals of 95 % by patient bootstrap and DeLong, bands along curves, and p values adjusted for several tests.
 
-Films of one patient are alike, so they are resampled together; a bootstrap by film would give too narrow intervals.
-With few patients no method gives a useful interval, so below a minimum number there is none. NumPy, and SciPy for
-distributions.
+Films of one patient resemble each other, so patients are resampled, not films: a bootstrap by film takes dependent
+films for independent evidence. An interval of few patients is worth little whatever makes it, so below a least number
+there is none. Pure NumPy, with SciPy for the normal distribution, t, and one sparse product.
+
+A resample draws *patients* with replacement; a film then counts as often as its patient was drawn. Films are never
+copied: each finding is sorted once, and only the running weights at the positives' scores are kept, since AUC, AP
+and both curves change nowhere else. So the cost per finding is one pass over the films, whatever the ties. Written here
+because it is 291 times as fast as a loop over scikit-learn, to the same numbers.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.stats import binomtest, norm, t
 
-from cxrlib.errors import UserError
-from cxrlib.evaluation import delong as _delong
-from cxrlib.evaluation import metrics, resample
+from cxrlib import UserError, metrics, randomness
+from cxrlib.evaluation import delong
 from cxrlib.labels import FINDINGS
+
+_RESAMPLE = 4  # stream of random numbers; ``batches`` and ``splits`` use the lower ones
+
+
+class RunningWeights(NamedTuple):
+    """Running weights of R resamples at the G distinct scores of a finding's positives, from the lowest score up.
+
+    positive (G, R): weight of the positives with this score; true (G, R): with this or a higher one; below and upto
+    (G, R): weight of the negatives scoring less, and at most, this; positives and negatives (R,): totals, 0 where a
+    resample lacks the class.
+    """
+
+    positive: np.ndarray
+    true: np.ndarray
+    below: np.ndarray
+    upto: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+
+def draw_resamples(patients: np.ndarray, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw as many patients as there are, with replacement, ``replicates`` times.
+
+    patients (N,) of any type that sorts. Returns counts (P, R) int32, how often each distinct patient was drawn, and
+    rows (N,), each film's row in counts. The first R resamples are the same for any larger ``replicates``.
+    """
+    distinct, rows = np.unique(patients, return_inverse=True)
+    n = len(distinct)
+    counts = np.empty((n, replicates), np.int32)
+    for r in range(replicates):
+        counts[:, r] = np.bincount(randomness.below(randomness.raw(n, seed, r, _RESAMPLE), n), minlength=n)
+    return counts, rows.ravel()
+
+
+def running_weights(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> RunningWeights:
+    """Running weights of one finding: labels (N,), scores (N,), counts and rows as from ``draw``."""
+    order = np.argsort(scores, kind="stable")
+    positive = labels[order] == 1
+    scores, rows = scores[order], rows[order]
+    values = np.unique(scores[positive])
+    left = np.searchsorted(scores[~positive], values, "left")
+    right = np.searchsorted(scores[~positive], values, "right")
+    below, negatives = _running(counts, rows[~positive], left)
+    upto = below if np.array_equal(left, right) else _running(counts, rows[~positive], right)[0]
+    above, positives = _running(counts, rows[positive], np.searchsorted(scores[positive], values, "left"))
+    positive = np.diff(above, axis=0, append=positives[None])
+    return RunningWeights(positive, positives - above, below, upto, positives, negatives)
+
+
+def resampled_auc(at: RunningWeights) -> np.ndarray:
+    """ROC AUC of each resample, (R,); NaN where a resample lacks a class. Ties count half."""
+    wins = (at.positive * ((at.below + at.upto) / 2)).sum(0)
+    return _divide(wins, at.positives * at.negatives.astype(np.float64))
+
+
+def resampled_average_precision(at: RunningWeights) -> np.ndarray:
+    """Average precision of each resample, (R,); NaN where it has no positive."""
+    called = at.true + (at.negatives - at.below)
+    gained = (at.positive * np.divide(at.true, called, out=np.zeros(called.shape), where=called > 0)).sum(0)
+    return _divide(gained, at.positives)
+
+
+def resampled_sensitivity(at: RunningWeights, false_positive_rates: np.ndarray) -> np.ndarray:
+    """Sensitivity of each resample at (M,) false-positive rates: (R, M), NaN where a class is absent."""
+    start, end = at.negatives - at.upto, at.negatives - at.below  # negatives called before and after each step
+    x = np.stack([start, end], 1)[::-1].reshape(-1, len(at.positives))  # (2G, R), rising
+    y = np.stack([at.true - at.positive, at.true], 1)[::-1].reshape(-1, len(at.positives))
+    curves = np.full((len(at.positives), len(false_positive_rates)), np.nan)
+    for r in np.flatnonzero((at.positives > 0) & (at.negatives > 0)):
+        corners = np.concatenate([[0], x[:, r], [at.negatives[r]]]), np.concatenate([[0], y[:, r], [at.positives[r]]])
+        curves[r] = np.interp(false_positive_rates * at.negatives[r], *corners) / at.positives[r]
+    return curves
+
+
+def resampled_precision(at: RunningWeights, recalls: np.ndarray) -> np.ndarray:
+    """Precision of each resample at the highest threshold that reaches (M,) recalls: (R, M), NaN without positives."""
+    true = at.true[::-1]  # (G, R), rising
+    called = true + (at.negatives - at.below)[::-1]
+    share = np.divide(true, called, out=np.ones(called.shape), where=called > 0)
+    values = np.full((len(at.positives), len(recalls)), np.nan)
+    for r in np.flatnonzero(at.positives):
+        reached = np.searchsorted(true[:, r], np.maximum(recalls * at.positives[r] - 1e-9, 1e-9))
+        values[r] = share[reached, r]
+    return values
+
+
+def resampled_ratio(parts: np.ndarray, wholes: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Ratios of sums over films on each resample: parts and wholes (N, M) → (R, M), NaN where a denominator is 0."""
+    above, below = (_per_patient(values, rows, len(counts)) for values in (parts, wholes))  # (P, M)
+    above, below = counts.T @ above, counts.T @ below  # (R, M)
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
+
+
+def _per_patient(values: np.ndarray, rows: np.ndarray, patients: int) -> np.ndarray:
+    """Sums (P, M) over each patient's films of values (N, M)."""
+    sums = [np.bincount(rows, column, minlength=patients) for column in np.asarray(values, np.float64).T]
+    return np.stack(sums, 1)
+
+
+def _running(counts: np.ndarray, rows: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the first ``cuts[g]`` films, (G, R), and of all films, (R,); cuts in ascending order.
+
+    The films between two cuts are a row of a sparse matrix whose columns are patients, so one product sums all
+    stretches on all resamples; five times as fast as adding film by film, and much faster than NumPy's reduceat.
+    """
+    ends = np.concatenate([[0], cuts, [len(rows)]])
+    stretches = csr_array((np.ones(len(rows), np.int32), rows, ends), shape=(len(cuts) + 1, len(counts)))
+    weights = stretches @ counts
+    for g in range(1, len(weights)):
+        weights[g] += weights[g - 1]  # ten times as fast as cumsum, which goes down the columns
+    return weights[:-1], weights[-1]
+
+
+def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
 
 LEVEL = 0.95
 BLOCK = 1000  # resamples computed together, which limits memory to (distinct scores of positives) × 1000 weights
@@ -153,15 +274,15 @@ def bootstrap(
     """
     check(labels, probabilities, patients)
     auc, ap = metrics.auc_per_label(labels, probabilities), metrics.ap_per_label(labels, probabilities)
-    counts, rows = resample.draw(patients, replicates, seed)
+    counts, rows = draw_resamples(patients, replicates, seed)
     values = np.full((2, replicates, labels.shape[1]), np.nan)
     for start in range(0, replicates, BLOCK):
         block = np.ascontiguousarray(counts[:, start : start + BLOCK])
         for k in np.flatnonzero(labels.any(0)):
-            at = resample.steps(labels[:, k], probabilities[:, k], block, rows)
-            values[0, start : start + BLOCK, k] = resample.auc(at)
+            at = running_weights(labels[:, k], probabilities[:, k], block, rows)
+            values[0, start : start + BLOCK, k] = resampled_auc(at)
             if precision:
-                values[1, start : start + BLOCK, k] = resample.average_precision(at)
+                values[1, start : start + BLOCK, k] = resampled_average_precision(at)
     return Bootstrap(auc, ap, *values, *patients_of(labels, rows, len(counts)))
 
 
@@ -170,10 +291,10 @@ def micro_auc(
 ) -> Interval:
     """Micro AUC, over all film-label pairs at once, with its interval by patient: (N, K), (N, K), (N,)."""
     check(labels, scores, patients)
-    counts, rows = resample.draw(patients, replicates, seed)
+    counts, rows = draw_resamples(patients, replicates, seed)
     pairs = np.ravel(labels), np.ravel(scores), np.repeat(rows, labels.shape[1])
     parts = np.array_split(counts, -(-replicates // POOLED), axis=1)
-    values = [resample.auc(resample.steps(*pairs[:2], np.ascontiguousarray(part), pairs[2])) for part in parts]
+    values = [resampled_auc(running_weights(*pairs[:2], np.ascontiguousarray(part), pairs[2])) for part in parts]
     low, high = percentiles(np.concatenate(values)[:, None]) if len(counts) >= LEAST else ([np.nan], [np.nan])
     return Interval(metrics.micro_auc(labels, scores), float(low[0]), float(high[0]))
 
@@ -229,7 +350,7 @@ def _tail(patients: float | np.ndarray | None) -> float | np.ndarray:
     return norm.sf(t.isf((1 - LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1)))
 
 
-def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> Interval:
+def delong_interval(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> Interval:
     """ROC AUC of one finding with DeLong's interval, cut at 0 and 1; NaN where undefined.
 
     labels, scores (N,). With patients (N,) it allows for several films of a patient, and uses t for few patients. A
@@ -252,17 +373,17 @@ def delong_difference(
     """
     if metrics.reason(np.asarray(labels)):
         return Difference(np.nan, np.nan, np.nan, np.nan)
-    gap = _delong.paired(_auc(labels, a, patients), _auc(labels, b, patients))
-    if np.nan_to_num(gap.error) < _delong.NOTHING and abs(gap.value) < _delong.NOTHING and gap.counts.min() > 1:
+    gap = delong.paired(_auc(labels, a, patients), _auc(labels, b, patients))
+    if np.nan_to_num(gap.error) < delong.NOTHING and abs(gap.value) < delong.NOTHING and gap.counts.min() > 1:
         return Difference(gap.value, gap.value, gap.value, 1.0)
     if patients is not None and gap.counts.min() < LEAST_TESTED:
         return Difference(gap.value, np.nan, np.nan, np.nan)
     return Difference(gap.value, *gap.test(np.inf if patients is None else None))
 
 
-def _auc(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None) -> _delong.Estimate:
+def _auc(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None) -> delong.Estimate:
     rows = np.arange(len(labels)) if patients is None else np.unique(patients, return_inverse=True)[1].ravel()
-    return _delong.auc(labels, scores, rows, int(rows.max()) + 1)
+    return delong.auc(labels, scores, rows, int(rows.max()) + 1)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -287,7 +408,7 @@ def ratio(
     denominator. A share of 0 or 1 is the same in every resample but not certain: its interval is Wilson's over these
     patients.
     """
-    replicated = resample.ratio(parts, wholes, *resample.draw(patients, replicates, seed))
+    replicated = resampled_ratio(parts, wholes, *draw_resamples(patients, replicates, seed))
     whole = wholes.sum(0, dtype=np.float64)
     value = np.divide(parts.sum(0), whole, out=np.full(len(whole), np.nan), where=whole != 0)
     counting = np.array([len(np.unique(patients[column != 0])) for column in wholes.T])
@@ -317,3 +438,53 @@ def check(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> None:
         raise UserError(f"{shapes} are not of the same films; pass them in one order")
     if len(patients) == 0:
         raise UserError("no films to resample; the part is empty")
+
+
+class Band(NamedTuple):
+    """Pointwise interval along a curve, (M,) each."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def roc_band(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    patients: np.ndarray,
+    *,
+    replicates: int = 500,
+    seed: int = 0,
+    at: np.ndarray | None = None,
+) -> Band:
+    """Pointwise interval of one finding's sensitivity along the false-positive rate.
+
+    NaN where undefined, and below ``intervals.LEAST`` patients with or without the finding.
+    """
+    rates = np.linspace(0, 1, 101) if at is None else at
+    return _band(resampled_sensitivity, rates, labels, scores, patients, replicates, seed)
+
+
+def pr_band(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    patients: np.ndarray,
+    *,
+    replicates: int = 500,
+    seed: int = 0,
+    at: np.ndarray | None = None,
+) -> Band:
+    """Pointwise interval of one finding's precision along the recall; NaN as for ``roc_band``."""
+    recalls = np.linspace(0.01, 1, 100) if at is None else at
+    return _band(resampled_precision, recalls, labels, scores, patients, replicates, seed)
+
+
+def _band(read, x, labels, scores, patients, replicates, seed) -> Band:
+    check(labels[:, None], scores[:, None], patients)
+    counts, rows = draw_resamples(patients, replicates, seed)
+    fewest = patients_of(labels[:, None], rows, len(counts))[0].min()
+    if fewest < LEAST:
+        return Band(x, *np.full((2, len(x)), np.nan))
+    blocks = [np.ascontiguousarray(counts[:, start : start + BLOCK]) for start in range(0, replicates, BLOCK)]
+    curves = [read(running_weights(labels, scores, block, rows), x) for block in blocks]
+    return Band(x, *percentiles(np.concatenate(curves), fewest))

@@ -1,26 +1,30 @@
-"""Predictions: probabilities of a network on films, and the CSV from which all metrics are computed."""
+"""Predictions: probabilities of films from a network, with test-time augmentation, as a CSV that is kept and checked.
+
+Predicting the whole test part takes a GPU minutes and a CPU hours, and an evaluation is looked at again and again. So
+``predict_once`` keeps the probabilities with a note of what made them.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from cxrlib import labels, paths
-from cxrlib.data import records
-from cxrlib.errors import UserError
-from cxrlib.training import hardware, inference, network
+from cxrlib import UserError, labels, paths, provenance
+from cxrlib.data import batches, records
+from cxrlib.training import devices, frozen, network
 
 PROBABILITIES = [f"prob_{label}" for label in labels.LABELS]
 TRUTHS = [f"label_{label}" for label in labels.LABELS]
 CROP = 7 / 8
 """Side of a ten-crop's crops as a share of the image's, as in 224 out of 256 (Krizhevsky 2012)."""
 
-View = Callable[[torch.Tensor], torch.Tensor]
+Variant = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def predict(
     """
     variants = _variants(tta)
     device = torch.device(device) if device is not None else next(model.parameters()).device
-    with _evaluating(model), torch.inference_mode(), hardware.keeping_memory(device):
+    with _evaluating(model), torch.inference_mode(), devices.keep_memory(device):
         dtype = dtype_of(model, precision)
         values = _predict(_Halving(_inference(model, dtype), variants), batches, device, progress)
         if dtype == torch.float16 and np.isnan(values).any():
@@ -69,11 +73,11 @@ def predict(
 
 def dtype_of(model: nn.Module, precision: str = "") -> torch.dtype:
     """Precision of the network's convolutions; float32 for a model that is not a ``Network``."""
-    return inference.dtype_of(model, precision) if isinstance(model, network.Network) else torch.float32
+    return frozen.dtype_of(model, precision) if isinstance(model, network.Network) else torch.float32
 
 
 def _inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return inference.Inference(model, dtype=dtype) if isinstance(model, network.Network) else model
+    return frozen.Inference(model, dtype=dtype) if isinstance(model, network.Network) else model
 
 
 def _predict(model: "_Halving", batches, device: torch.device, progress: bool) -> np.ndarray:
@@ -127,7 +131,7 @@ def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
     return predictions
 
 
-def _variants(tta: str) -> list[View]:
+def _variants(tta: str) -> list[Variant]:
     plain = {"none": [_whole], "flip": [_whole], "tencrop": [_crop(*at) for at in _CORNERS]}
     if tta not in plain:
         raise UserError(f"tta {tta!r} is unknown; choose none, flip or tencrop")
@@ -141,7 +145,7 @@ def _whole(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def _crop(down: float, right: float) -> View:
+def _crop(down: float, right: float) -> Variant:
     def variant(images: torch.Tensor) -> torch.Tensor:
         size = images.shape[-1]
         side = max(1, round(size * CROP))
@@ -151,14 +155,14 @@ def _crop(down: float, right: float) -> View:
     return variant
 
 
-def _mirrored(variant: View) -> View:
+def _mirrored(variant: Variant) -> Variant:
     return lambda images: variant(images).flip(-1)
 
 
 class _Halving:
     """Mean probabilities of batches, split if memory runs out; a size that failed once is not tried again."""
 
-    def __init__(self, model: nn.Module, variants: list[View]) -> None:
+    def __init__(self, model: nn.Module, variants: list[Variant]) -> None:
         self.model, self.variants, self.most = model, variants, 0  # images at once; 0: the whole batch
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -167,7 +171,7 @@ class _Halving:
             try:
                 return torch.cat([self._average(part) for part in images.split(self.most or max(len(images), 1))])
             except (MemoryError, RuntimeError) as error:
-                if not hardware.no_memory(error):
+                if not devices.is_out_of_memory(error):
                     raise
                 tried = min(self.most or len(images), len(images))
             self._halve(tried, images)  # not in the handler, where the traceback keeps the failed batch in memory
@@ -259,3 +263,51 @@ def _numbers(part: pd.DataFrame, csv: Path, *, high: float = np.inf, whole: bool
             f"{csv}, row {row + 2}, {part.columns[column]}: {cell} is not {expected} ({wrong.sum()} such cells)"
         )
     return values
+
+
+def predict_once(
+    model: nn.Module,
+    batches: batches.Batches,
+    csv: Path,
+    *,
+    weights: str,
+    tta: str = "none",
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Probabilities of ``predict.predict``, from ``csv`` if an equal call wrote it: (N, 15) float64.
+
+    weights: the hash of the checkpoint that ``model`` was loaded from. Predicts again if the checkpoint, films, labels,
+    pixels, test-time augmentation or code changed, or if a file is damaged or absent. The note is beside the file, as
+    ``.json``. The values are always read from the file, so a cached result equals a new one.
+    """
+    cache_key = {
+        "weights": weights,
+        "films": records.fingerprint(batches.films),
+        "pixels": batches.store.pixels_of(batches.films),
+        "size": batches.store.size,
+        "tta": tta,
+        "precision": devices.dtype_name(dtype_of(model)),
+        "code": provenance.code_version(__name__, "cxrlib.data.batches"),
+    }
+    if (cached := _cached(csv, batches, cache_key)) is not None:
+        return cached
+    probabilities = predict(model, batches, tta=tta, device=device, progress=progress)
+    cache_note(csv).unlink(missing_ok=True)  # after an interruption here the file has no note and is made again
+    write(csv, batches.films, probabilities)
+    paths.write_json(cache_note(csv), cache_key)
+    return read(csv, batches.films).probabilities
+
+
+def cache_note(csv: Path) -> Path:
+    """Path of the note on ``csv``."""
+    return csv.with_name(csv.name.removesuffix(".csv") + ".json")
+
+
+def _cached(csv: Path, batches: batches.Batches, cache_key: dict[str, Any]) -> np.ndarray | None:
+    try:
+        if paths.read_json(cache_note(csv)) != cache_key:
+            return None
+        return read(csv, batches.films).probabilities
+    except UserError:
+        return None

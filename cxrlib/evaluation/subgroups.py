@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from cxrlib import UserError, metrics
 from cxrlib.data import records
-from cxrlib.errors import UserError
-from cxrlib.evaluation import delong, intervals, metrics, resample
+from cxrlib.evaluation import delong, intervals
 from cxrlib.labels import FINDINGS
 
 AGES = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, np.inf)}
@@ -86,14 +86,14 @@ def measure(
 ) -> Measured:
     """Measure AUC, and the sensitivity of calls, of the 14 findings in every group.
 
-    films: N rows as ``records.read``; probabilities (N, 15); calls (N, 15) as from ``decisions``: 1.0 or 0.0,
+    films: N rows as ``records.read``; probabilities (N, 15); calls (N, 15) as from ``thresholds.Decisions``: 1.0 or 0.0,
     NaN in columns without a threshold. Without calls sensitivity is left out. Raises UserError for another shape.
     """
     labels = records.label_matrix(films)
     for name, values in (("probabilities", probabilities), ("calls", calls)):
         if values is not None and values.shape != labels.shape:
             raise UserError(f"{name} {values.shape} are not of these films, which need {labels.shape}")
-    draws = resample.draw(films["patient"].to_numpy(), replicates, seed)
+    draws = intervals.draw_resamples(films["patient"].to_numpy(), replicates, seed)
     by_name = {group.name: group for group in groups(films)}
     inputs = {"auc": probabilities} | ({} if calls is None else {"sensitivity": calls})
     numbers = {
@@ -147,7 +147,7 @@ def view_shortcut(
     labels = records.label_matrix(films)[:, : len(FINDINGS)]
     views = [group.here for group in groups(films) if group.kind == "view"]
     either = views[0] | views[1]
-    counts, rows = resample.draw(films["patient"].to_numpy(), replicates, seed)
+    counts, rows = intervals.draw_resamples(films["patient"].to_numpy(), replicates, seed)
     once = np.ones((len(counts), 1), counts.dtype)
     values, gains = np.full((2, len(FINDINGS)), np.nan), np.full((replicates, len(FINDINGS)), np.nan)
     reasons, one_view = [], "" if all(map(np.any, views)) else "films of one view only"
@@ -199,8 +199,8 @@ def _replicates(group: Group, estimates: list, labels: np.ndarray, scores: np.nd
     """AUC of the 14 findings in a group on each resample, (R, 14)."""
     aucs = np.full((draws[0].shape[1], len(FINDINGS)), np.nan)
     for k in (k for k, estimate in enumerate(estimates) if estimate):
-        at = resample.steps(labels[group.here, k], scores[group.here, k], draws[0], draws[1][group.here])
-        aucs[:, k] = resample.auc(at)
+        at = intervals.running_weights(labels[group.here, k], scores[group.here, k], draws[0], draws[1][group.here])
+        aucs[:, k] = intervals.resampled_auc(at)
     return aucs
 
 
@@ -280,11 +280,11 @@ def _mean_ends(replicates: np.ndarray, patients: int, fewest: np.ndarray) -> tup
 
 def _all_and_within(labels, scores, rows, counts, either, views) -> Iterator[np.ndarray]:
     """AUC over all pairs, and over pairs of one view, on each resample: (R,) each."""
-    whole = resample.steps(labels[either], scores[either], counts, rows[either])
-    yield resample.auc(whole)
-    parts = [resample.steps(labels[here], scores[here], counts, rows[here]) for here in views]
+    whole = intervals.running_weights(labels[either], scores[either], counts, rows[either])
+    yield intervals.resampled_auc(whole)
+    parts = [intervals.running_weights(labels[here], scores[here], counts, rows[here]) for here in views]
     pairs = np.stack([at.positives * at.negatives.astype(np.float64) for at in parts])
-    wins = np.nansum(np.stack([resample.auc(at) for at in parts]) * pairs, axis=0)
+    wins = np.nansum(np.stack([intervals.resampled_auc(at) for at in parts]) * pairs, axis=0)
     yield np.divide(wins, pairs.sum(0), out=np.full(len(wins), np.nan), where=pairs.sum(0) > 0)
 
 

@@ -1,6 +1,12 @@
-"""Tables of a run: AUC per finding with intervals, the effect of a stage, all stages."""
+"""Summary tables of a run: AUC per finding with intervals, what each stage changed, and published results beside it.
 
-from collections.abc import Iterator, Sequence
+Only published means over the 14 findings on the same 25,596 films compare. Random splits (CheXNet and its copies, 0.84
+and above) are another, easier test and are not listed; nor is a result that cannot be shown to be on the official part
+(Li 2018, 0.755). A checkpoint chosen on the test part looks too good: ``chosen_on`` says what each was chosen by.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +14,146 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from cxrlib.data import records
-from cxrlib.evaluation import delong, intervals, metrics
+from cxrlib import metrics
+from cxrlib.data import records, splits
+from cxrlib.evaluation import delong, intervals
 from cxrlib.labels import FINDINGS, LABELS
 from cxrlib.training import checkpoint
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """A published result: mean AUC of 14, and where stated its standard deviation over runs and the AUC per finding.
+
+    ``network`` is "" if the method is not a single standard network; ``chosen_on`` is the part that the checkpoint was
+    chosen on, or "not stated".
+    """
+
+    method: str
+    network: str
+    mean: float
+    source: str
+    spread: float = np.nan
+    findings: tuple[float, ...] = (np.nan,) * len(FINDINGS)
+    chosen_on: str = "not stated"
+
+
+def _aucs(numbers: str) -> tuple[float, ...]:
+    return tuple(map(float, numbers.split()))
+
+
+PUBLISHED = (
+    PublishedResult("original of this workbook", "ResNet-50, five stages", 0.732, "its README: 0.73241"),
+    PublishedResult(
+        "Wang 2017",
+        "ResNet-50",
+        0.745,
+        "Wang et al., ChestX-ray8, CVPR 2017; 14 findings in arXiv:1705.02315",
+        findings=_aucs(".700 .810 .759 .661 .693 .669 .658 .799 .703 .805 .833 .786 .684 .872"),
+    ),
+    PublishedResult(
+        "Yao 2018",
+        "",
+        0.761,
+        "Yao et al., arXiv:1803.07703",
+        findings=_aucs(".733 .856 .806 .673 .718 .777 .684 .805 .711 .806 .842 .743 .724 .775"),
+    ),
+    PublishedResult(
+        "Tang 2018",
+        "",
+        0.803,
+        "Tang et al., MLMI 2018",
+        findings=_aucs(".756 .887 .819 .689 .814 .755 .729 .850 .728 .848 .906 .818 .765 .875"),
+    ),
+    PublishedResult(
+        "Guendel 2018",
+        "DenseNet-121",
+        0.807,
+        "Guendel et al., arXiv:1803.04565",
+        findings=_aucs(".767 .883 .828 .709 .821 .758 .731 .846 .745 .835 .895 .818 .761 .896"),
+    ),
+    PublishedResult(
+        "Guan 2018 (CRAL)",
+        "ResNet-50",
+        0.814,
+        "Guan & Huang, category-wise residual attention learning, 2018",
+        findings=_aucs(".779 .879 .824 .694 .831 .766 .726 .858 .758 .850 .909 .832 .778 .906"),
+        chosen_on="validation",
+    ),
+    PublishedResult(
+        "plain ResNet-50 (CRAL's ablation)", "ResNet-50", 0.803, "Guan & Huang, 2018", chosen_on="validation"
+    ),
+    PublishedResult(
+        "ImageNet, plateau, ten-crop",
+        "ResNet-50",
+        0.817,
+        "Ma / Liang lab, 2021–22",
+        spread=0.0015,
+        chosen_on="validation loss",
+    ),
+    PublishedResult(
+        "ImageNet, then CheXpert",
+        "ResNet-50",
+        0.8225,
+        "Ma / Liang lab, 2021–22",
+        spread=0.0018,
+        chosen_on="validation loss",
+    ),
+    PublishedResult("ImageNet", "DenseNet-121", 0.822, "compared with by Xiao et al., WACV 2023", chosen_on="test"),
+    PublishedResult("X-ray MAE", "ViT-B", 0.830, "Xiao et al., WACV 2023, arXiv:2210.12843", chosen_on="test"),
+    PublishedResult(
+        "224² re-sized films, positive weights",
+        "ResNet-18",
+        0.789,
+        "a public notebook, 2026",
+        findings=_aucs(".750 .867 .811 .696 .778 .715 .681 .834 .724 .833 .882 .804 .757 .919"),
+        chosen_on="validation",
+    ),
+)
+
+
+def published_table() -> pd.DataFrame:
+    """The published results: method, network, mean, spread, a column per finding (NaN: none), chosen_on, source."""
+    rows = [
+        {"method": result.method, "network": result.network, "mean": result.mean, "spread": result.spread}
+        | dict(zip(FINDINGS, result.findings, strict=True))
+        | {"chosen_on": result.chosen_on, "source": result.source}
+        for result in PUBLISHED
+    ]
+    return pd.DataFrame(rows)
+
+
+def why_not_beside_published(images: Iterable[str]) -> str:
+    """Reason why a test on these images cannot be compared; "" if they are the full official test part."""
+    names = set(images)
+    if splits.is_official_test(names):
+        return ""
+    return (
+        f"This run was tested on {len(names):,} films. Published results are on the official test part, all "
+        f"{splits.OFFICIAL_FILMS:,} films of it; on other films the same network has another AUC, so they are not "
+        "compared."
+    )
+
+
+def beside_published(auc: pd.DataFrame, images: Iterable[str], run: str) -> tuple[pd.DataFrame, str]:
+    """Published results with this run as the first row and "", or an empty table and the reason.
+
+    auc: the run's table as ``summary.auc``; images: the names of its test films. The run's row also has mean_low and
+    mean_high, its 95 % interval by patient.
+    """
+    why = why_not_beside_published(images)
+    if why:
+        return published_table().head(0), why
+    rows = auc.set_index("finding")
+    mean = rows.iloc[-1]
+    ours = {"method": run, "network": "this run", "mean": mean["auc"], "source": "this run", "spread": np.nan}
+    ours |= {"chosen_on": "validation"}
+    ours |= {"mean_low": mean["auc_low"], "mean_high": mean["auc_high"]}
+    ours |= {finding: rows.loc[finding, "auc"] for finding in FINDINGS}
+    return pd.concat([pd.DataFrame([ours]), published_table()], ignore_index=True)[
+        [*published_table().columns, "mean_low", "mean_high"]
+    ], ""
+
 
 SURE = 0.05  # largest p, adjusted if there are several, at which a difference counts as shown
 
@@ -195,7 +337,7 @@ def at_half(known: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     }
 
 
-def standing(films: pd.DataFrame, probabilities: np.ndarray) -> np.ndarray:
+def rank(films: pd.DataFrame, probabilities: np.ndarray) -> np.ndarray:
     """Rank of each film by its own findings: (N,), 1 best, 0 worst, NaN for films without a finding.
 
     For each of the film's findings, the share of films without it that score lower (ties count half); then their mean.
@@ -213,7 +355,7 @@ def standing(films: pd.DataFrame, probabilities: np.ndarray) -> np.ndarray:
 
 def extremes(films: pd.DataFrame, probabilities: np.ndarray, *, n: int = 6) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The ``n`` films of highest and of lowest rank, with a column ``standing``."""
-    ranked = films.assign(standing=standing(films, probabilities)).dropna(subset=["standing"])
+    ranked = films.assign(standing=rank(films, probabilities)).dropna(subset=["standing"])
     ranked = ranked.sort_values("standing", ascending=False, kind="stable")
     return ranked.head(n), ranked.tail(n)[::-1]
 

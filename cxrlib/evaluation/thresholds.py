@@ -1,15 +1,20 @@
-"""Thresholds for a positive call: chosen on validation films, evaluated on test films.
+"""Thresholds chosen on validation films and judged on test films, and how they travel with a checkpoint.
 
-Results on the films that chose a threshold are too good, so ``choose`` is for validation and ``judge`` for test. 0.5 is
-not a useful threshold: for a rare finding even a good network may never reach it.
+A threshold judged on the films it was chosen on looks too good, so ``choose`` is for validation and ``judge`` for test.
+0.5 is no threshold: for a rare finding a good network may never reach it. Thresholds are on calibrated probabilities;
+``Decisions`` keeps both in the checkpoint's JSON, so that everyone with the checkpoint decides as its evaluation did.
 """
+
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from cxrlib import UserError, metrics
 from cxrlib import labels as order
-from cxrlib.errors import UserError
-from cxrlib.evaluation import intervals, metrics
+from cxrlib.evaluation import calibration, intervals
+from cxrlib.training import checkpoint
 
 RULES = {
     "youden": "the most sensitivity + specificity (Youden 1950)",
@@ -122,3 +127,60 @@ def _shares(truth: np.ndarray, called: np.ndarray) -> dict[str, tuple[np.ndarray
         "npv": (~called & ~truth, ~called),
         "f1": (2 * (called & truth), truth.astype(int) + called),
     }
+
+
+CALIBRATION, THRESHOLDS = "calibration", "thresholds"
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Calibration and thresholds: ``chosen`` as from ``thresholds.choose``; ``made_on``: the films both come from."""
+
+    calibration: calibration.Calibration
+    chosen: pd.DataFrame
+    made_on: dict[str, int | str] = field(default_factory=dict)
+
+    def cuts(self, rule: str = "youden") -> np.ndarray:
+        """Thresholds of a rule on calibrated probabilities, (15,), NaN where undefined. UserError for another rule."""
+        return vector(as_dict(self.chosen), rule)
+
+    def calls(self, probabilities: np.ndarray, rule: str = "youden") -> np.ndarray:
+        """Calls of labels from the network's probabilities: (N, 15) → (N, 15), 1.0 positive, 0.0 negative.
+
+        NaN in columns without a threshold.
+        """
+        cuts = self.cuts(rule)
+        return np.where(np.isnan(cuts), np.nan, self.calibration(probabilities) >= np.nan_to_num(cuts))
+
+    def judge(
+        self, labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, *, seed: int = 0
+    ) -> pd.DataFrame:
+        """Results of the thresholds (``thresholds.judge``) on other films, from the network's probabilities."""
+        return judge(self.chosen, labels, self.calibration(probabilities), patients, seed=seed)
+
+
+def fit_decisions(
+    labels: np.ndarray, probabilities: np.ndarray, kind: str = "platt", *, gamma: float = 0.0, **made_on: int | str
+) -> Decisions:
+    """Fit a calibration on *validation*, then choose each rule's thresholds on its probabilities; both (N, 15).
+
+    kind and gamma as for ``calibration.fit``; made_on: settings of the probabilities, such as size and tta.
+    """
+    fitted = calibration.fit(labels, probabilities, kind, gamma)
+    made_on = {"part": "validation", "films": len(labels), **made_on}
+    return Decisions(fitted, choose(labels, fitted(probabilities)), made_on)
+
+
+def attach_decisions(path: Path, made: Decisions) -> Path:
+    """Write both into the JSON of the checkpoint at ``path``; returns the JSON's path."""
+    checkpoint.attach(path, CALIBRATION, {**made.calibration.as_dict(), "made_on": made.made_on})
+    return checkpoint.attach(path, THRESHOLDS, as_dict(made.chosen))
+
+
+def read_decisions(path: Path) -> Decisions:
+    """Decisions that ``attach`` wrote. Raises UserError if the checkpoint has none, or damaged or foreign ones."""
+    fitted = checkpoint.attached(path, CALIBRATION)
+    chosen = from_dict(checkpoint.attached(path, THRESHOLDS), f"thresholds of {path.stem}")
+    return Decisions(
+        calibration.from_dict(fitted, f"calibration of {path.stem}"), chosen, dict(fitted.get("made_on", {}))
+    )

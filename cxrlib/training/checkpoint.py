@@ -1,23 +1,106 @@
-"""Checkpoints on disk: weights as safetensors, with a JSON beside them that records their lineage.
+"""Checkpoints on disk: weights as safetensors, and beside them a JSON with their SHA-256; never a pickle.
 
-The name follows the original project, for example ``stage5_1e-06_22``: the stage, its rate, and the epochs so far over
-all stages. The JSON holds the lineage (see ``lineage``): name, hash and recipe of every ancestor, and every patient
-that any of them saw. The leak guard's data is also in the header of the weights file, and the JSON has the SHA-256 of
-that file. So the guard works without the JSON, and detects a changed one.
+A checkpoint is named as the original project named its own, ``stage5_1e-06_22``: the stage, its rate, and the
+epochs so far over all stages before it. Its JSON carries the lineage (see ``lineage``): every ancestor's name, hash and
+recipe, and every patient that any of them saw. All that a test is refused by is also in the header of the weights' own
+file, whose SHA-256 the JSON names, so that it survives a lost JSON and shows a changed one.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxrlib import labels, paths, provenance
-from cxrlib.errors import UserError
-from cxrlib.training import tensors
-from cxrlib.training.recipes import Stage
+from cxrlib import UserError, labels, paths, provenance
+from cxrlib.training.schedules import Stage
+
+HEADER_KEY = "cxrlib"
+"""The project's key in a file's header. It is only one, because the order of several would differ between files."""
+
+
+def write_tensors(
+    stem: Path, tensors: dict[str, Tensor], meta: dict[str, Any], inside: dict[str, Any] | None = None
+) -> Path:
+    """Write ``stem.safetensors``, then ``stem.json`` with its SHA-256. Returns the path of the first.
+
+    The JSON comes last: a pair is complete if its JSON has the hash of its tensors. ``inside`` goes into the header of
+    the safetensors file, so the hash covers it.
+    Raises UserError where the disk is full or not writable. An older pair of this name then stays unchanged.
+    """
+    path = stem.with_name(stem.name + ".safetensors")
+    try:
+        with paths.atomic(path) as temporary:
+            header = {HEADER_KEY: json.dumps(inside, sort_keys=True)} if inside else None
+            save_file({name: plain_tensor(value) for name, value in tensors.items()}, temporary, header)
+            sha256 = provenance.file_sha256(temporary)
+        paths.write_json(json_beside(path), {**meta, "sha256": sha256})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path} ({error}); make room on the disk and run the same again") from None
+    return path
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a pair written by ``write``. Raises UserError where a file is absent, damaged, or of another pair."""
+    meta = read_description(path)
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != meta["sha256"]:
+            raise UserError(f"{path} is damaged or not the file its JSON describes (SHA-256 differs); train it again")
+        return load_bytes(content), meta
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); train it again, or copy it once more") from None
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read the JSON beside ``path``. Raises UserError where it is absent, damaged or without a hash."""
+    meta = paths.read_json(json_beside(path))
+    if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), str):
+        raise UserError(f"{json_beside(path)} does not describe {path.name}: it has no SHA-256")
+    return meta
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Header values that ``write`` stored in the file, empty for none. Raises UserError where the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is damaged or not the file its JSON describes ({error}); train it again") from None
+    return values if isinstance(values, dict) else {}
+
+
+def json_beside(path: Path) -> Path:
+    """Path of the JSON: ``stage1_1e-05_2.json`` for ``stage1_1e-05_2.safetensors``."""
+    return path.with_suffix(".json")
+
+
+def remove_tensors(path: Path) -> None:
+    """Remove a pair, the JSON first, so that a JSON always has its tensors."""
+    json_beside(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """Tensor as a file needs it: detached, on the CPU, contiguous in any memory format."""
+    return tensor.detach().cpu().contiguous()
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """Hash of names, shapes and values. It does not depend on device and memory format."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = plain_tensor(tensors[name])
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
 
 if TYPE_CHECKING:
     from cxrlib.training.lineage import Lineage
@@ -91,24 +174,24 @@ def save(
         **_machine(),
     }
     pictures = {role: entry.packed_pictures() for role, entry in line.past.items()}
-    return tensors.write(folder / title, state, meta, {key: meta[key] for key in GUARDED} | {"pictures": pictures})
+    return write_tensors(folder / title, state, meta, {key: meta[key] for key in GUARDED} | {"pictures": pictures})
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint and check it. Raises UserError where it is cut short, unknown, or has another label order."""
     meta = read_meta(path)
-    return Checkpoint(tensors.read(path)[0], meta, path)
+    return Checkpoint(read_tensors(path)[0], meta, path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The checked JSON of a checkpoint, without its weights. Raises UserError as ``load`` does."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not there")
-    meta = tensors.read_meta(path)
+    meta = read_description(path)
     patients = "patients" if meta.get("format") == 1 else "seen"
     missing = [key for key in (*NEEDED, patients) if key not in meta]
     if missing:
-        raise UserError(f"{tensors.json_of(path)} does not describe a checkpoint: it lacks {', '.join(missing)}")
+        raise UserError(f"{json_beside(path)} does not describe a checkpoint: it lacks {', '.join(missing)}")
     if meta["format"] not in READABLE:
         raise UserError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}; train it again")
     if meta["layout"] != LAYOUT:
@@ -119,7 +202,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _check_unchanged(path: Path, meta: dict[str, Any]) -> None:
-    header = tensors.inside(path)
+    header = read_header(path)
     if not header and meta["format"] == 1:
         return  # format 1 has nothing to compare with
     if not header:
@@ -127,14 +210,14 @@ def _check_unchanged(path: Path, meta: dict[str, Any]) -> None:
     changed = [key for key in GUARDED if header.get(key) != meta.get(key)]
     if changed:
         raise UserError(
-            f"{tensors.json_of(path)} was changed or damaged: its {', '.join(changed)} is not what {path.name} itself "
+            f"{json_beside(path)} was changed or damaged: its {', '.join(changed)} is not what {path.name} itself "
             "says; restore the original file, or train it again"
         )
 
 
-def is_described(path: Path) -> bool:
+def has_description(path: Path) -> bool:
     """Whether the JSON of a checkpoint lies beside a weights file."""
-    json_path = tensors.json_of(path)
+    json_path = json_beside(path)
     meta = paths.read_json(json_path) if path.suffix == SUFFIX and json_path.is_file() else None
     return isinstance(meta, dict) and "ancestors" in meta
 
@@ -144,7 +227,7 @@ def by_hash(sha256: str) -> Path | None:
     for json_path in sorted(paths.outputs().glob("*/stage*/stage*.json")):
         if sha256 in json_path.read_text(encoding="utf-8", errors="replace"):
             path = json_path.with_suffix(SUFFIX)
-            if path.is_file() and tensors.read_meta(path)["sha256"] == sha256:
+            if path.is_file() and read_description(path)["sha256"] == sha256:
                 return path
     return None
 
@@ -181,10 +264,10 @@ def attach(path: Path, name: str, values: Any) -> Path:
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} cannot be stored in {path.stem}: {error}; give plain, finite values") from None
     if read_meta(path).get(ATTACHED, {}).get(name, ...) != values:
-        with provenance.only_one(path.parent):
+        with paths.lock_folder(path.parent):
             meta = read_meta(path)  # again, since now no other process can write it
-            paths.write_json(tensors.json_of(path), {**meta, ATTACHED: {**meta.get(ATTACHED, {}), name: values}})
-    return tensors.json_of(path)
+            paths.write_json(json_beside(path), {**meta, ATTACHED: {**meta.get(ATTACHED, {}), name: values}})
+    return json_beside(path)
 
 
 def attached(path: Path, name: str) -> Any:
@@ -196,7 +279,7 @@ def attached(path: Path, name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """Result of ``load_into``: network keys without a weight, weights without a network key, and the checkpoint."""
 
     missing: tuple[str, ...]
@@ -204,7 +287,7 @@ class Report:
     checkpoint: Checkpoint
 
 
-def load_into(model: nn.Module, path: Path, *, strict: bool = True) -> Report:
+def load_into(model: nn.Module, path: Path, *, strict: bool = True) -> LoadReport:
     """Load a checkpoint's weights into the network. Both lists of the report are empty if all keys fit.
 
     Raises UserError where shapes differ or, if ``strict``, keys differ. The network is then unchanged.
@@ -221,7 +304,7 @@ def load_into(model: nn.Module, path: Path, *, strict: bool = True) -> Report:
         )
     model.load_state_dict(checkpoint.state, strict=False)
     model.precision = checkpoint.meta["recipe"].get("precision", "auto")
-    return Report(missing, unexpected, checkpoint)
+    return LoadReport(missing, unexpected, checkpoint)
 
 
 def best(folder: Path) -> Path:

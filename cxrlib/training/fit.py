@@ -1,14 +1,13 @@
-"""Training loop, the only one: it trains a stage from its parent's weights to its best checkpoint.
+"""Training loop: a stage from its parent's weights to its best checkpoint, exact after any interruption.
 
-A finished stage is recognised by its fingerprint and not trained again. An interrupted stage resumes from its last
-saved state. On the same CPU machine the result has the same bits as without the interruption: every random draw is a
-function of (seed, epoch, position), and the state holds everything else.
-
-As a program it trains a stage in several processes: ``accelerate launch -m cxrlib.training.fit --help``.
+A finished stage is recognised by its identity and not trained again. An interrupted one goes on from its last saved
+state and ends, on the same CPU machine, with the same bits as an undisturbed one: every draw is a pure function of
+(seed, epoch, position), and the state holds the rest.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,28 +17,230 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from cxrlib import provenance
-from cxrlib.data import records
-from cxrlib.training import (
-    checkpoint,
-    compiler,
-    hardware,
-    lineage,
-    meter,
-    network,
-    optim,
-    record,
-    state,
-    steps,
-    tensors,
-)
-from cxrlib.training import folder as folders
-from cxrlib.training import team as teams
-from cxrlib.training.frozen import Features
-from cxrlib.training.inference import Inference
+from cxrlib import UserError, metrics, paths
+from cxrlib.data import batches, records
+from cxrlib.training import checkpoint, devices, frozen, lineage, network, optim, stage_folder
+from cxrlib.training.devices import ProcessGroup
+from cxrlib.training.frozen import FrozenFeatures, Inference
 from cxrlib.training.progress import Progress, Watch
-from cxrlib.training.recipes import Stage
+from cxrlib.training.schedules import Stage
+
+LOOK_EVERY = 16
+"""Batches between two transfers of losses from an accelerator. Each time, the losses of the transfer before are read:
+they have already arrived, so nothing waits. On a CPU every loss is read at once."""
+
+
+@dataclass
+class LossMeter:
+    """Meter of the loss: the mean loss and the number of films of each batch, in this process alone.
+
+    ``where`` and ``part`` (the batches) are for error messages · ``losses``, ``films``: one value per batch ·
+    ``seconds``: training time · ``unseen``, ``coming``: losses that are not read yet.
+    """
+
+    where: str
+    part: Any
+    losses: list[float] = field(default_factory=list)
+    films: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    unseen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    coming: list[tuple[batches.OnItsWayToCpu, list[Tensor]]] = field(default_factory=list)
+
+    def add(self, loss: Tensor, rows: Tensor) -> None:
+        """Add the mean loss of the next batch, over the films at ``rows``."""
+        self.unseen.append((loss.detach(), rows))
+        if loss.device.type == "cpu":
+            self.look()
+        elif len(self.unseen) >= LOOK_EVERY:
+            self._send()
+            self._receive(leave=1)
+
+    def look(self) -> None:
+        """Read all losses. Raises UserError that names batch and images of the first one that is not finite."""
+        self._send()
+        self._receive()
+
+    def _send(self) -> None:
+        if self.unseen:
+            losses, rows = zip(*self.unseen, strict=True)
+            self.coming.append((batches.OnItsWayToCpu(torch.stack(losses)), list(rows)))
+            self.unseen.clear()
+
+    def _receive(self, leave: int = 0) -> None:
+        while len(self.coming) > leave:
+            losses, rows = self.coming.pop(0)
+            for value, films in zip(losses.values().tolist(), rows, strict=True):
+                if not math.isfinite(value):
+                    raise UserError(self._complaint(value, films))
+                self.losses.append(value)
+                self.films.append(len(films))
+
+    def last(self) -> float:
+        """The newest loss that was read, NaN before the first."""
+        return self.losses[-1] if self.losses else float("nan")
+
+    def of_all(self, process_group: ProcessGroup) -> tuple[list[float], list[int]]:
+        """Losses and films of each batch over all processes. All must have the same number of batches."""
+        self.look()
+        if process_group.world == 1:
+            return list(self.losses), list(self.films)
+        films = torch.tensor(self.films, dtype=torch.float64)
+        sums, counts = process_group.sum(torch.stack([torch.tensor(self.losses, dtype=torch.float64) * films, films]))
+        return (sums / counts).tolist(), counts.int().tolist()
+
+    def _complaint(self, value: float, rows: Tensor) -> str:
+        names = self.part.films["image"].iloc[rows.numpy()].tolist()
+        images = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return (
+            f"{self.where}, batch {len(self.losses) + 1}: the loss is {value} (images {images}); "
+            "lower lr, set clip=1, or check these images for damage"
+        )
+
+
+def mean_loss(losses: Sequence[float], films: Sequence[int]) -> float:
+    """Mean loss per film, NaN without films. The sum is exact, so an interruption does not change it."""
+    total = math.fsum(loss * n for loss, n in zip(losses, films, strict=True))
+    return total / sum(films) if sum(films) else float("nan")
+
+
+class NoRoomError(MemoryError):
+    """Out of memory on a batch. ``fits`` is the number of films that fit, 0 if unknown or if two do not fit."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__("out of memory")
+        self.fits = fits
+
+
+class Suffix(nn.Module):
+    """Trained part of a network as a module: features of the frozen part to logits (B, 15)."""
+
+    def __init__(self, model: network.Network, compiled: int) -> None:
+        super().__init__()
+        self.model = model
+        self.run = frozen.WholeBatches(model.suffix, compiled) if compiled else model.suffix
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.run(features)
+
+
+class Step:
+    """Training step: ``learn`` adds up gradients of the mean loss over the step's films, ``take`` updates the weights.
+
+    ``dtype`` is for autocast; for float16 the loss is scaled. ``compiled`` is the compiled batch size, 0 for none.
+    ``parts`` is the number of parts of a batch, 1 unless memory ran out (recipe ``split_on_oom``). The gradients are
+    the same, except that BatchNorm computes its statistics on each part alone.
+    """
+
+    def __init__(
+        self,
+        model: network.Network,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        recipe: Stage,
+        optimizer: Optimizer,
+        process_group: ProcessGroup,
+        *,
+        dtype: torch.dtype = torch.float32,
+        compiled: int = 0,
+    ) -> None:
+        self.model, self.loss, self.recipe, self.optimizer, self.process_group = (
+            model,
+            loss,
+            recipe,
+            optimizer,
+            process_group,
+        )
+        self.dtype = dtype
+        self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.suffix = process_group.wrap(Suffix(model, compiled))
+        self.scaler = optim.Scaler(optimizer, process_group.device, on=dtype == torch.float16)
+        self.owing = False  # whether there are gradients for the next ``take``
+        self.parts = 1
+
+    def learn(self, batch: Any, features: Callable[[Any], Tensor], of: int, *, last: bool) -> Tensor:
+        """Add the gradients of a batch. Returns its mean loss, a scalar without autograd.
+
+        ``features(batch)`` gives the output of the frozen part. ``of`` is the number of films of the whole step, over
+        all batches and processes. ``last`` says whether ``take`` follows. Raises NoRoomError where memory runs out and
+        the recipe's ``split_on_oom`` does not help.
+        """
+        before = [w.grad.clone() for w in self.weights] if self.recipe.split_on_oom and self.owing else None
+        while True:
+            try:
+                value = self._learn(batch, features, of, last)
+                self.owing = True
+                return value
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+            if not self.can_halve(batch):  # outside the except block, whose traceback keeps the batch in memory
+                raise NoRoomError(self.fitting(batch, features))
+            self.parts *= 2
+            for number, weight in enumerate(self.weights):
+                weight.grad = before[number].clone() if before else None
+            self._free()
+
+    def can_halve(self, batch: Any) -> bool:
+        """Whether parts of half the size are allowed, with one process only, and large enough for BatchNorm."""
+        return self.recipe.split_on_oom and self.process_group.world == 1 and len(batch.rows) >= 4 * self.parts
+
+    def fitting(self, batch: Any, features: Callable[[Any], Tensor]) -> int:
+        """Number of the batch's films that fit into memory, found by halving; 0 if unknown.
+
+        Afterwards the gradients and BatchNorm's statistics are wrong.
+        """
+        size = len(batch.rows) // 2 if self.process_group.world == 1 else 0
+        while size >= 2:
+            self.optimizer.zero_grad()
+            self._free()
+            try:
+                self.forward(_cut(batch, 0, size), features)[0].backward()
+                return size
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+            size //= 2
+        return 0
+
+    def _learn(self, batch: Any, features: Callable[[Any], Tensor], of: int, last: bool) -> Tensor:
+        size = math.ceil(len(batch.rows) / self.parts)
+        cuts = range(0, len(batch.rows), size)
+        total = torch.zeros((), device=self.process_group.device)
+        for at in cuts:
+            part = batch if self.parts == 1 else _cut(batch, at, at + size)
+            with nullcontext() if last and at == cuts[-1] else self.process_group.unsynced(self.suffix):
+                value, _ = self.forward(part, features)
+                share = len(part.rows) * self.process_group.world / of  # the wrapper takes the mean over the processes
+                self.scaler.scaled(value * share).backward()
+            total += value.detach() * (len(part.rows) / len(batch.rows))
+        return total
+
+    def forward(self, batch: Any, features: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss of a batch, a scalar, and its logits (B, 15)."""
+        with devices.autocast(self.process_group.device, self.dtype):
+            logits = self.suffix(features(batch))
+        return self.loss(logits, batch.labels), logits
+
+    def take(self, lr: float) -> None:
+        """Update the weights with the added gradients, at rate ``lr`` of the topmost group."""
+        self.scaler.unscale()
+        if self.recipe.clip:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)
+        optim.set_rate(self.optimizer, lr)
+        self.scaler.step()
+        self.optimizer.zero_grad()
+        self.owing = False
+
+    def _free(self) -> None:
+        if self.process_group.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _cut(batch: Any, begin: int, end: int) -> Any:
+    return batch._make(values if values is None else values[begin:end] for values in batch)
+
 
 ASK_EVERY = 8
 """Steps after which several processes agree whether to save or to stop. A single process checks at every step."""
@@ -73,7 +274,7 @@ def fit(
     recipe: Stage,
     *,
     folder: str | Path,
-    score: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray] = metrics.auc_per_label,
     parent: Path | None = None,
     weights: str = "none",
     data: str = "",
@@ -93,31 +294,31 @@ def fit(
     runs out. Raises ``Stopped`` on Ctrl-C, SIGTERM or a notebook's interrupt. After an error the network holds its
     starting weights again, so that the same call resumes.
     """
-    folder, team = Path(folder), teams.of(device)
+    folder, process_group = Path(folder), devices.launched_group(device)
     network.train_only(model, recipe.groups)
     model.precision = recipe.precision
-    line = lineage.of(parent, weights, train, val)
-    carried = folders.moments_hash(parent) if recipe.carry else ""
-    identity = record.identity(recipe, train, val, loss, line, data=data, seed=seed, score=score, carried=carried)
-    start = tensors.sha256(model.state_dict())
-    if best := team.from_first(lambda: folders.finished(folder, identity, start)):
+    line = lineage.of_stage(parent, weights, train, val)
+    carried = stage_folder.moments_hash(parent) if recipe.keep_moments else ""
+    identity = stage_folder.identity(recipe, train, val, loss, line, data=data, seed=seed, score=score, carried=carried)
+    start = checkpoint.tensors_sha256(model.state_dict())
+    if best := process_group.from_first(lambda: stage_folder.finished_checkpoint(folder, identity, start)):
         checkpoint.load_into(model, best)
-        return Result(record.read_history(folder), record.read_batches(folder), best, trained=False)
-    team.from_first(lambda: folders.check_writable(folder))
-    model.to(team.device, memory_format=torch.channels_last)
-    train, val = team.share(train), team.share(val)
+        return Result(stage_folder.read_history(folder), stage_folder.read_batches(folder), best, trained=False)
+    process_group.from_first(lambda: stage_folder.check_writable(folder))
+    model.to(process_group.device, memory_format=torch.channels_last)
+    train, val = process_group.share(train), process_group.share(val)
     with (
-        team.held_by_first(lambda: provenance.only_one(folder)),
-        hardware.interrupts() as signalled,
-        state.own_randomness(seed, team.device),
+        process_group.held_by_first(lambda: paths.lock_folder(folder)),
+        devices.hold_back_interrupts() as signalled,
+        stage_folder.own_randomness(seed, process_group.device),
         optim.given_back(model),
-        hardware.failures_of(team.device, f"stage {recipe.number}", train.batch_size),
-        teams.shared_statistics(model, team),
-        Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=team.first) as shown,
+        devices.explain_failures(process_group.device, f"stage {recipe.number}", train.batch_size),
+        devices.shared_statistics(model, process_group),
+        Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=process_group.first) as shown,
     ):
-        files = folders.StageFolder(folder, recipe, line, identity, start, data)
-        moments = folders.moments(parent) if carried else {}
-        return _Training(model, train, val, loss, recipe, score, files, shown, signalled, team, moments).run()
+        files = stage_folder.StageFolder(folder, recipe, line, identity, start, data)
+        moments = stage_folder.read_moments(parent) if carried else {}
+        return _Training(model, train, val, loss, recipe, score, files, shown, signalled, process_group, moments).run()
 
 
 class _SignalError(Exception):
@@ -134,10 +335,10 @@ class _Training:
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     recipe: Stage
     score: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    files: folders.StageFolder
+    files: stage_folder.StageFolder
     progress: Progress
     signalled: Callable[[], str]
-    team: teams.Team
+    process_group: devices.ProcessGroup
     moments: dict[str, torch.Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -147,17 +348,19 @@ class _Training:
         batches = [self.train.steps(epoch) for epoch in range(self.recipe.epochs)]
         self.all_steps = sum(-(-number // self.recipe.accumulate) for number in batches)
         self.steps = 0
-        dtype = hardware.dtype(self.team.device, self.recipe.precision)
-        hardware.require_size(self.train, dtype)
-        compiled = compiler.films_at_once(self.recipe, self.train, self.model, self.team.device, self.team.world)
-        self.step = steps.Step(
-            self.model, self.loss, self.recipe, self.optimizer, self.team, dtype=dtype, compiled=compiled
+        dtype = devices.dtype(self.process_group.device, self.recipe.precision)
+        devices.require_size_for_bfloat16(self.train, dtype)
+        compiled = frozen.compiled_batch_size(
+            self.recipe, self.train, self.model, self.process_group.device, self.process_group.world
+        )
+        self.step = Step(
+            self.model, self.loss, self.recipe, self.optimizer, self.process_group, dtype=dtype, compiled=compiled
         )
         options = {"dtype": dtype, "compiled": compiled, "pause": self.pause, "folder": self.files.folder}
-        self.train_features = Features(self.model, self.train, self.team, **options)
-        self.val_features = Features(self.model, self.val, self.team, **options)
+        self.train_features = FrozenFeatures(self.model, self.train, self.process_group, **options)
+        self.val_features = FrozenFeatures(self.model, self.val, self.process_group, **options)
         self.reader = Inference(self.model, first=self.model.split, dtype=dtype)
-        self.progress.describe(hardware.name(dtype), bool(compiled))
+        self.progress.describe(devices.dtype_name(dtype), bool(compiled))
         self.epoch = self.batch = 0
         self.history: list[dict[str, Any]] = []
         self.losses: list[tuple] = []  # rows of record.BATCH_COLUMNS, of the finished epochs
@@ -183,10 +386,16 @@ class _Training:
                 "run the same cell or command again to resume"
             ) from None
         moments = optim.tensors(self.optimizer, self.model)
-        best = self.team.from_first(lambda: self.files.finish(self.model, self.history, moments))
-        if not self.team.first:
+        best = self.process_group.from_first(lambda: self.files.finish(self.model, self.history, moments))
+        if not self.process_group.first:
             checkpoint.load_into(self.model, best)
-        return Result(record.frame(self.history), record.batch_frame(self.losses), best, True, resumed_from)
+        return Result(
+            stage_folder.history_frame(self.history),
+            stage_folder.batch_losses_frame(self.losses),
+            best,
+            True,
+            resumed_from,
+        )
 
     def over(self) -> bool:
         """Whether the stage ends: all epochs are done, or early stopping applies."""
@@ -222,7 +431,7 @@ class _Training:
     def validate(self) -> tuple[tuple[list[float], list[int]], np.ndarray]:
         """Losses and film counts of the validation batches, and the 15 AUCs."""
         self.model.eval()
-        val_meter = meter.Meter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.val)
+        val_meter = LossMeter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.val)
         rows, logits = [], []
         for batch in self.val_features.batches():
             self.pause()
@@ -230,30 +439,32 @@ class _Training:
             rows.append(batch.rows)
             val_meter.add(self.loss(logits[-1], batch.labels), batch.rows)
         own_share = [(torch.cat(rows), torch.cat(logits).sigmoid().cpu())] if rows else []
-        shares = [share for shares in self.team.gather(own_share) for share in shares]
+        shares = [share for shares in self.process_group.gather(own_share) for share in shares]
         order, probabilities = (torch.cat(values) for values in zip(*shares, strict=True))
         labels = records.label_matrix(self.val.films)
         aucs = self.score(labels[order.numpy()], probabilities.numpy())
-        return val_meter.of_all(self.team), aucs
+        return val_meter.of_all(self.process_group), aucs
 
     def close_epoch(self, val: tuple[list[float], list[int]], aucs: np.ndarray) -> None:
         """Write the epoch's history row, and a checkpoint if the epoch is the best so far or the last."""
-        number, train = self.epoch + 1, self.meter.of_all(self.team)
+        number, train = self.epoch + 1, self.meter.of_all(self.process_group)
         so_far, lr = self.files.line.epochs_so_far + number, self.highest_rate()
-        row = record.row(number, so_far, lr, meter.mean(*train), meter.mean(*val), aucs)
+        row = stage_folder.history_row(number, so_far, lr, mean_loss(*train), mean_loss(*val), aucs)
         row |= {"skipped": self.step.scaler.skipped}
         row |= {"seconds": self.meter.seconds, "images_per_s": sum(train[1]) / self.meter.seconds}
         self.history.append(row)
-        self.losses += record.losses(number, "train", *train) + record.losses(number, "val", *val)
+        self.losses += stage_folder.loss_rows(number, "train", *train) + stage_folder.loss_rows(number, "val", *val)
         last = number == self.recipe.epochs or self.stops_early()
-        self.team.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
+        self.process_group.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
         self.progress.close_epoch(row)
 
     def save_when_due(self, *, within: bool) -> None:
         """Save the state if it is due, or stop after a signal. Several processes first agree on it."""
-        if self.team.world > 1 and within and self.steps % ASK_EVERY:
+        if self.process_group.world > 1 and within and self.steps % ASK_EVERY:
             return
-        due, stop = self.team.any(self.team.first and self.files.due(within=within), bool(self.signalled()))
+        due, stop = self.process_group.any(
+            self.process_group.first and self.files.due(within=within), bool(self.signalled())
+        )
         if stop:
             raise _SignalError
         if due:
@@ -261,11 +472,11 @@ class _Training:
 
     def save(self) -> None:
         snapshot = self.snapshot()
-        self.team.from_first(lambda: self.files.save(self.steps, *snapshot))
+        self.process_group.from_first(lambda: self.files.save(self.steps, *snapshot))
 
     def pause(self, done: int = 0, of: int = 0) -> None:
         """Stop between two batches without training if a signal came, unless other processes would wait."""
-        if self.team.world == 1 and self.signalled():
+        if self.process_group.world == 1 and self.signalled():
             raise _SignalError
         if of:
             self.progress.note(f"frozen features, batch {done} of {of}")
@@ -282,49 +493,47 @@ class _Training:
         steps = -(-self.train.steps(self.epoch) // self.recipe.accumulate)
         return max(self.rate(step) for step in range(self.steps - steps, self.steps))
 
-    def new_meter(self, **values: Any) -> meter.Meter:
-        return meter.Meter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", self.train, **values)
+    def new_meter(self, **values: Any) -> LossMeter:
+        return LossMeter(f"stage {self.recipe.number}, epoch {self.epoch + 1}", self.train, **values)
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The training's state, as tensors and as plain data."""
-        losses, films = self.meter.of_all(self.team)
-        values = state.prefixed(
+        losses, films = self.meter.of_all(self.process_group)
+        values = stage_folder.join_tensors(
             model=optim.learned(self.model),
             optimizer=optim.tensors(self.optimizer, self.model),
             average=self.average.values if self.average else {},
-            random=state.random_state(self.team.device),
+            random=stage_folder.random_state(self.process_group.device),
             meter={"losses": torch.tensor(losses, dtype=torch.float64), "films": torch.tensor(films)},
         )
         position = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "parts": self.step.parts}
         position |= {"scaler": self.step.scaler.state()}
-        history = {"history": record.jsonable(self.history), "losses": self.losses}
+        history = {"history": stage_folder.jsonable(self.history), "losses": self.losses}
         return values, {**position, "seconds": self.meter.seconds, **history}
 
     def resume(self) -> str:
         """Restore the newest state of this stage, if there is one. Returns its position in words, "" for none."""
-        path = self.team.from_first(self.files.take_up)
+        path = self.process_group.from_first(self.files.take_up)
         if path is None:
             return ""
-        saved = state.read(path)
-        optim.fill(self.model, state.part(saved.tensors, "model"))
-        optim.restore(self.optimizer, self.model, state.part(saved.tensors, "optimizer"), self.recipe.optimizer)
+        saved = stage_folder.read_state(path)
+        optim.fill(self.model, stage_folder.part_of_tensors(saved.tensors, "model"))
+        optim.restore(
+            self.optimizer, self.model, stage_folder.part_of_tensors(saved.tensors, "optimizer"), self.recipe.optimizer
+        )
         if self.average:
-            self.average.fill(state.part(saved.tensors, "average"))
-        state.set_random_state(state.part(saved.tensors, "random"), self.team.device)
+            self.average.fill(stage_folder.part_of_tensors(saved.tensors, "average"))
+        stage_folder.set_random_state(stage_folder.part_of_tensors(saved.tensors, "random"), self.process_group.device)
         self.epoch, self.batch, self.steps = (saved.data[name] for name in ("epoch", "batch", "steps"))
         self.step.parts = saved.data["parts"]
         self.step.scaler.restore(saved.data["scaler"])
-        self.history = record.from_json(saved.data["history"])
+        self.history = stage_folder.from_json(saved.data["history"])
         self.losses = [tuple(row) for row in saved.data["losses"]]
-        meter_state = state.part(saved.tensors, "meter")
-        share = 1 if self.team.first else 0  # saved for all processes together, so the first continues with all
+        meter_state = stage_folder.part_of_tensors(saved.tensors, "meter")
+        share = (
+            1 if self.process_group.first else 0
+        )  # saved for all processes together, so the first continues with all
         losses, films = meter_state["losses"] * share, meter_state["films"] * share
         self.meter = self.new_meter(losses=losses.tolist(), films=films.tolist(), seconds=saved.data["seconds"])
         self.progress.go_on_from(self.epoch, self.batch, self.history)
         return f"epoch {self.epoch + 1}, batch {self.batch}"
-
-
-if __name__ == "__main__":
-    from cxrlib.training import job
-
-    job.main()

@@ -1,6 +1,6 @@
-"""Forecast of a run's time and memory on this machine, from a few timed steps on random images.
+"""Forecast of what a run will take on this machine, from a few steps of each kind on made-up films.
 
-The estimate can be wrong by a third either way: clock speed, other load and the end of an epoch vary.
+It is an estimate: clocks, other work and the length of an epoch's end change it by a third either way.
 """
 
 import json
@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from cxrlib import provenance
+from cxrlib import UserError, provenance
 from cxrlib.data.batches import Batch
-from cxrlib.errors import UserError
 from cxrlib.labels import LABELS
-from cxrlib.training import compiler, frozen, hardware, inference, losses, network, optim, stages, steps
-from cxrlib.training.recipes import HEAD, Stage
-from cxrlib.training.team import Team
+from cxrlib.training import devices, fit, frozen, losses, network, optim, schedules
+from cxrlib.training.devices import ProcessGroup
+from cxrlib.training.schedules import HEAD, Stage
 
 BUDGET = 5.0
 """Seconds after which a CPU measures no further kind of step; the rest is computed from their operations."""
@@ -73,7 +72,7 @@ def measure(
 ) -> Speeds:
     """Measure the speed of a step for each set of trained groups, and of prediction, on images of noise.
 
-    Raises ``steps.NoRoomError``, with the number of films that fit, where the batch is too large for the device.
+    Raises ``fit.NoRoomError``, with the number of films that fit, where the batch is too large for the device.
     """
     films = batch_size if device.type != "cpu" else max(2, min(batch_size, PROBED // size**2))
     start, memory = clock(), _memory(device)
@@ -84,7 +83,7 @@ def measure(
     for recipe in by_work:
         model = network.train_only(network.build("none"), recipe.groups)
         model.to(device, memory_format=torch.channels_last)
-        operations[recipe.groups] = compiler.training_flops(model, 1, size)
+        operations[recipe.groups] = frozen.training_flops(model, 1, size)
         if device.type != "cpu" or clock() - start < BUDGET or not training:
             training[recipe.groups] = _speed(_training_step(model, recipe, size, films, device), films, device, clock)
     measured = next(iter(training), None)
@@ -97,13 +96,13 @@ def measure(
 
 
 def _training_step(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Work:
-    dtype, team = hardware.dtype(device, recipe.precision), Team(device)
+    dtype, process_group = devices.dtype(device, recipe.precision), ProcessGroup(device)
     optimizer = optim.make(model.train(), recipe)
-    step = steps.Step(model, losses.make(recipe.loss), recipe, optimizer, team, dtype=dtype)
+    step = fit.Step(model, losses.make(recipe.loss), recipe, optimizer, process_group, dtype=dtype)
     images = torch.randn(films, 1, size, size, device=device)
     batch = Batch(images, torch.zeros(films, len(LABELS), device=device), torch.arange(films))
-    varying = type("Varying", (), {"view": staticmethod(lambda epoch: None)})
-    features = frozen.Features(model, varying, team, dtype=dtype)
+    varying = type("Varying", (), {"variant": staticmethod(lambda epoch: None)})
+    features = frozen.FrozenFeatures(model, varying, process_group, dtype=dtype)
 
     def work() -> None:
         step.learn(batch, features.of, films, last=True)
@@ -113,7 +112,7 @@ def _training_step(model: network.Network, recipe: Stage, size: int, films: int,
 
 
 def _prediction_step(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Work:
-    reader = inference.Inference(model, dtype=hardware.dtype_to_read(device, recipe.precision))
+    reader = frozen.Inference(model, dtype=devices.inference_dtype(device, recipe.precision))
     images = torch.randn(films, 1, size, size, device=device)
 
     def work() -> None:
@@ -126,7 +125,7 @@ def _prediction_step(model: network.Network, recipe: Stage, size: int, films: in
 def _speed(work: Work, films: int, device: torch.device, clock: Callable[[], float]) -> float:
     """Speed in films/s, after two warm-up calls. Waits for the card before each reading of the clock."""
     times = 2 if device.type == "cpu" else 10
-    with hardware.keeping_memory(device):
+    with devices.keep_memory(device):
         for _ in range(2):
             work()
         _wait(device)
@@ -154,16 +153,16 @@ def _memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def words(recipes: Sequence[Stage], films: Films, size: int, batch_size: int, notebooks: int) -> str:
+def forecast_sentences(recipes: Sequence[Stage], films: Films, size: int, batch_size: int, notebooks: int) -> str:
     """The forecast in two lines; or a sentence with the batch size that fits, where the batch is too large."""
-    device = hardware.device()
-    dtype = hardware.name(hardware.dtype(device, recipes[0].precision))
+    device = devices.device()
+    dtype = devices.dtype_name(devices.dtype(device, recipes[0].precision))
     where = f"Device: {provenance.device()}, {dtype}."
     try:
         speeds = measure(recipes, size, batch_size, device)
-    except steps.NoRoomError as error:
+    except fit.NoRoomError as error:
         fits, parts = max(error.fits, 1), -(-batch_size // max(error.fits, 1))
-        advice = f'try batch_size {fits} with also="accumulate={parts}"'
+        advice = f'try batch_size {fits} with override="accumulate={parts}"'
         return f"{where} A batch of {batch_size} films does not fit into its memory: {advice}."
     trained = [recipe for recipe in recipes if recipe.epochs]
     rates = ", ".join(rounded(speeds.training[recipe.groups]) for recipe in trained)
@@ -189,11 +188,11 @@ def clock_words(took: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def tell(given: str) -> None:
-    """Print the forecast for settings in JSON: stages (arguments of ``stages.recipe``), films, size and so on."""
+def print_forecast(given: str) -> None:
+    """Print the forecast for settings in JSON: stages (arguments of ``schedules.recipe``), films, size and so on."""
     settings = json.loads(given)
-    recipes = [stages.recipe(**arguments) for arguments in settings.pop("stages")]
+    recipes = [schedules.recipe(**arguments) for arguments in settings.pop("stages")]
     try:
-        print(words(recipes, Films(**settings.pop("films")), **settings))
+        print(forecast_sentences(recipes, Films(**settings.pop("films")), **settings))
     except UserError as error:
         print(error)

@@ -1,4 +1,11 @@
-"""Frozen part of the network: BatchNorm folded into the convolutions, and its features cached."""
+"""Frozen layers used efficiently: folded BatchNorm, cached features, heads on them, and torch.compile where it pays.
+
+Validation in ``fit`` and every later prediction read through ``Inference``, so that the same weights give the same
+numbers. It is not compiled: reading 112,120 films of 224 px takes a card less time than compiling.
+
+A head on fixed features is a convex problem (a logistic regression per label), so ``fit_head`` finds its optimum to the
+end, and losses can be compared without asking how well each was optimised.
+"""
 
 import copy
 import math
@@ -6,16 +13,100 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import Bottleneck
 
-from cxrlib.data import cuda
-from cxrlib.training import compiler, network
-from cxrlib.training.team import Team
+from cxrlib import UserError
+from cxrlib.data import batches
+from cxrlib.data.batches import Batches
+from cxrlib.training import devices, network
+from cxrlib.training.devices import ProcessGroup
+from cxrlib.training.losses import Loss
+from cxrlib.training.schedules import Stage
+
+COMPILE_SECONDS = 60.0
+"""Time to compile a ResNet-50's training step: 35 s on the host of an H100, more on slower processors."""
+COMPILE_GAIN = 0.24
+"""Smallest share of a step's time that compiling saves: 24 % if all layers train, half if the upper two groups train
+(H100, 224 px, batch 128, bfloat16, torch 2.11, 2026-11-26)."""
+UTILISATION = 0.09
+"""Share of the card's peak that an uncompiled step reaches: 3,490 images/s of 24.5 GFLOP on an H100 of 989 TFLOP/s."""
+PEAK = {(7, 0): 1024, (7, 5): 1024, (8, 0): 2048, (9, 0): 4096, (10, 0): 8192}
+"""Half-precision operations per clock and multiprocessor, by compute capability (dense, tensor cores; NVIDIA's
+architecture papers)."""
+PEAK_OTHERS, PEAK_BEFORE = 1024, 256
+"""The same for unlisted cards from capability 7 on, and for older cards, which have no tensor cores."""
+
+
+def compiled_batch_size(recipe: Stage, train: Any, model: network.Network, device: torch.device, world: int = 1) -> int:
+    """Batch size that a stage's code is compiled for; 0 where compiling is off or would not save time.
+
+    ``train`` are the training batches of the stage, which ``world`` processes share.
+    """
+    if recipe.compile == "no" or (recipe.compile == "auto" and not _pays(recipe, train, model, device)):
+        return 0
+    require_cpp_compiler(device)
+    return train.batch_size // world
+
+
+def _pays(recipe: Stage, train: Any, model: network.Network, device: torch.device) -> bool:
+    size = getattr(getattr(train, "store", None), "size", 0)
+    films = sum(int(train.sizes(epoch).sum()) for epoch in range(recipe.epochs))
+    return bool(size) and compiling_pays(device, lambda: training_flops(model, films, size))
+
+
+def compiling_pays(device: torch.device, flops: Callable[[], float]) -> bool:
+    """Whether compiling saves more time than it takes, in a training of so many floating-point operations.
+
+    The estimate uses the card's properties, not a measured time, so a repeated stage gets the same answer. On a CPU no
+    gain was measured, so the answer is False.
+    """
+    return device.type == "cuda" and COMPILE_GAIN * flops() / (UTILISATION * peak_flops(device)) > COMPILE_SECONDS
+
+
+def peak_flops(device: torch.device) -> float:
+    """Peak half-precision operations per second of a card, at its highest clock."""
+    card = torch.cuda.get_device_properties(device)
+    others = PEAK_OTHERS if card.major >= 7 else PEAK_BEFORE
+    kilohertz = getattr(card, "clock_rate", 1_500_000)  # torch before 2.7 does not have it
+    return card.multi_processor_count * kilohertz * 1e3 * PEAK.get((card.major, card.minor), others)
+
+
+def training_flops(model: network.Network, films: int, size: int) -> float:
+    """Floating-point operations of training on so many films: a forward pass through the whole network, and a backward
+    pass of twice the cost through the trained part."""
+    meta_model = copy.deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as prefix, torch.no_grad():
+        features = meta_model.prefix(torch.empty(1, 1, size, size, device="meta"))
+    with FlopCounterMode(display=False) as suffix, torch.no_grad():
+        meta_model.eval().suffix(features)
+    return films * (prefix.get_total_flops() + 3 * suffix.get_total_flops())
+
+
+class WholeBatches:
+    """Compiled function for batches of ``films`` films. Other batch sizes run uncompiled.
+
+    torch caches the compiled code for later stages and runs, in ``TORCHINDUCTOR_CACHE_DIR``.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], films: int) -> None:
+        self.run, self.films, self.compiled = run, films, torch.compile(run, dynamic=False)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.compiled(values) if len(values) == self.films else self.run(values)
+
+
+def require_cpp_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile needs a C++ compiler for the CPU and there is none."""
+    if device.type == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+        raise UserError("compile=yes needs a C++ compiler on a CPU, and there is none; install g++, or set compile=no")
+
 
 MEMORY = 2**30
 """Largest size in bytes of the features cached in memory, for one part of the data."""
@@ -58,7 +149,7 @@ def _fold_block(block: Bottleneck) -> None:
         block.downsample = nn.Sequential(fuse_conv_bn_eval(*block.downsample))
 
 
-class Features:
+class FrozenFeatures:
     """Features of the frozen prefix for the films of one part, batch by batch.
 
     Features are cached if each film has a fixed number of variants (one without augmentation, see ``data.batches``)
@@ -72,7 +163,7 @@ class Features:
         self,
         model: network.Network,
         part: Any,
-        team: Team,
+        process_group: ProcessGroup,
         *,
         dtype: torch.dtype = torch.float32,
         compiled: int = 0,
@@ -81,23 +172,23 @@ class Features:
         memory: int = MEMORY,
         disk: int = DISK,
     ) -> None:
-        self.part, self.team, self.dtype, self.pause, self.folder = part, team, dtype, pause, folder
-        self.memory, self.disk = memory, disk if team.device.type == "cpu" else 0
+        self.part, self.process_group, self.dtype, self.pause, self.folder = part, process_group, dtype, pause, folder
+        self.memory, self.disk = memory, disk if process_group.device.type == "cpu" else 0
         self.prefix = None
         if model.split:
-            self.prefix = fold(model).to(team.device, dtype).to(memory_format=torch.channels_last)
-            self.prefix = compiler.WholeBatches(self.prefix, compiled) if compiled else self.prefix
+            self.prefix = fold(model).to(process_group.device, dtype).to(memory_format=torch.channels_last)
+            self.prefix = WholeBatches(self.prefix, compiled) if compiled else self.prefix
         self.remembers = self.prefix is not None
         self.known: dict[int, Tensor] = {}  # (N, …) on the CPU or a card, by variant
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
         """The epoch's batches on the device, without images where all features are cached."""
         if start < self.part.steps(epoch):  # no batch is left at the end of an epoch, so no cache is computed
-            yield from self.part.epoch(epoch, start, on=self.team.device, images=not self.knows(epoch))
+            yield from self.part.epoch(epoch, start, on=self.process_group.device, images=not self.knows(epoch))
 
     def knows(self, epoch: int) -> bool:
         """Whether the features of this epoch's variant are cached. Computes the cache first, if there is room."""
-        variant = self.part.view(epoch)
+        variant = self.part.variant(epoch)
         if self.remembers and variant is not None and variant not in self.known:
             self._fill_cache(variant)
         return variant in self.known
@@ -106,8 +197,10 @@ class Features:
         """Features of a batch on the device, the input of ``model.suffix``; its images where nothing is frozen."""
         if not self.knows(epoch):
             return self._compute(batch.images)
-        cache = self.known[self.part.view(epoch)]
-        return _channels_last(cuda.moved(cache[cuda.moved(batch.rows, cache.device)], self.team.device))
+        cache = self.known[self.part.variant(epoch)]
+        return _channels_last(
+            batches.to_device(cache[batches.to_device(batch.rows, cache.device)], self.process_group.device)
+        )
 
     @torch.no_grad()
     def _compute(self, images: Tensor) -> Tensor:
@@ -124,18 +217,18 @@ class Features:
         cache, shared = None, False
         rows, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
         own_share: list[tuple[Tensor, Tensor]] = []
-        for number, batch in enumerate(in_order.epoch(variant, on=self.team.device), 1):
+        for number, batch in enumerate(in_order.epoch(variant, on=self.process_group.device), 1):
             rows, values = batch.rows, self._compute(batch.images)
             if cache is None:
                 cache, shared = self._allocate(variant, values)
                 if cache is None:
                     self.remembers = False
                     return
-            cache[cuda.moved(rows, cache.device)] = values.to(cache.device)
-            if not shared and self.team.world > 1:
+            cache[batches.to_device(rows, cache.device)] = values.to(cache.device)
+            if not shared and self.process_group.world > 1:
                 own_share.append((rows, values.cpu()))
             self.pause(number, in_order.steps(variant))
-        for share in self.team.gather(own_share):
+        for share in self.process_group.gather(own_share):
             for rows, values in share:
                 cache[rows] = values.to(cache.device)
         self.known[variant] = cache
@@ -144,19 +237,19 @@ class Features:
         """Memory for the features of all films, (N, …), and whether it is a file that all processes share."""
         shape = (len(self.part.films), *values.shape[1:])
         need = math.prod(shape) * values.element_size()
-        variants = self.part.views or 1
+        variants = self.part.variants or 1
         if need * variants <= self.memory:
             where = values.device if _fits_on_card(need * variants, values.device) else "cpu"
             return torch.empty(shape, dtype=values.dtype, device=where), False
-        if self.folder is None or not self.team.one_machine or need * variants > self.disk:
+        if self.folder is None or not self.process_group.one_machine or need * variants > self.disk:
             return None, False
         if 2 * need * (variants - variant) > shutil.disk_usage(self.folder).free:
             return None, False
-        path = self.folder / f".features-{id(self.part) if self.team.world == 1 else 'shared'}-{variant}.tmp"
-        self.team.from_first(lambda: _reserve(path, need))
+        path = self.folder / f".features-{id(self.part) if self.process_group.world == 1 else 'shared'}-{variant}.tmp"
+        self.process_group.from_first(lambda: _reserve(path, need))
         features = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=values.dtype).view(shape)
-        self.team.together()
-        if self.team.first and os.name == "posix":  # a mapped file stays readable without its name
+        self.process_group.together()
+        if self.process_group.first and os.name == "posix":  # a mapped file stays readable without its name
             path.unlink()
         return features, True
 
@@ -177,3 +270,91 @@ def _reserve(path: Path, size: int) -> None:
 
 def _channels_last(values: Tensor) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+
+
+class Inference(nn.Module):
+    """Copy of a network for predictions, from step ``first`` of ``network.STEPS`` on; by default the whole network.
+
+    Call ``refresh`` after the network's weights have changed. ``dtype`` is the type of the convolutions. The head
+    computes in float32, so that rounding does not give two films equal logits.
+    """
+
+    def __init__(self, model: network.Network, *, first: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.first, self.dtype = first, dtype
+        self.body, self.head = self._folded(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 15) float32 of images (B, 1, S, S), or of features where ``first`` is above 0."""
+        images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+        return self.head(self.body(images.to(self.dtype)).float())
+
+    @torch.no_grad()
+    def refresh(self, model: network.Network) -> None:
+        """Copy the network's present weights."""
+        for old, new in zip((self.body, self.head), self._folded(model), strict=True):
+            for weight, value in zip(old.parameters(), new.parameters(), strict=True):
+                weight.copy_(value)
+
+    def _folded(self, model: network.Network) -> tuple[nn.Module, nn.Module]:
+        last = len(network.STEPS)
+        body = fold(model, self.first, last - 1).to(model.device, self.dtype)
+        return body.to(memory_format=torch.channels_last), fold(model, last - 1, last)
+
+
+def dtype_of(model: network.Network, precision: str = "") -> torch.dtype:
+    """The dtype of a network's predictions on its device. ``precision`` "" means that of its weights' recipe."""
+    return devices.inference_dtype(model.device, precision or model.precision)
+
+
+class HeadFeatures(NamedTuple):
+    """Features of each film below the head, in the films' order, and the labels."""
+
+    values: Tensor  # (N, 2048) float32, 0 or more
+    labels: Tensor  # (N, 15) float32
+
+
+def head_features(model: network.Network, batches: Batches) -> HeadFeatures:
+    """Features of all films below the head, in eval mode. The network's own mode is restored.
+
+    The batches should be neither shuffled nor augmented.
+    """
+    trainable, mode = model.trainable, model.training
+    network.train_only(model, network.GROUPS[-1:]).eval()
+    try:
+        epoch = batches.epoch(0, on=model.device)
+        pairs = [(model.prefix(batch.images).float().cpu(), batch.labels.cpu()) for batch in epoch]
+    finally:
+        network.train_only(model, trainable).train(mode)
+    values, labels = zip(*pairs, strict=True)
+    return HeadFeatures(torch.cat(values), torch.cat(labels))
+
+
+def fit_head(seen: HeadFeatures, loss: Loss, *, decay: float = 1e-3, iterations: int = 100) -> nn.Module:
+    """Head that minimises ``loss`` plus ``decay`` times the squared weights, by L-BFGS from zero, without randomness.
+
+    Features are standardised by mean and standard deviation of the training films, which are part of the returned
+    module: it takes (N, 2048) features and gives (N, 15) logits.
+    """
+    scale = nn.BatchNorm1d(seen.values.shape[1], affine=False).eval()
+    scale.running_mean, scale.running_var = seen.values.mean(0), seen.values.var(0)
+    linear = nn.Linear(seen.values.shape[1], seen.labels.shape[1])
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    values = scale(seen.values)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(linear(values), seen.labels) + decay * linear.weight.square().sum() / linear.out_features
+        value.backward()
+        return value
+
+    optimizer.step(objective)
+    return nn.Sequential(scale, linear)
+
+
+@torch.no_grad()
+def head_probabilities(trained: nn.Module, unseen: HeadFeatures) -> np.ndarray:
+    """Probabilities of a head for films: (N, 15) float64 from 0 to 1."""
+    return torch.sigmoid(trained(unseen.values)).double().numpy()

@@ -7,7 +7,6 @@ the stage finished, by its identity, and reports on it.
 """
 
 import argparse
-import importlib
 import inspect
 import os
 import signal
@@ -22,15 +21,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from cxrlib import paths, provenance
-from cxrlib.data import dataset, records
-from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, lineage, losses, network, stages
-from cxrlib.training import team as teams
+from cxrlib import UserError, dataset, paths
+from cxrlib.data import records
+from cxrlib.training import checkpoint, devices, fit, lineage, losses, network, schedules
 from cxrlib.training.progress import Progress
 
-SCORE = "cxrlib.evaluation.metrics:auc_per_label"
-"""Score function of the validation, by name, because training must not import evaluation."""
 WRONG, STOPPED = 2, 130
 """Exit codes of a user's mistake, and of a job that was stopped with its state saved."""
 GRACE = 60.0
@@ -54,30 +49,32 @@ def train(
     lr: float = 0.0,
     epochs: int = -1,
     loss: str = "",
-    also: str = "",
+    override: str = "",
     seed: int = 0,
 ) -> fit.Result:
     """Train a stage with the parameters of its notebook, in one process or in each process of a launcher.
 
     ``batch_size`` counts the films of all processes together. Raises the errors of ``fit``.
     """
-    folder, recipe = paths.Run(run), stages.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, also=also)
-    team = teams.of()
-    parent = lineage.parent(folder, stage, ckpt)
+    folder, recipe = (
+        paths.Run(run),
+        schedules.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, override=override),
+    )
+    process_group = devices.launched_group()
+    parent = lineage.parent_of_stage(folder, stage, ckpt)
     if parent:
         checkpoint.load(parent)
     else:
         network.judge(weights)
     options = {"seed": seed, "allow_missing": allow_missing, "progress": False}
-    if team.world > 1:  # one process decodes the films, the others find them decoded
-        team.from_first(lambda: dataset.open(data, size, **options).fingerprint)
+    if process_group.world > 1:  # one process decodes the films, the others find them decoded
+        process_group.from_first(lambda: dataset.open(data, size, **options).fingerprint)
     films = dataset.open(data, size, **options)
-    train, val = films.batches(batch_size, augment=recipe.augment, cap=recipe.cap, views=recipe.views)
+    train, val = films.batches(batch_size, augment=recipe.augment, cap=recipe.cap, variants=recipe.variants)
     model = network.build("none" if parent else weights, seed=seed)
     if parent:
         checkpoint.load_into(model, parent)
     positive_weight = losses.positive_weights(records.label_matrix(films.parts.train), recipe.positive_weight)
-    module, _, name = SCORE.partition(":")
     return fit.fit(
         model,
         train,
@@ -85,13 +82,12 @@ def train(
         losses.make(recipe.loss, gamma=recipe.gamma, positive_weight=positive_weight),
         recipe,
         folder=folder.stage(stage),
-        score=getattr(importlib.import_module(module), name),
         parent=parent,
         weights=weights,
         data=films.fingerprint,
         seed=seed,
-        progress=team.first and sys.stderr.isatty(),
-        watch=Log() if team.first else None,
+        progress=process_group.first and sys.stderr.isatty(),
+        watch=Log() if process_group.first else None,
     )
 
 
@@ -107,7 +103,7 @@ def launch(processes: int, *, shown: bool = True, **parameters: Any) -> None:
     if processes < 1 or (gpus and processes > gpus):
         raise UserError(f"processes is {processes}; this machine has {gpus} GPUs, give 1 to {max(gpus, 1)}")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, "-m", "cxrlib.training.fit", f"@{folder / 'job.args'}"]
+    command = [*launcher, "-m", "cxrlib.training.job", f"@{folder / 'job.args'}"]
     paths.write_text(folder / "job.args", "\n".join(words(parameters)))
     log = folder / "job.log"
     with log.open("w", encoding="utf-8") as out:
@@ -138,7 +134,7 @@ def _wait_for_end(job: subprocess.Popen, folder: Path) -> None:
     with suppress(subprocess.TimeoutExpired):
         job.wait(GRACE)
     while time.monotonic() < deadline:
-        with suppress(UserError), provenance.only_one(folder):
+        with suppress(UserError), paths.lock_folder(folder):
             return
         time.sleep(0.1)
 
@@ -188,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         _exit(str(error) or "stopped", STOPPED)
     else:
-        if teams.of().first:
+        if devices.launched_group().first:
             print(f"{'trained' if result.trained else 'finished before'}: {result.best.name}")
 
 
@@ -202,10 +198,10 @@ def _stop_with_launcher() -> None:
 def parser() -> argparse.ArgumentParser:
     """Command-line parser: a flag for each parameter of ``train``, with its name, type and default."""
     command_line = argparse.ArgumentParser(
-        prog="cxrlib.training.fit",
+        prog="cxrlib.training.job",
         description="Train one stage, in every process that the launcher starts, with its notebook's parameters.",
         fromfile_prefix_chars="@",  # torchrun would read some flags as its own, so launch passes them in a file
-        epilog="Example: accelerate launch --multi_gpu --num_processes 8 -m cxrlib.training.fit --stage 1 --run base "
+        epilog="Example: accelerate launch --multi_gpu --num_processes 8 -m cxrlib.training.job --stage 1 --run base "
         "--data data --schedule modern --size 224 --batch_size 512 --weights IMAGENET1K_V2",
     )
     for name, parameter in inspect.signature(train).parameters.items():
@@ -224,7 +220,7 @@ def _exit(message: str, code: int) -> None:
     """Print the message and end at once. A normal exit would wait for other processes, which may have ended."""
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(code) if teams.of().world > 1 else sys.exit(code)
+    os._exit(code) if devices.launched_group().world > 1 else sys.exit(code)
 
 
 def _environment(processes: int, gpus: int) -> dict[str, str]:
@@ -253,3 +249,7 @@ def _show(bar: tqdm, progress: Path, start: float) -> None:
             bar.update((now["epoch"] - 1) * now["batches"] + now["batch"] - bar.n)
     except (OSError, UserError, KeyError):  # not written yet
         return
+
+
+if __name__ == "__main__":
+    main()

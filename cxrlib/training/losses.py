@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from cxrlib.errors import UserError
+from cxrlib import UserError
 from cxrlib.labels import LABELS
 
 NAMES = ("focal", "bce")

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from cxrlib import paths
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
 from cxrlib.labels import LABELS
-from cxrlib.training import recipes
+from cxrlib.training import schedules
 
-GROUPS = recipes.GROUPS
+GROUPS = schedules.GROUPS
 RESNET50 = (3, 4, 6, 3)
 MEMBERS = {"stem": ("conv1", "bn1"), **{group: (group,) for group in GROUPS[1:]}}
 """Modules of each layer group, by torchvision's names."""
@@ -153,7 +152,7 @@ def table(model: Network) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def travelled(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> pd.DataFrame:
+def distance_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> pd.DataFrame:
     """Relative distance of each layer group between two state dicts.
 
     Index: group. ``weights``: ‖after − before‖ / ‖before‖ over all weights that gradients change. ``statistics``: the

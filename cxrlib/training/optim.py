@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cxrlib.training import hardware, network
-from cxrlib.training.recipes import Stage
+from cxrlib.training import devices, network
+from cxrlib.training.schedules import Stage
 
 MOMENTUM = 0.9
 MOMENTS = {"sgd": {"momentum_buffer"}, "adam": {"step", "exp_avg", "exp_avg_sq"}}
@@ -123,7 +123,7 @@ def given_back(model: network.Network) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not hardware.lost(error):  # a failed GPU cannot copy
+        if not devices.is_gpu_failure(error):  # a failed GPU cannot copy
             fill(model, before)
         raise
 

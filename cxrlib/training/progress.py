@@ -1,17 +1,20 @@
-"""Progress of a stage: a bar, a callback, progress.json, and TensorBoard."""
+"""Progress of a stage: a bar, a callback, progress.json for other processes, and TensorBoard where it is installed."""
 
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-from cxrlib.training.board import Board
-from cxrlib.training.recipes import Stage
+from cxrlib.labels import FINDINGS
+from cxrlib.training.schedules import Stage
 
 EVERY = 1.0
 """Seconds between two updates of progress.json."""
@@ -53,7 +56,7 @@ class Progress:
         self.started = self.written = self.noted = time.monotonic()
         self.done_before = 0
         self.how: dict[str, Any] = {}
-        self.board = Board(folder) if writes else None
+        self.board = TensorBoard(folder) if writes else None
         self.bar = tqdm(
             total=batches * recipe.epochs,
             desc=f"stage {recipe.number}",
@@ -183,3 +186,59 @@ class Progress:
 def _number(value: float, digits: int) -> float | None:
     """The value rounded, None for NaN and infinities, which JSON lacks."""
     return round(value, digits) if abs(value) < float("inf") else None
+
+
+TENSORBOARD_FOLDER = "tensorboard"
+SCALARS = {"train_loss": "loss/training", "val_loss": "loss/validation", "lr": "rate", "images_per_s": "images per s"}
+
+
+class TensorBoard:
+    """TensorBoard writer: each epoch's history row as scalars, in ``tensorboard/`` of the stage's folder.
+
+    It writes nothing where TensorBoard is not installed. An error gives one warning and does not stop the training.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.events = folder / TENSORBOARD_FOLDER, None
+        self.on = find_spec("tensorboard") is not None
+
+    def begin(self) -> None:
+        """Remove the events of an earlier training. A resumed training writes its earlier epochs again."""
+        if self.on:
+            self._try(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Write the epoch's row, without the findings whose AUC is undefined."""
+        if self.on:
+            self._try(lambda: self._write(row))
+
+    def close(self) -> None:
+        if self.events:
+            with suppress(Exception):
+                self.events.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.events is None:
+            from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
+
+            self.events = SummaryWriter(str(self.folder))
+        aucs = {f"AUC/{finding}": row[f"auc_{finding}"] for finding in FINDINGS}
+        values = {title: row[name] for name, title in SCALARS.items()} | {"AUC/mean": row["val_auc"]} | aucs
+        for title, value in values.items():
+            if value == value:
+                self.events.add_scalar(title, value, row["epochs_so_far"])
+        self.events.flush()
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.on = False
+            warnings.warn(f"TensorBoard failed, no more is written to {self.folder}: {error!r}", stacklevel=2)
+
+
+def clock(seconds: float) -> str:
+    """Duration as text: ``0:07``, ``12:40``, ``3:05:00``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

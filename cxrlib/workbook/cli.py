@@ -1,14 +1,89 @@
-"""The command ``cxr``. Slow imports happen inside the commands, so that ``cxr --help`` answers at once."""
+"""Command line ``cxr``: its commands, its flags (those of the original among them), and the settings they stand for.
+
+Nothing heavy is imported before a command runs, so that ``cxr --help`` answers at once.
+"""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cxrlib import paths
-from cxrlib.errors import UserError
-from cxrlib.workbook import flags
+from cxrlib import UserError, paths
+
+LOSSES = {"focalloss": "focal", "focal": "focal", "bce": "bce", "bceloss": "bce"}
+
+Data = Annotated[str, typer.Option("--data", "--data_path", "--data-path", help="Folder in the NIH layout.")]
+Run = Annotated[str, typer.Option("--run", help="Name of the run: its results go to outputs/RUN.")]
+Schedule = Annotated[str, typer.Option("--schedule", help="seed, modern, control or scratch.")]
+Size = Annotated[int | None, typer.Option("--size", help="Side of the images in pixels.")]
+BatchSize = Annotated[int | None, typer.Option("--batch_size", "--batch-size", "--bs", help="Films per training step.")]
+Weights = Annotated[
+    str, typer.Option("--weights", help="none, a torchvision name (IMAGENET1K_V2), or a file of weights.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random draw.")]
+Loss = Annotated[str, typer.Option("--loss", "--loss_func", "--loss-func", help="focal (FocalLoss) or bce (BCE).")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of a stage.")]
+Override = Annotated[
+    str, typer.Option("--override", help='More settings of a stage: "positive_weight=10 patience=3 accumulate=2".')
+]
+Processes = Annotated[int | None, typer.Option("--processes", help="Processes that train together, one per GPU.")]
+Parameter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p", "--parameter", metavar="NAME=VALUE", help="Any notebook parameter; stage3.lr=1e-4 for one stage."
+    ),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Execute notebooks and train stages again even if nothing changed.")
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
+]
+Checkpoint = Annotated[str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file.")]
+
+
+def given_settings(
+    data: str,
+    schedule: str,
+    size: int | None,
+    batch_size: int | None,
+    weights: str,
+    seed: int | None,
+    allow_missing: bool = False,
+    processes: int | None = None,
+) -> dict:
+    """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
+    for name, value in (("size", size), ("batch_size", batch_size), ("processes", processes)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} must be 1 or more")
+    named = {
+        "data": data,
+        "schedule": schedule,
+        "weights": weights,
+        "size": size,
+        "batch_size": batch_size,
+        "seed": seed,
+        "allow_missing": allow_missing or None,
+        "processes": processes,
+    }
+    return {name: value for name, value in named.items() if value not in ("", None)}
+
+
+def stage_settings(prefix: str, lr: float | None, epochs: int | None, loss: str, override: str) -> dict[str, Any]:
+    """Settings of a stage; with a stage's prefix all of them, so that those of an earlier call do not stay."""
+    if lr is not None and not 0 < lr < float("inf"):
+        raise UserError(f"--lr {lr} is not a learning rate; give a number above 0 such as 1e-4")
+    if epochs is not None and epochs < 0:
+        raise UserError(f"--epochs {epochs} must be 0 or more")
+    if loss and loss.lower() not in LOSSES:
+        raise UserError(f"--loss {loss!r} is unknown; choose focal (FocalLoss) or bce (BCE)")
+    unset = {"lr": 0.0, "epochs": -1, "loss": "", "override": ""}
+    values = {"lr": lr, "epochs": epochs, "loss": LOSSES.get(loss.lower()), "override": override or None}
+    values = {name: value for name, value in values.items() if value is not None}
+    return {prefix + name: value for name, value in ({**unset, **values} if prefix else values).items()}
+
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
 EVALUATIONS = ("evaluation", "localisation")
@@ -27,20 +102,20 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    data: flags.Data = "",
-    run: flags.Run = "",
-    schedule: flags.Schedule = "",
-    size: flags.Size = None,
-    batch_size: flags.BatchSize = None,
-    weights: flags.Weights = "",
-    seed: flags.Seed = None,
-    loss: flags.Loss = "",
-    epochs: flags.Epochs = None,
-    also: flags.Also = "",
-    processes: flags.Processes = None,
-    parameter: flags.Parameter = None,
-    allow_missing: flags.AllowMissing = False,
-    again: flags.Again = False,
+    data: Data = "",
+    run: Run = "",
+    schedule: Schedule = "",
+    size: Size = None,
+    batch_size: BatchSize = None,
+    weights: Weights = "",
+    seed: Seed = None,
+    loss: Loss = "",
+    epochs: Epochs = None,
+    override: Override = "",
+    processes: Processes = None,
+    parameter: Parameter = None,
+    allow_missing: AllowMissing = False,
+    again: Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
@@ -51,8 +126,8 @@ def run(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
-    options |= flags.of_stage("", None, epochs, loss, also)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
     _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
 
@@ -60,23 +135,23 @@ def run(
 @app.command()
 def train(
     stage: Annotated[int, typer.Option("--stage", help="Stage, 1 to 5.")],
-    data: flags.Data = "",
-    run: flags.Run = "",
-    lr: flags.Rate = None,
-    epochs: flags.Epochs = None,
-    loss: flags.Loss = "",
-    ckpt: flags.Checkpoint = "",
+    data: Data = "",
+    run: Run = "",
+    lr: Rate = None,
+    epochs: Epochs = None,
+    loss: Loss = "",
+    ckpt: Checkpoint = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --ckpt, or from the stage before.")] = False,
-    schedule: flags.Schedule = "",
-    size: flags.Size = None,
-    batch_size: flags.BatchSize = None,
-    weights: flags.Weights = "",
-    seed: flags.Seed = None,
-    also: flags.Also = "",
-    processes: flags.Processes = None,
-    parameter: flags.Parameter = None,
-    allow_missing: flags.AllowMissing = False,
-    again: flags.Again = False,
+    schedule: Schedule = "",
+    size: Size = None,
+    batch_size: BatchSize = None,
+    weights: Weights = "",
+    seed: Seed = None,
+    override: Override = "",
+    processes: Processes = None,
+    parameter: Parameter = None,
+    allow_missing: AllowMissing = False,
+    again: Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Accepts the flags of the original program.
 
@@ -92,8 +167,8 @@ def train(
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
     prefix = f"stage{stage}."
-    options = flags.given(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
-    options |= flags.of_stage(prefix, lr, epochs, loss, also)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options |= stage_settings(prefix, lr, epochs, loss, override)
     named = settings.parse(parameter or [])
     options |= {prefix + name if name in settings.OWN else name: value for name, value in named.items()}
     once = {f"stage{stage}.ckpt": ckpt} if ckpt else {}
@@ -104,14 +179,14 @@ def train(
 
 @app.command("test")
 def evaluate(
-    data: flags.Data = "",
-    run: flags.Run = "",
-    ckpt: flags.Checkpoint = "",
-    size: flags.Size = None,
-    batch_size: flags.BatchSize = None,
-    parameter: flags.Parameter = None,
-    allow_missing: flags.AllowMissing = False,
-    again: flags.Again = False,
+    data: Data = "",
+    run: Run = "",
+    ckpt: Checkpoint = "",
+    size: Size = None,
+    batch_size: BatchSize = None,
+    parameter: Parameter = None,
+    allow_missing: AllowMissing = False,
+    again: Again = False,
 ) -> None:
     """Evaluate a checkpoint on the test part: execute 06_evaluation and 07_localisation.
 
@@ -122,7 +197,7 @@ def evaluate(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = flags.given(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
+    options = given_settings(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {f"{part}.ckpt": ckpt for part in EVALUATIONS} if ckpt else {}
     if ckpt and "size" not in options:  # 0: the checkpoint's own size
@@ -143,9 +218,9 @@ def check(
     """
     from json import dumps
 
-    from cxrlib.data import check as module
+    from cxrlib.data import check
 
-    result = module.folder(folder, fast=fast, size=size, progress=not json)
+    result = check.folder(folder, fast=fast, size=size, progress=not json)
     print(dumps(result.to_json(), indent=2) if json else result)
     if not result.fit:
         raise typer.Exit(1)
@@ -164,9 +239,9 @@ def download(
     """
     from shlex import quote
 
-    from cxrlib.data import download as module
+    from cxrlib.data import download
 
-    films = module.dataset(handle or module.NIH, cache=cache)
+    films = download.dataset(handle or download.NIH, cache=cache)
     print(f"Films: {films}\nNext: cxr check {quote(str(films))}")
 
 
@@ -175,17 +250,16 @@ def store(
     folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
     size: Annotated[int, typer.Option("--size", min=8, help="Side in pixels.")] = 224,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that decode.")] = None,
-    allow_missing: flags.AllowMissing = False,
+    allow_missing: AllowMissing = False,
 ) -> None:
     """Decode every film once into a memory map, as a run does at its start. An interrupted call goes on.
 
     Example: cxr store data --size 224
     """
-    from cxrlib.data import records
-    from cxrlib.data import store as module
+    from cxrlib.data import records, store
 
     films = records.read(paths.resolve(folder), allow_missing=allow_missing)
-    built = module.build(films, size, workers=workers, allow_missing=allow_missing)
+    built = store.build(films, size, workers=workers, allow_missing=allow_missing)
     left_out = [*films.attrs["missing"], *built.missing]
     if left_out:
         print(f"Left out: {len(left_out):,} films that are absent or cannot be decoded, first {left_out[0]}")
@@ -205,10 +279,10 @@ def phantom(
 
     Example: cxr phantom my-phantoms --images 500 --size 256 --seed 1
     """
-    from cxrlib.data import phantom as module
+    from cxrlib.phantom import phantom
 
     how = {"folders": folders, "workers": workers, "progress": True}
-    print(f"Drew {images} films: {module.write(folder, images=images, size=size, seed=seed, **how)}")
+    print(f"Drew {images} films: {phantom.write(folder, images=images, size=size, seed=seed, **how)}")
 
 
 @app.command()
@@ -219,17 +293,17 @@ def report(
 
     Example: cxr report base bce
     """
-    from cxrlib.workbook import report as module
+    from cxrlib.report import report
 
     names = list(dict.fromkeys(runs))
     for name in names:
-        module.home(name)
+        report.home(name)
     if len(names) > 1:
-        from cxrlib.workbook import comparison
+        from cxrlib.report import comparison
 
         comparison.check(names)
     for name in names:
-        _print_path(module.build(name))
+        _print_path(report.build(name))
     if len(names) > 1:
         _print_path(comparison.build(names), "Comparison")
 

@@ -1,6 +1,6 @@
 """Kernel server: a program that imports the slow libraries once and forks every notebook's kernel from itself.
 
-``python -m cxrlib.workbook.kernel_server FD``, started by ``kernel_client.Server``; FD is its end of a socket. Requests
+``python -m cxrlib.workbook.kernel_server FD``, started by ``kernels.KernelServer``; FD is its end of a socket. Requests
 and answers are JSON, one per line: ``{"ready": ""}``, or the reason why it will not fork; ``{"pid": …}`` for a request
 with ``argv``, ``cwd`` and ``env``; ``{"ended": pid, "code": …}`` when a kernel has ended. It ends when the socket is
 closed. With ``argv`` of ``-c CODE`` the process runs that code, and its output goes to the file ``out``.

@@ -1,9 +1,11 @@
-"""Pipeline of a run: executes the notebooks in order; the only caller of papermill.
+"""Pipeline: the notebooks executed in order as one run, and what can be known before; the only caller of papermill.
 
-Executed notebooks go to ``outputs/<run>/notebooks/``. A notebook that is unchanged (see ``record``) and whose files
-exist is not executed again, so a second call does nothing, and a call after a failure starts at the failed notebook.
+Each notebook is executed into ``outputs/<run>/notebooks/``. A notebook that is unchanged (see ``run_record``) and whose
+files are there is not executed again: the same call twice does nothing the second time, and a call after a failure
+goes on there.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +14,98 @@ from typing import Any
 
 from rich.console import Console
 
-from cxrlib import paths, provenance
-from cxrlib.errors import UserError
-from cxrlib.workbook import kernel_client, preflight, progress, record, report, settings
+from cxrlib import UserError, paths, provenance
+from cxrlib.report import report
+from cxrlib.workbook import console as console_lines
+from cxrlib.workbook import kernels as kernel_rooms
+from cxrlib.workbook import run_record, settings
 from cxrlib.workbook.settings import Scalar
+
+USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
+"""Starting weights that are not checked, which saves the import of PyTorch."""
+
+
+def judge_weights(
+    home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]], before: Mapping
+) -> None:
+    """Check the weights and checkpoints in these notebooks' parameters, except of notebooks already done with them.
+
+    before: the run's record. Raises UserError for weights that are absent, unreadable, not finite or not of a
+    ResNet-50, and for a checkpoint that is absent, damaged or without an image size for the test.
+    """
+    for book in books:
+        done, share = before.get("notebooks", {}).get(book.stem, {}), shares[book.stem]
+        if done.get("state") == "done" and done.get("parameters") == dict(share):
+            continue
+        if share.get("ckpt"):
+            from cxrlib.training import checkpoint  # PyTorch takes seconds to load
+
+            checkpoint.load(_checkpoint(home, book, share)[0])
+        elif settings.part(book) == "stage1" and share.get("weights", "none") not in USUAL:
+            from cxrlib.training import network
+
+            network.judge(str(share["weights"]))
+
+
+def first_lines(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
+    """Sentences for the start of a run: the tested checkpoint, and a test at another image size than in training."""
+    books = list(books)
+    if any(settings.part(book).startswith("stage") for book in books):
+        return []  # the checkpoint to test does not exist yet
+    words = []
+    for book in books:
+        share = shares[book.stem]
+        if share.get("ckpt"):
+            path, size = _checkpoint(home, book, share)
+            words.append(f"{path.stem} is tested on films of {size} pixels")
+            words.append(_another_size(path.with_suffix(".json"), size))
+        elif "ckpt" in settings.parameters(book) and (last := _last(home)):
+            words.append(_another_size(last, int(share.get("size", 0))))
+    return list(dict.fromkeys(filter(None, words)))
+
+
+def forecast_lines(
+    books: list[Path],
+    shares: Mapping[str, Mapping[str, Scalar]],
+    films: Mapping,
+    kernels: kernel_rooms.KernelSource,
+) -> list[str]:
+    """Lines on the device, speed and duration of these notebooks' training; empty where they cannot be measured.
+
+    films: as from ``pipeline.data``. ``training.forecast`` measures in a separate process.
+    """
+    names, stages, shared = ("schedule", "lr", "epochs", "loss", "override"), [], {}
+    for book in (book for book in books if settings.part(book).startswith("stage")):
+        own = {**settings.parameters(book), **shares[book.stem]}
+        if not {*names, "size", "batch_size"} <= own.keys():
+            return []
+        shared = {name: own[name] for name in ("size", "batch_size")}
+        stages.append({"number": int(settings.part(book).removeprefix("stage")), **{name: own[name] for name in names}})
+    request = json.dumps({"stages": stages, "films": films["parts"], "notebooks": len(books), **shared})
+    text, code = kernels.output(f"from cxrlib.training import forecast; forecast.print_forecast({request!r})")
+    return [] if code else text.strip().splitlines()
+
+
+def _last(home: paths.Run) -> Path | None:
+    """JSON of the best checkpoint of the last finished stage; None if no stage is finished."""
+    done = [home.stage(stage) for stage in run_record.STAGES if (home.stage(stage) / "best.json").is_file()]
+    best = paths.read_json(done[-1] / "best.json").get("best", "") if done else ""
+    return done[-1] / f"{best}.json" if best and (done[-1] / f"{best}.json").is_file() else None
+
+
+def _another_size(described: Path, read_at: int) -> str:
+    trained = paths.read_json(described).get("size", 0)
+    if 0 in (trained, read_at) or trained == read_at:
+        return ""
+    return f"{described.stem} was trained on films of {trained} pixels and is read at {read_at}"
+
+
+def _checkpoint(home: paths.Run, book: Path, share: Mapping[str, Scalar]) -> tuple[Path, int]:
+    """The checkpoint in a notebook's parameters, and the image size of its test; 0 for a stage's notebook."""
+    from cxrlib.training import checkpoint
+
+    path = checkpoint.resolve(str(share["ckpt"]), home)
+    return path, 0 if settings.part(book).startswith("stage") else checkpoint.size(path, int(share.get("size", 0)))
 
 
 def run(
@@ -42,35 +132,35 @@ def run(
     """
     console = console or Console()
     home = paths.Run(name)
-    before = record.read(home)
+    before = run_record.read(home)
     wanted = _merged(name, before, given or {}, base)
     books = settings.chain(folder)
     shares = settings.share(books, {**wanted, **settings.located(once or {})})
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
-    preflight.judge(home, chosen, shares, before)
+    judge_weights(home, chosen, shares, before)
     parameters = settings.common(books, wanted)
     types, values = {"seed": int, "size": int, "allow_missing": bool}, {**wanted, **parameters}
     how = {name: kind(values[name]) for name, kind in types.items() if name in values}
-    with kernel_client.Kernels() as kernels:
+    with kernel_rooms.KernelSource() as kernels:
         if not before:  # a new run always executes something
             kernels.begin()
         films = data(str(wanted.get("data", "")), console, known=bool(before), **how)
-        record.check_same_films(before, films)
+        run_record.check_same_films(before, films)
         _print([f"Run {name}: " + ", ".join(_words(parameters, wanted))], console)
-        _print([f"{words}." for words in preflight.told(home, chosen, shares)], console)
+        _print([f"{words}." for words in first_lines(home, chosen, shares)], console)
         _print_doubts(films.get("doubts", []), console)
-        with provenance.only_one(home.root), _board(home, chosen, console) as board:
-            current = record.opened(before, wanted, parameters, films)
+        with paths.lock_folder(home.root), _board(home, chosen, console) as board:
+            current = run_record.open_record(before, wanted, parameters, films)
             executed, forecast = 0, False
             for book in chosen:
-                made_by = record.fingerprint(book, books, shares, current)
-                if not again and record.unchanged(home, current, book, made_by):
+                made_by = run_record.fingerprint(book, books, shares, current)
+                if not again and run_record.unchanged(home, current, book, made_by):
                     board.finish(book.stem, "unchanged")
                     continue
                 if settings.part(book).startswith("stage"):
                     if not forecast:
                         forecast = True
-                        _print(preflight.forecast(books[books.index(book) :], shares, films, kernels), console)
+                        _print(forecast_lines(books[books.index(book) :], shares, films, kernels), console)
                     if again:
                         paths.write_text(home.root / settings.part(book) / paths.AGAIN, "")
                 _execute(book, home, shares[book.stem], current, made_by, board, kernels)
@@ -102,7 +192,7 @@ def data(
     Raises UserError for a folder that is absent or cannot be used for a run.
     """
     # Imported here because pandas is slow: a wrong setting should be reported at once.
-    from cxrlib.data import check, contents, patients, records, splits
+    from cxrlib.data import check, film_identity, records, splits, store
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
@@ -119,19 +209,19 @@ def data(
         "patients": int(films["patient"].nunique()),
         "parts": {name: len(getattr(parts, name)) for name in ("train", "val", "test")},
         "fingerprint": records.fingerprint(films),
-        "contents": contents.fingerprints(place, films),
+        "contents": store.folder_fingerprints(place, films),
         "film_size": records.film_size(films),
-        "doubts": [*filter(None, [records.rivals(place)]), *patients.doubts(films, parts, _decoded(films, size))],
+        "doubts": [*filter(None, [records.rivals(place)]), *film_identity.doubts(films, parts, _decoded(films, size))],
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
 
 
 def _decoded(films: Any, size: int) -> Any:
     """The store of these films; None if it is not built yet."""
-    from cxrlib.data import builder, store
+    from cxrlib.data import store
 
     folder = store.default_folder(films, size)
-    return store.load(folder) if (folder / builder.MANIFEST).is_file() else None
+    return store.load(folder) if (folder / store.MANIFEST).is_file() else None
 
 
 def _print_doubts(doubts: Iterable[str], console: Console) -> None:
@@ -144,7 +234,7 @@ def _print(lines: Iterable[str], console: Console, style: str | None = None) -> 
 
 
 def _phantoms() -> Path:
-    from cxrlib.data import phantom  # imports SciPy, which a run on real films does not need
+    from cxrlib.phantom import phantom  # imports SciPy, which a run on real films does not need
 
     return phantom.default()
 
@@ -169,9 +259,9 @@ def _chosen(book: Path, stages: set[int], exploration: bool, evaluation: bool) -
     return exploration if book.stem.startswith("00") else evaluation
 
 
-def _board(home: paths.Run, books: Iterable[Path], console: Console) -> progress.Board:
+def _board(home: paths.Run, books: Iterable[Path], console: Console) -> console_lines.ConsoleBoard:
     watched = ((book.stem, home.root / settings.part(book) / "progress.json") for book in books)
-    return progress.Board([progress.Line(name, file) for name, file in watched], console)
+    return console_lines.ConsoleBoard([console_lines.Line(name, file) for name, file in watched], console)
 
 
 def _execute(
@@ -180,8 +270,8 @@ def _execute(
     share: Mapping,
     current: dict[str, Any],
     made_by: str,
-    board: progress.Board,
-    kernels: kernel_client.Kernels,
+    board: console_lines.ConsoleBoard,
+    kernels: kernel_rooms.KernelSource,
 ) -> None:
     """Execute one notebook and record its state in run.json; the last good execution stays until this one succeeds."""
     name, began = book.stem, time.time()
@@ -209,8 +299,8 @@ def _execute(
     finally:
         board.finish(name, entry["state"])
         earlier = {file for file in outputs if (home.root / file).exists()}
-        entry["outputs"] = sorted(earlier | record.written(home.root, began))
-        entry["left"] = record.left(home, entry["outputs"])
+        entry["outputs"] = sorted(earlier | run_record.files_written_since(home.root, began))
+        entry["left"] = run_record.output_fingerprint(home, entry["outputs"])
         current["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
         current["updated"] = provenance.now()
         paths.write_json(home.run_json, current)
@@ -234,7 +324,7 @@ def _papermill(
     output: Path,
     share: Mapping[str, Scalar],
     watch: Callable[[int], None],
-    kernels: kernel_client.Kernels,
+    kernels: kernel_rooms.KernelSource,
 ) -> None:
     """Execute one notebook in its own folder with this Python; ``watch`` is called with each cell's index.
 
@@ -243,7 +333,7 @@ def _papermill(
     import papermill  # takes seconds, and is not needed if nothing is to be executed
     from nbclient.exceptions import DeadKernelError
 
-    from cxrlib.workbook import kernel
+    from cxrlib.workbook import kernels as kernel_rooms
 
     for logger in ("papermill", "asyncio"):  # their messages on a stopped kernel do not help the user
         logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -262,7 +352,7 @@ def _papermill(
             language="python",
             progress_bar=False,
             resources={"metadata": {"path": str(book.parent)}},  # the kernel's folder; cwd= would move this process too
-            kernel_manager_class=kernel.of(kernels.server),
+            kernel_manager_class=kernel_rooms.kernel_manager(kernels.server),
             on_cell_start=on_cell_start,
         )
     except papermill.PapermillExecutionError as error:

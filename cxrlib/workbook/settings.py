@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cxrlib import paths
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
 
 Scalar = str | int | float | bool
 
@@ -26,7 +25,7 @@ SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed", "we
 FILES = ("data", "ckpt", "weights")
 """Parameters that may name a file, relative to the user's current folder."""
 
-OWN = ("lr", "epochs", "loss", "also", "ckpt")
+OWN = ("lr", "epochs", "loss", "override", "ckpt")
 """Parameters with a separate value for each stage."""
 
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

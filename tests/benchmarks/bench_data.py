@@ -17,7 +17,7 @@ import torch
 from torchvision.models import resnet50
 
 from cxrlib import paths
-from cxrlib.data import batches, builder, images, records, splits, store
+from cxrlib.data import augmentation, batches, images, records, splits, store
 from tests.benchmarks import original
 from tests.benchmarks.rows import CPU, WALL, Row, in_turns, machine, one_core, rate, spread
 
@@ -35,7 +35,7 @@ def epochs() -> list[Row]:
         built = store.build(films, SIZE, folder=folder, progress=False)
 
         def ours(preset: str) -> int:
-            made = batches.Batches(built, repeated, batch_size=BATCH, shuffle=True, augment=batches.augment(preset))
+            made = batches.Batches(built, repeated, batch_size=BATCH, shuffle=True, augment=augmentation.preset(preset))
             return sum(len(batch.rows) for batch in made.epoch(0))
 
         took = in_turns(
@@ -54,7 +54,7 @@ def two_workers() -> list[Row]:
     repeated = pd.concat([films] * 20, ignore_index=True)
     with scratch() as folder, many_films(films, 4) as many:
         built = store.build(films, SIZE, folder=folder, progress=False)
-        made = batches.Batches(built, repeated, batch_size=BATCH, shuffle=True, augment=batches.augment("full"))
+        made = batches.Batches(built, repeated, batch_size=BATCH, shuffle=True, augment=augmentation.preset("full"))
         took = in_turns(3, original=lambda: original.epoch(many, workers=2), full=lambda: sum(1 for _ in made.epoch(0)))
     where = f"all cores, {SIZE} px, batch {BATCH}, original with 2 workers; ours without"
     return [
@@ -176,7 +176,9 @@ import json, sys
 from pathlib import Path
 import pandas as pd
 from cxrlib import labels
-from cxrlib.data import batches, store
+from cxrlib.data import batches
+from cxrlib.data import store
+
 
 def private():
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon"))
@@ -193,19 +195,19 @@ print(json.dumps({"before": before, "peak": peak}))
 
 def simulate(folder: Path, films: int, size: int) -> None:
     """A store of noise with a manifest like any other's. Written by the builder's own code for both files."""
-    from cxrlib.data import chunks
+    from cxrlib.data import images
 
     folder.mkdir(exist_ok=True)
     names = [f"{i:08d}_000.png" for i in range(films)]
-    chunks.allocate(folder / "pixels-0.npy", (films, size, size))
+    images.allocate_pixel_file(folder / "pixels-0.npy", (films, size, size))
     pixels = np.load(folder / "pixels-0.npy", mmap_mode="r+")
     noise = np.random.default_rng(0).integers(0, 256, (1024, size, size), dtype=np.uint8)
     for at in range(0, films, len(noise)):
         pixels[at : at + len(noise)] = noise[: films - at]
     pixels.flush()
     columns = {name: [0] * films for name in ("bytes", "mtime_ns", "source_crc", "width", "height", "pixel_crc")}
-    manifest = {"format": builder.FORMAT, "size": size, "pixels": "pixels-0.npy", "fingerprint": "0", "missing": {}}
-    (folder / builder.MANIFEST).write_text(json.dumps(manifest | {"films": {"name": names, **columns}}))
+    manifest = {"format": store.FORMAT, "size": size, "pixels": "pixels-0.npy", "fingerprint": "0", "missing": {}}
+    (folder / store.MANIFEST).write_text(json.dumps(manifest | {"films": {"name": names, **columns}}))
 
 
 def batch_cost(built: store.Store, epoch: int, count: int = 100) -> float:
@@ -234,7 +236,7 @@ def waiting() -> list[Row]:
     waited, worked = 0.0, 0.0
     with scratch() as folder:
         built = store.build(films, SIZE, folder=folder, progress=False)
-        made = batches.Batches(built, repeated, batch_size=BATCH, shuffle=True, augment=batches.augment("full"))
+        made = batches.Batches(built, repeated, batch_size=BATCH, shuffle=True, augment=augmentation.preset("full"))
         run = made.epoch(0)
         next(run)
         for _ in range(6):

@@ -4,7 +4,8 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
-from cxrlib.data import phantom, pool
+from cxrlib.data import parallel
+from cxrlib.phantom import phantom
 from tests.benchmarks.rows import Row, in_turns, rate
 
 SIZE = 224
@@ -14,7 +15,7 @@ FILMS = {"few": 300, "many": 1000}
 
 def drawing() -> list[Row]:
     """Whole sets, the start of the processes included."""
-    rows, cores = [], pool.cores()
+    rows, cores = [], parallel.cores()
     with tempfile.TemporaryDirectory() as place:
         numbers = count()
 

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from cxrlib import paths
-from cxrlib.evaluation import intervals, resample
+from cxrlib.evaluation import intervals
 from cxrlib.labels import FINDINGS, LABELS
-from cxrlib.training import checkpoint, lineage, stages
+from cxrlib.training import checkpoint, lineage, schedules
 from tests.benchmarks.rows import CPU, Row, machine, one_core, spread
 
 FILMS, PATIENTS, VALIDATION = 25_596, 2_797, 8_652
@@ -68,8 +68,8 @@ def coverage(studies: int = 1000, patients: int = 300, replicates: int = 400) ->
         ends = {
             "bootstrap by patient": _percentiles(known, scores, who, replicates, study),
             "bootstrap by film": _percentiles(known, scores, np.arange(len(who)), replicates, study),
-            "DeLong by patient": intervals.delong(known, scores, who)[1:],
-            "DeLong by film": intervals.delong(known, scores)[1:],
+            "DeLong by patient": intervals.delong_interval(known, scores, who)[1:],
+            "DeLong by film": intervals.delong_interval(known, scores)[1:],
         }
         for name, (low, high) in ends.items():
             held.setdefault(name, []).append(bool(low <= truth <= high))
@@ -120,8 +120,8 @@ def _given(folder: Path) -> dict[str, Any]:
     test, val = _part(FILMS, 0), _part(VALIDATION, 1)
     line, parent = [], None
     for number in range(1, 6):
-        recipe = stages.recipe("scratch", number)
-        past = lineage.of(parent, "none", SimpleNamespace(films=val[0]))
+        recipe = schedules.recipe("scratch", number)
+        past = lineage.of_stage(parent, "none", SimpleNamespace(films=val[0]))
         parent = checkpoint.save(folder, {"fc.bias": torch.zeros(15)}, recipe, past, epoch=1, metrics={"val_auc": 0.8})
         line.append(parent)
     said = {"val": [], "test": []}
@@ -192,7 +192,7 @@ def _sklearn_loop(known: np.ndarray, scores: np.ndarray, patients: np.ndarray, r
     """AUC and AP of the same resamples as ours by copying films and asking scikit-learn: (2, replicates, 14)."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    counts, rows = resample.draw(patients, replicates, 0)
+    counts, rows = intervals.draw_resamples(patients, replicates, 0)
     found = np.empty((2, replicates, known.shape[1]))
     for r in range(replicates):
         films = np.repeat(np.arange(len(rows)), counts[rows, r])
@@ -203,17 +203,19 @@ def _sklearn_loop(known: np.ndarray, scores: np.ndarray, patients: np.ndarray, r
 
 
 def _delong(known: np.ndarray, scores: np.ndarray, patients: np.ndarray | None) -> list[intervals.Interval]:
-    return [intervals.delong(known[:, k], scores[:, k], patients) for k in range(known.shape[1])]
+    return [intervals.delong_interval(known[:, k], scores[:, k], patients) for k in range(known.shape[1])]
 
 
 def _percentiles(known, scores, who, replicates: int, seed: int) -> tuple[float, float]:
-    counts, rows = resample.draw(who, replicates, seed)
-    low, high = intervals.percentiles(resample.auc(resample.steps(known, scores, counts, rows))[:, None])
+    counts, rows = intervals.draw_resamples(who, replicates, seed)
+    low, high = intervals.percentiles(
+        intervals.resampled_auc(intervals.running_weights(known, scores, counts, rows))[:, None]
+    )
     return float(low[0]), float(high[0])
 
 
 def _auc_of(known: np.ndarray, scores: np.ndarray) -> float:
-    return intervals.delong(known, scores).value
+    return intervals.delong_interval(known, scores).value
 
 
 def _error(hits: list[bool]) -> float:

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from cxrlib import labels, paths
-from cxrlib.data.batches import Batches, augment
-from cxrlib.evaluation import metrics, predict
-from cxrlib.training import fit, hardware, losses, network, stages
+from cxrlib import labels, metrics, paths
+from cxrlib.data.augmentation import preset
+from cxrlib.data.batches import Batches
+from cxrlib.evaluation import predict
+from cxrlib.training import devices, fit, losses, network, schedules
 from tests.benchmarks.bench_training import our_step, their_step
 from tests.benchmarks.rows import Row
 
@@ -63,10 +64,10 @@ def bare_step(size: int, batch: int, device: torch.device, *, compiled: bool) ->
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     marks = torch.randint(2, (batch, 15), device=device).float()
-    run, dtype = torch.compile(model) if compiled else model, hardware.dtype(device)
+    run, dtype = torch.compile(model) if compiled else model, devices.dtype(device)
 
     def work() -> None:
-        with hardware.autocast(device, dtype):
+        with devices.autocast(device, dtype):
             logits = run(images)
         nn.functional.binary_cross_entropy_with_logits(logits.float(), marks).backward()
         optimizer.step()
@@ -101,10 +102,10 @@ def fitted(
     device: torch.device,
     folder: Path,
 ) -> pd.DataFrame:
-    recipe = stages.recipe("modern", number, epochs=2, compile=compiled)
+    recipe = schedules.recipe("modern", number, epochs=2, compile=compiled)
     cut = len(table) // 20
     val, train = (table[part].reset_index(drop=True) for part in (slice(cut), slice(cut, None)))
-    varied = augment(recipe.augment)
+    varied = preset(recipe.augment)
     return fit.fit(
         network.build("none"),
         Batches(pixels, train, batch_size=batch, shuffle=True, augment=varied),
@@ -193,7 +194,7 @@ def row(name: str, value: float, baseline: float | str, n: int, conditions: str,
 def card() -> str:
     """The card, its precision and the versions that count."""
     found = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no card"
-    return f"{found}, {hardware.name(hardware.dtype(hardware.device()))}, torch {torch.__version__}"
+    return f"{found}, {devices.dtype_name(devices.dtype(devices.device()))}, torch {torch.__version__}"
 
 
 BENCHES = (step, bare, training, reading, rehearsal) if torch.cuda.is_available() else ()

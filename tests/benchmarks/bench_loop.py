@@ -9,8 +9,7 @@ from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 from cxrlib.data import batches, records, store
-from cxrlib.training import fit, stages, steps
-from cxrlib.training import folder as folders
+from cxrlib.training import fit, schedules, stage_folder
 from tests.benchmarks.bench_data import FULLRES, scratch
 from tests.benchmarks.bench_training import VALIDATION, batches_of, how, train_ours
 from tests.benchmarks.rows import Row, machine
@@ -25,13 +24,13 @@ def loop(size: int = 224, batch: int = 32, films: int = 96, epochs: int = 3) -> 
     A resume state is saved between two ``epochs``, so there must be two.
     """
     table = records.read(FULLRES).head(films)
-    recipe = stages.recipe("modern", 5, epochs=epochs)
+    recipe = schedules.recipe("modern", 5, epochs=epochs)
     with scratch() as folder, timers() as spent:
         built = store.build(table, size, folder=folder, progress=False)
         train = batches_of(built, table[VALIDATION:].reset_index(drop=True), batch, Timed, shuffle=True, augment="full")
         val = batches_of(built, table[:VALIDATION].reset_index(drop=True), batch, Timed)
         train.spent = val.spent = spent["work"]
-        with mock.patch.dict(os.environ, CXR_SAVE_EVERY=str(folders.SAVE_EVERY)):  # also after so short an epoch
+        with mock.patch.dict(os.environ, CXR_SAVE_EVERY=str(stage_folder.SAVE_EVERY)):  # also after so short an epoch
             train_ours([recipe], train, val)
     work, whole = sum(spent["work"]), sum(spent["train_epoch"]) + sum(spent["validate"])
     state, kept = statistics.median(spent["save"]), statistics.median(spent["keep"])
@@ -45,10 +44,14 @@ def loop(size: int = 224, batch: int = 32, films: int = 96, epochs: int = 3) -> 
     ]  # fmt: skip
     saves = f"measured: {state:.2f} s a resume state, {kept:.2f} s a best checkpoint, {films_per_s:.1f} films/s"
     for name, long in (("5 minutes", 300.0), ("the whole dataset", WHOLE / films_per_s)):
-        inside = state / max(folders.SAVE_EVERY, state / folders.SAVE_SHARE) if long > folders.SAVE_EVERY else 0.0
+        inside = (
+            state / max(stage_folder.SAVE_EVERY, state / stage_folder.SAVE_SHARE)
+            if long > stage_folder.SAVE_EVERY
+            else 0.0
+        )
         share = 100 * ((state + kept) / long + inside)
         each = f"extrapolated to an epoch of {long:.0f} s, a best checkpoint and a state at its end, within it a state "
-        each += f"each {folders.SAVE_EVERY:.0f} s; {saves}"
+        each += f"each {stage_folder.SAVE_EVERY:.0f} s; {saves}"
         rows.append(Row(f"training: checkpointing, share of an epoch of {name}", round(share, 3), "%", target="< 1 %",
                         n=len(spent["save"]) + len(spent["keep"]), conditions=f"{each}; {where}"))  # fmt: skip
     return rows
@@ -91,9 +94,9 @@ def timers() -> Iterator[dict[str, list[float]]]:
 
         return timed
 
-    parts = [(steps.Step, name, True) for name in ("learn", "take", "forward")]
+    parts = [(fit.Step, name, True) for name in ("learn", "take", "forward")]
     parts += [(fit._Training, name, False) for name in ("train_epoch", "validate")]
-    parts += [(folders.StageFolder, name, False) for name in ("save", "keep", "finish")]
+    parts += [(stage_folder.StageFolder, name, False) for name in ("save", "keep", "finish")]
     with ExitStack() as patched:
         for owner, name, work in parts:
             patched.enter_context(mock.patch.object(owner, name, timing(name, getattr(owner, name), work)))

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from cxrlib.evaluation import intervals, localise, metrics, subgroups, summary
+from cxrlib import metrics
+from cxrlib.evaluation import intervals, localisation, subgroups, summary
 from cxrlib.labels import FINDINGS, LABELS
-from cxrlib.workbook import gist, limits, sections, words
+from cxrlib.report import page, report, sections
 from tests.benchmarks.rows import Row
 
 STUDIES, PATIENTS, REPLICATES = 400, 90, 400
@@ -62,7 +63,7 @@ def better_than_guessing(seed: int) -> bool:
     films, said = study(seed, skill=0.0)
     said_of = _reading(films, said).split("better than chance: ")[-1].split(" Too few")[0]
     told = summary.against(films, said)["p_chance"].notna().to_numpy()
-    return any(words.listed([FINDINGS[k]]) not in said_of for k in range(len(FINDINGS)) if told[k])
+    return any(page.listed([FINDINGS[k]]) not in said_of for k in range(len(FINDINGS)) if told[k])
 
 
 def groups_differ(seed: int, skill: float = 1.2) -> bool:
@@ -70,22 +71,22 @@ def groups_differ(seed: int, skill: float = 1.2) -> bool:
     films, said = study(seed, skill=skill)
     calls = (said >= np.quantile(said, 0.75, axis=0)).astype(float)
     table = subgroups.gaps(subgroups.measure(films, said, calls, replicates=2))
-    told = limits.gaps(table)
-    found = gist.failing({"gaps": told, "rows": [], "shortcut": {"mean": None}})
+    told = sections.gaps(table)
+    found = report.headline_gaps({"gaps": told, "rows": [], "shortcut": {"mean": None}})
     return "Mean AUC is" in found
 
 
 def finding_differs(seed: int) -> bool:
     """A single finding listed as differing between two groups, in the report below."""
     films, said = study(seed)
-    return bool(limits.gaps(subgroups.gaps(subgroups.measure(films, said, replicates=2)))["findings"])
+    return bool(sections.gaps(subgroups.gaps(subgroups.measure(films, said, replicates=2)))["findings"])
 
 
 def reads_the_view(seed: int) -> bool:
     """ "Up to … of the mean AUC may come from recognising AP and PA films": no reader uses the view position."""
     films, said = study(seed, ill=0.7)
     mean = subgroups.view_shortcut(films, said, replicates=REPLICATES).iloc[-1].to_dict()
-    return bool(gist._view(mean))
+    return bool(report._view(mean))
 
 
 def points(seed: int) -> bool:
@@ -96,22 +97,22 @@ def points(seed: int) -> bool:
     tables = {}
     for way in ("gradcam", "hirescam"):
         scored = pd.DataFrame({"hit": (rng.random(120) < area).astype(float), "chance": area, "iou": 0.1, "iobb": 0.1})
-        tables[way] = localise.table(wanted, scored, replicates=2)
-    table = pd.concat(rows.assign(method=way) for way, rows in localise.adjusted(tables).items())
-    methods = [limits._method(way, rows, None) for way, rows in table.groupby("method", sort=False)]
-    return "Shown to be better than a random point for" in gist.looking({"methods": methods})
+        tables[way] = localisation.table(wanted, scored, replicates=2)
+    table = pd.concat(rows.assign(method=way) for way, rows in localisation.adjusted(tables).items())
+    methods = [sections._method(way, rows, None) for way, rows in table.groupby("method", sort=False)]
+    return "Shown to be better than a random point for" in report.headline_pointing({"methods": methods})
 
 
 def runs_differ(seed: int) -> bool:
     """ "… is better on these films": two equal runs on the comparison page, by their means."""
     films, *said = study(seed, readers=2)
-    return intervals.difference(*_boots(films, said)).p <= words.SURE
+    return intervals.difference(*_boots(films, said)).p <= page.SURE
 
 
 def findings_differ(seed: int) -> bool:
     """ "Single findings shown to be better": the same, for single findings."""
     films, *said = study(seed, readers=2)
-    return bool((summary.gain(films, *said, replicates=2)["p_holm"][:-1] <= words.SURE).any())
+    return bool((summary.gain(films, *said, replicates=2)["p_holm"][:-1] <= page.SURE).any())
 
 
 def stage_harmed(seed: int) -> bool:
@@ -161,7 +162,7 @@ def _reading(films: pd.DataFrame, said: np.ndarray) -> str:
     known = _known(films)
     table = pd.DataFrame({"finding": LABELS, "auc": metrics.auc_per_label(known, said)})
     table = table.join(summary.against(films, said))
-    return gist.reading(table.sort_values("auc", ascending=False).to_dict("records"))
+    return report.headline_findings(table.sort_values("auc", ascending=False).to_dict("records"))
 
 
 def _boots(films: pd.DataFrame, said: list[np.ndarray]) -> list[intervals.Bootstrap]:

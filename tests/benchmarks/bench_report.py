@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from cxrlib import paths
-from cxrlib.evaluation import calibration, curves, plots, predict, published, scrutiny, subgroups, summary
-from cxrlib.evaluation import thresholds as thresholds_room
+from cxrlib.evaluation import calibration, predict, subgroups, summary, thresholds
 from cxrlib.labels import FINDINGS, LABELS
-from cxrlib.workbook import comparison, report
+from cxrlib.plots import common, results
+from cxrlib.report import comparison, report
 from tests.benchmarks.bench_evaluation import FILMS, _films
 from tests.benchmarks.rows import Row, in_turns, machine, spread
 
@@ -96,19 +96,19 @@ def _people(known: np.ndarray, patients: np.ndarray) -> pd.DataFrame:
 
 def _tables(home: paths.Run, films: pd.DataFrame, said: np.ndarray, auc: pd.DataFrame) -> None:
     truth, patients = films[list(LABELS)].to_numpy(), films["patient"].to_numpy()
-    chosen = thresholds_room.choose(truth, said)
+    chosen = thresholds.choose(truth, said)
     measured = subgroups.measure(films, said, (said >= 0.3).astype(float), replicates=50)
     kinds = (("as it came", said), ("calibrated", said**1.1))
     scored = [calibration.scores(truth, p, patients, replicates=50).assign(probabilities=kind) for kind, p in kinds]
     parts = [("train", 75_000, 24_000), ("val", 11_524, 4_008), ("test", FILMS, 2_797)]
-    beside = pd.concat([published.table(), _ours(auc, home.name)], ignore_index=True)
+    beside = pd.concat([summary.published_table(), _ours(auc, home.name)], ignore_index=True)
     boxes = _boxes()
     for file, table in {
         "tables/auc_test": auc,
         "tables/overall": summary.overall(auc, films, said, replicates=50),
         "tables/stage_findings": summary.steps(["stage1", "stage2", "stage3"], films, [said**0.5, said, said[:, ::-1]]),
         "tables/data": pd.DataFrame(parts, columns=["part", "films", "patients"]).assign(seen_in_training=0),
-        "tables/thresholds": thresholds_room.judge(chosen, truth, said, patients, replicates=50),
+        "tables/thresholds": thresholds.judge(chosen, truth, said, patients, replicates=50),
         "tables/calibration": pd.concat(scored),
         "tables/subgroups": subgroups.auc(measured),
         "tables/gaps": subgroups.gaps(measured),
@@ -143,30 +143,30 @@ def _figures(home: paths.Run, films: pd.DataFrame, said: np.ndarray, auc: pd.Dat
     from matplotlib import pyplot as plt
 
     truth, patients = films[list(LABELS)].to_numpy(), films["patient"].to_numpy()
-    reliable = scrutiny.reliability_points(truth, {"as it came": said, "calibrated": said**1.1})
+    reliable = results.reliability_points(truth, {"as it came": said, "calibrated": said**1.1})
     for stem, points, draw in (
         (
             "roc_test",
-            curves.roc_points(truth, said, patients, replicates=50),
-            lambda p, axes: curves.roc_grid(p, axes, auc),
+            results.roc_points(truth, said, patients, replicates=50),
+            lambda p, axes: results.roc_grid(p, axes, auc),
         ),
         (
             "pr_test",
-            curves.pr_points(truth, said, patients, replicates=50),
-            lambda p, axes: curves.pr_grid(p, axes, auc),
+            results.pr_points(truth, said, patients, replicates=50),
+            lambda p, axes: results.pr_grid(p, axes, auc),
         ),
-        ("reliability", reliable, scrutiny.reliability_grid),
+        ("reliability", reliable, results.reliability_grid),
     ):
         fig, axes = plt.subplots(3, 5, figsize=(11.4, 7.4))
         draw(points, axes)
-        plots.save(fig, home.figures / stem, points)
+        common.save(fig, home.figures / stem, points)
         plt.close(fig)
     films_at_once = np.random.default_rng(0).integers(0, 256, (6, 224, 224), dtype=np.uint8)
     for stem, rows in (("films_best", 1), ("films_worst", 1), ("hits_and_misses", 2), ("second_opinion", 2)):
         fig, axes = plt.subplots(rows, 6, figsize=(11.4, 2.4 * rows))
         for row in np.atleast_2d(axes):
-            plots.films(films_at_once, ["film"] * 6, row)
-        plots.save(fig, home.figures / stem, films.head(6)[["image"]])
+            common.films(films_at_once, ["film"] * 6, row)
+        common.save(fig, home.figures / stem, films.head(6)[["image"]])
         plt.close(fig)
     for stem in (
         "prevalence",
@@ -177,8 +177,8 @@ def _figures(home: paths.Run, films: pd.DataFrame, said: np.ndarray, auc: pd.Dat
         "gaps_by_finding",
     ):
         fig, ax = plt.subplots(figsize=(8, 5))
-        plots.forest(auc, ax)
-        plots.save(fig, home.figures / stem, auc)
+        results.forest(auc, ax)
+        common.save(fig, home.figures / stem, auc)
         plt.close(fig)
 
 
@@ -191,8 +191,8 @@ def _stages(home: paths.Run, auc: pd.DataFrame) -> None:
         for stem in STAGE_FIGURES:
             fig, axes = plt.subplots(1, 2, figsize=(11, 5))
             for ax in axes:
-                plots.forest(auc, ax)
-            plots.save(fig, home.stage(k) / stem, auc)
+                results.forest(auc, ax)
+            common.save(fig, home.stage(k) / stem, auc)
             plt.close(fig)
         paths.write_json(home.stage(k) / f"{name}.json", {"name": name, "weights": "imagenet", "sha256": "0" * 64})
         paths.write_json(home.stage(k) / "best.json", {"best": name})

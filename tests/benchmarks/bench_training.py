@@ -19,11 +19,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from cxrlib.data import batches, records, store
-from cxrlib.evaluation import metrics
-from cxrlib.training import fit, frozen, hardware, losses, network, optim, stages, steps
-from cxrlib.training.recipes import Stage
-from cxrlib.training.team import Team
+from cxrlib import metrics
+from cxrlib.data import augmentation, batches, records, store
+from cxrlib.training import devices, fit, frozen, losses, network, optim, schedules
+from cxrlib.training.devices import ProcessGroup
+from cxrlib.training.schedules import Stage
 from tests.benchmarks import original_training
 from tests.benchmarks.bench_data import FULLRES, scratch
 from tests.benchmarks.rows import Row, in_turns, machine, rate
@@ -53,14 +53,14 @@ def our_step(
     compiled: bool = False,
 ) -> Callable[[], None]:  # fmt: skip
     """A step of a stage by the engine's own parts, on a batch of noise, its moving average taken along."""
-    recipe, dtype = stages.recipe(schedule, number), hardware.dtype(device, precision)
+    recipe, dtype = schedules.recipe(schedule, number), devices.dtype(device, precision)
     model = network.train_only(network.build("none"), recipe.groups).train()
     model.to(device, memory_format=torch.channels_last)
-    optimizer, team, films = optim.make(model, recipe), Team(device), batch if compiled else 0
+    optimizer, process_group, films = optim.make(model, recipe), ProcessGroup(device), batch if compiled else 0
     loss = losses.make(recipe.loss, gamma=recipe.gamma)
-    one = steps.Step(model, loss, recipe, optimizer, team, dtype=dtype, compiled=films)
+    one = fit.Step(model, loss, recipe, optimizer, process_group, dtype=dtype, compiled=films)
     never_again = SimpleNamespace(view=lambda epoch: None)  # as films that each epoch varies anew
-    seen = frozen.Features(model, never_again, team, dtype=dtype, compiled=films)
+    seen = frozen.FrozenFeatures(model, never_again, process_group, dtype=dtype, compiled=films)
     average = optim.Average(model, recipe.ema) if recipe.ema else None
     images, marks = (values.to(device) for values in _noise(size, batch, 1))
     noise = batches.Batch(images, marks, torch.arange(batch))
@@ -119,7 +119,7 @@ def tell_growth(make: Callable[[], Callable[[], None]], *, keeping: bool) -> Non
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
-    with hardware.keeping_memory(CPU) if keeping else nullcontext():
+    with devices.keep_memory(CPU) if keeping else nullcontext():
         before, work = peak(), make()
         for _ in range(3):
             work()
@@ -160,7 +160,7 @@ def tell_seconds(way: str, size: int, batch: int, films: int) -> None:
             parts = [original_training.from_files(part, size, batch, shuffle=part is train) for part in (train, val)]
         else:
             built, building = _timed(store.build, table, size, folder=folder, progress=False)
-            work, recipes = train_ours, stages.SCHEDULES["seed"]
+            work, recipes = train_ours, schedules.SCHEDULES["seed"]
             parts = [batches_of(built, part, batch, shuffle=part is train) for part in (train, val)]
         if way == "from store":
             work, recipes = train_original, original_training.STAGES
@@ -173,7 +173,7 @@ def head(size: int = 224, batch: int = 32, epochs: int = 10, repeats: int = 2, r
     table = records.read(FULLRES)
     val = table[:VALIDATION].reset_index(drop=True)
     train = pd.concat([table[VALIDATION:]] * repeats, ignore_index=True)
-    recipe = stages.recipe("seed", 4, epochs=epochs)
+    recipe = schedules.recipe("seed", 4, epochs=epochs)
     original = [(*original_training.STAGES[3][:2], epochs)]
     with scratch() as folder:
         built = store.build(table, size, folder=folder, progress=False)
@@ -207,7 +207,7 @@ class Anew(batches.Batches):
 
 def how() -> str:
     """The precision that ours takes here, and the threads of both."""
-    return f"ours in {hardware.name(hardware.dtype(CPU))}, {torch.get_num_threads()} threads"
+    return f"ours in {devices.dtype_name(devices.dtype(CPU))}, {torch.get_num_threads()} threads"
 
 
 def train_ours(recipes: list[Stage] | tuple[Stage, ...], train: batches.Batches, val: batches.Batches) -> None:
@@ -231,7 +231,7 @@ def batches_of(
     built: store.Store, films: pd.DataFrame, batch: int, kind: type[batches.Batches] = batches.Batches, *,
     shuffle: bool = False, augment: str = "none",
 ) -> batches.Batches:  # fmt: skip
-    return kind(built, films, batch_size=batch, shuffle=shuffle, augment=batches.augment(augment))
+    return kind(built, films, batch_size=batch, shuffle=shuffle, augment=augmentation.preset(augment))
 
 
 def _noise(size: int, batch: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:

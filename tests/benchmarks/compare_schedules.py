@@ -7,7 +7,7 @@ and validation, the order and variation of its films, and its head; the test par
 
 Each schedule goes over the training films ``--passes`` times: its epochs are scaled to that number by largest
 remainders, each stage with epochs keeping one at least. The starting weights are those of a ResNet-50 trained on
-``--pretrain`` drawn films (``cxrlib.data.phantom``) or on the films of another folder (``--pretrain_data``, so that
+``--pretrain`` drawn films (``cxrlib.phantom.phantom``) or on the films of another folder (``--pretrain_data``, so that
 drawn films can be the ones to learn: ``cxr phantom``), or random; others such as ``IMAGENET1K_V2`` by ``--weights``.
 
 ``--variant "modern ema=0 stage1.lr=0.003"`` (repeatable) tries a schedule with other settings, of all its stages or of
@@ -26,12 +26,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cxrlib import paths, provenance
-from cxrlib.data import batches, phantom, records, splits, store
-from cxrlib.errors import UserError
-from cxrlib.evaluation import metrics, predict
-from cxrlib.training import fit, losses, network, record, stages
-from cxrlib.training.recipes import Stage
+from cxrlib import UserError, metrics, paths, provenance
+from cxrlib.data import augmentation, batches, records, splits, store
+from cxrlib.evaluation import predict
+from cxrlib.phantom import phantom
+from cxrlib.training import fit, losses, network, schedules, stage_folder
+from cxrlib.training.schedules import Stage
 from tests.benchmarks import verdict
 
 SCHEDULES = ("seed", "modern", "control")
@@ -69,7 +69,7 @@ def trial(words: str, passes: int) -> Trial:
     for number in range(1, 6):
         own = [word.partition(".")[2] for word in changes if word.startswith(f"stage{number}.")]
         common = [word for word in changes if not word.startswith("stage")]
-        recipes.append(stages.recipe(schedule, number, also=" ".join([*common, *own])))
+        recipes.append(schedules.recipe(schedule, number, override=" ".join([*common, *own])))
     return Trial(" ".join(words.split()), schedule, scaled(tuple(recipes), passes))
 
 
@@ -100,7 +100,7 @@ def pretrained(source: Path, epochs: int, size: int, batch_size: int, folder: Pa
     table = records.read(source)
     pixels = store.build(table, size, progress=False)
     parts = splits.make(table, source)
-    recipe = stages.recipe("scratch", 1, epochs=epochs)
+    recipe = schedules.recipe("scratch", 1, epochs=epochs)
     result = learn(network.build("none", seed=0), parts, pixels, recipe, folder / f"pretrained-{source.name}-{size}",
                    batch_size=batch_size, seed=0)  # fmt: skip
     Path(f"{result.best}.films.txt").touch()  # the other folder's patients are none of this one's
@@ -113,7 +113,7 @@ def learn(
     batch_size: int, seed: int, parent: Path | None = None, weights: str = "none",
 ) -> fit.Result:  # fmt: skip
     """One stage as its notebook trains it."""
-    how = {"augment": batches.augment(recipe.augment), "cap": recipe.cap, "views": recipe.views}
+    how = {"augment": augmentation.preset(recipe.augment), "cap": recipe.cap, "variants": recipe.variants}
     train = batches.Batches(pixels, parts.train, batch_size=batch_size, seed=seed, shuffle=True, **how)
     val = batches.Batches(pixels, parts.val, batch_size=2 * batch_size)
     balance = losses.positive_weights(records.label_matrix(parts.train), recipe.positive_weight)
@@ -165,7 +165,9 @@ def identity(one: Trial, seed: int, setting: Setting) -> str:
     start = provenance.file_sha256(file) if file.is_file() else setting.weights
     recipes = [{**asdict(recipe), "groups": list(recipe.groups), "purpose": ""} for recipe in one.recipes]
     pixels = {"data": setting.pixels.fingerprint, "size": setting.pixels.size, "batch_size": setting.batch_size}
-    return provenance.digest({"recipes": recipes, "seed": seed, "start": start, "code": record.code(), **pixels})
+    return provenance.digest(
+        {"recipes": recipes, "seed": seed, "start": start, "code": stage_folder.code_version(), **pixels}
+    )
 
 
 def main() -> int:

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from cxrlib import paths, theme
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
+from cxrlib.plots import common
 from tests.benchmarks import rows
 
 GROUPS = ("data", "training", "evaluation")
@@ -56,16 +56,16 @@ def margins(results: pd.DataFrame) -> pd.DataFrame:
 def draw(numbers: pd.DataFrame, group: str, ax: Axes) -> Axes:
     """One group of ``margins`` as points, missed targets hollow and left of the line."""
     shown = numbers[numbers["group"] == group].reset_index(drop=True)
-    colour = theme.RUN_COLOURS[GROUPS.index(group)] if group != "evaluation" else theme.RUN_COLOURS[3]
+    colour = common.RUN_COLOURS[GROUPS.index(group)] if group != "evaluation" else common.RUN_COLOURS[3]
     for y, row in shown.iterrows():
         x, beyond = min(row["margin"], REACH), row["margin"] > REACH
         if not beyond:
             ax.hlines(y, row["low"], min(row["high"], REACH), color=colour, lw=2, alpha=0.45)
-        fill = colour if row["margin"] >= 1 else theme.PAPER
+        fill = colour if row["margin"] >= 1 else common.PAPER
         ax.plot(x, y, ">" if beyond else "o", ms=6, color=colour, mfc=fill, mew=1.4, clip_on=False)
         ax.annotate(row["said"], (1.02, y), xycoords=("axes fraction", "data"), va="center", size=7.5,
                     annotation_clip=False)  # fmt: skip
-    ax.axvline(1, color=theme.INK, lw=1)
+    ax.axvline(1, color=common.INK, lw=1)
     ax.set_yticks(range(len(shown)), shown["label"])
     ax.set(xscale="log", ylim=(len(shown) - 0.4, -0.6))
     ax.set_title(f"{group.capitalize()}", fontsize=9)
@@ -76,7 +76,7 @@ def draw(numbers: pd.DataFrame, group: str, ax: Axes) -> Axes:
 
 def figure(numbers: pd.DataFrame) -> Figure:
     """All groups that have a row, one above the other, on one axis of margins."""
-    theme.use()
+    common.use_theme()
     groups = [group for group in GROUPS if (numbers["group"] == group).any()]
     if not groups:
         raise UserError("no measured figure has a target yet; run `make bench` first")

@@ -18,8 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cxrlib import paths, provenance
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths, provenance
 from cxrlib.workbook import settings
 from tests.benchmarks import memory, timetable
 from tests.benchmarks.timetable import DRAWING, STORING
@@ -101,18 +100,18 @@ class Plan:
 
     def needs(self) -> dict[str, float]:
         """Bytes that each of them will take when it is whole."""
-        from cxrlib.data import phantom
+        from cxrlib.phantom import phantom
 
         return {"films": phantom.room(self.films, self.size), "store": self.films * self.size**2, "run": RUN_BYTES}
 
 
 def check(plan: Plan) -> None:
     """Raise UserError for settings that the chain would refuse, before films are drawn for it."""
-    from cxrlib.training import stages
+    from cxrlib.training import schedules
 
     settings.share(settings.chain(), plan.settings)
     for number in range(1, 6):
-        stages.recipe(plan.schedule, number)
+        schedules.recipe(plan.schedule, number)
 
 
 def announce(plan: Plan) -> None:
@@ -177,7 +176,7 @@ class Rehearsal:
             paths.write_json(self.file, self.diary)
 
     def _draw(self) -> None:
-        from cxrlib.data import phantom
+        from cxrlib.phantom import phantom
 
         plan = self.plan
         for half in plan.data.parent.glob(f".{plan.data.name}.*"):  # of one that was killed: we alone are here
@@ -189,10 +188,10 @@ class Rehearsal:
                               progress=True)  # fmt: skip
 
     def _store(self) -> None:
-        from cxrlib.data import builder, records, store
+        from cxrlib.data import records, store
 
         films = records.read(self.plan.data)
-        if not (store.default_folder(films, self.plan.size) / builder.MANIFEST).exists():
+        if not (store.default_folder(films, self.plan.size) / store.MANIFEST).exists():
             with self._timed(STORING, goes_on=True):
                 store.build(films, self.plan.size, workers=self.plan.workers)
 
@@ -231,7 +230,7 @@ def rehearse(plan: Plan) -> None:
         raise UserError(f"cannot write {paths.outputs()}: {error.strerror}; put CXR_OUTPUTS elsewhere") from None
     check(plan)
     announce(plan)
-    with provenance.only_one(plan.notes):
+    with paths.lock_folder(plan.notes):
         under_way = Rehearsal(plan)
         done = False
         try:

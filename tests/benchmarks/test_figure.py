@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from cxrlib.errors import UserError
+from cxrlib import UserError
 from tests.benchmarks import figure, rows
 
 MEASURED = [

@@ -30,4 +30,4 @@ def test_the_sentences_are_said_where_there_is_something():
     assert "AUC lower than the mean of the other findings: Atelectasis" in bench_null._reading(films, mixed)
     blind = np.where((films["sex"] == "F").to_numpy()[:, None], np.random.default_rng(3).random(good.shape), good)
     table = bench_null.subgroups.gaps(bench_null.subgroups.measure(films, blind, replicates=2))
-    assert "is lower in women than in men" in bench_null.limits.gaps(table)["sentence"]
+    assert "is lower in women than in men" in bench_null.sections.gaps(table)["sentence"]

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cxrlib import paths
-from cxrlib.data import phantom, records
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
+from cxrlib.data import records
+from cxrlib.phantom import phantom
 from cxrlib.workbook import pipeline, settings
 from tests.benchmarks import memory, rehearsal, rows, timetable
 

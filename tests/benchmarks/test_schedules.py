@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy.stats import ttest_rel
 
-from cxrlib.errors import UserError
-from cxrlib.evaluation import metrics, predict
-from cxrlib.training import stages
+from cxrlib import UserError, metrics
+from cxrlib.evaluation import predict
+from cxrlib.training import schedules
 from tests.benchmarks import compare_schedules, verdict
 
 
 @given(some.sampled_from(compare_schedules.SCHEDULES), some.integers(5, 60))
 def test_every_schedule_gets_the_passes_it_is_given(schedule, passes):
-    table = [stage for stage in stages.SCHEDULES[schedule] if stage.epochs]
-    found = compare_schedules.scaled(stages.SCHEDULES[schedule], passes)
+    table = [stage for stage in schedules.SCHEDULES[schedule] if stage.epochs]
+    found = compare_schedules.scaled(schedules.SCHEDULES[schedule], passes)
     assert sum(stage.epochs for stage in found) == passes
     assert [stage.number for stage in found] == [stage.number for stage in table]
     whole = sum(stage.epochs for stage in table)
@@ -27,13 +27,13 @@ def test_every_schedule_gets_the_passes_it_is_given(schedule, passes):
 
 @pytest.mark.parametrize("schedule", compare_schedules.SCHEDULES)
 def test_a_schedule_at_its_own_passes_is_unchanged(schedule):
-    table = tuple(stage for stage in stages.SCHEDULES[schedule] if stage.epochs)
-    assert compare_schedules.scaled(stages.SCHEDULES[schedule], sum(stage.epochs for stage in table)) == table
+    table = tuple(stage for stage in schedules.SCHEDULES[schedule] if stage.epochs)
+    assert compare_schedules.scaled(schedules.SCHEDULES[schedule], sum(stage.epochs for stage in table)) == table
 
 
 def test_too_few_passes_are_refused():
     with pytest.raises(UserError, match="5 stages need 5"):
-        compare_schedules.scaled(stages.SCHEDULES["seed"], 4)
+        compare_schedules.scaled(schedules.SCHEDULES["seed"], 4)
 
 
 def test_a_variant_changes_all_stages_or_one():

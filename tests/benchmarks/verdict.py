@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from cxrlib.evaluation import intervals, metrics, predict
+from cxrlib import metrics
+from cxrlib.evaluation import intervals, predict
 
 REPLICATES = 1000
 COLUMNS = ["what", "schedule", "against", "part", "seeds", "films", "value", "low", "high", "sd", "p", "p_holm",

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cxrlib import labels
-from cxrlib.data import batches, draws
+from cxrlib import UserError, labels
+from cxrlib.data import augmentation, batches
 from cxrlib.data.store import Store
-from cxrlib.errors import UserError
 
 HERNIA = labels.column("Hernia")
 
@@ -51,7 +50,7 @@ def test_plain_batches_are_the_films_in_order_normalised():
     images = torch.cat([batch.images for batch in together])
     assert images.shape == (37, 1, 12, 12)
     assert images.dtype == torch.float32
-    expected = (made.store.pixels / 255 - batches.GREY_MEAN) / batches.GREY_STD
+    expected = (made.store.pixels / 255 - augmentation.GREY_MEAN) / augmentation.GREY_STD
     np.testing.assert_allclose(images[:, 0], expected, atol=1e-5)
     marks = torch.cat([batch.labels for batch in together])
     np.testing.assert_array_equal(marks, made.films[list(labels.LABELS)])
@@ -61,7 +60,7 @@ def test_films_in_another_order_than_the_store():
     films = films_of(20).iloc[::-1].reset_index(drop=True)
     made = batches.Batches(numbered(20), films, batch_size=20)
     batch = next(iter(made.epoch(0)))
-    expected = (made.store.pixels[::-1] / 255 - batches.GREY_MEAN) / batches.GREY_STD
+    expected = (made.store.pixels[::-1] / 255 - augmentation.GREY_MEAN) / augmentation.GREY_STD
     np.testing.assert_allclose(batch.images[:, 0], expected, atol=1e-5)
 
 
@@ -89,7 +88,7 @@ def test_epochs_and_seeds_differ_and_come_again():
 
 
 def test_an_epoch_goes_on_in_its_middle_with_the_same_batches():
-    how = batches.augment("full")
+    how = augmentation.preset("full")
     whole = list(make(shuffle=True, augment=how).epoch(2))
     rest = list(make(shuffle=True, augment=how).epoch(2, start=3))
     assert len(rest) == len(whole) - 3
@@ -99,7 +98,7 @@ def test_an_epoch_goes_on_in_its_middle_with_the_same_batches():
 
 
 def test_a_film_is_varied_alike_however_the_epoch_is_shared():
-    how = batches.augment("full")
+    how = augmentation.preset("full")
     alone = {
         row: image
         for batch in make(shuffle=True, augment=how, batch_size=12).epoch(1)
@@ -112,7 +111,7 @@ def test_a_film_is_varied_alike_however_the_epoch_is_shared():
 
 
 def test_a_film_has_as_many_views_as_asked_for_and_each_comes_again_in_its_turn():
-    made = make(shuffle=True, augment=batches.augment("full"), views=2)
+    made = make(shuffle=True, augment=augmentation.preset("full"), variants=2)
     seen = [
         {
             row: image
@@ -121,16 +120,16 @@ def test_a_film_has_as_many_views_as_asked_for_and_each_comes_again_in_its_turn(
         }
         for epoch in range(3)
     ]
-    assert [made.view(epoch) for epoch in range(3)] == [0, 1, 0]
+    assert [made.variant(epoch) for epoch in range(3)] == [0, 1, 0]
     for row, image in seen[0].items():
         torch.testing.assert_close(image, seen[2][row], atol=1e-5, rtol=1e-5)
         assert not torch.allclose(image, seen[1][row], atol=1e-2)
-    assert make(augment=batches.augment("full")).view(1) is None
-    assert make(views=2).view(1) == 0  # without augmentation there is one variant
+    assert make(augment=augmentation.preset("full")).variant(1) is None
+    assert make(variants=2).variant(1) == 0  # without augmentation there is one variant
 
 
 def test_batches_are_varied_anew_each_epoch():
-    made = make(shuffle=False, augment=batches.augment("full"))
+    made = make(shuffle=False, augment=augmentation.preset("full"))
     first, second = next(iter(made.epoch(0))), next(iter(made.epoch(1)))
     assert not torch.equal(first.images, second.images)
 
@@ -140,9 +139,9 @@ RAMP = torch.arange(16.0).repeat(16, 1)[None, None] * 10  # rises to the right
 
 def varied(random=None, **how) -> torch.Tensor:
     """The augmented ramp, in grey levels of 0 to 255."""
-    table = torch.full((1, batches.DRAWS), 0.5) if random is None else random
-    images = batches.vary(RAMP.clone(), table, batches.Augment(**how))
-    return (images * batches.GREY_STD + batches.GREY_MEAN) * 255
+    table = torch.full((1, augmentation.DRAWS), 0.5) if random is None else random
+    images = augmentation.augment_images(RAMP.clone(), table, augmentation.Augment(**how))
+    return (images * augmentation.GREY_STD + augmentation.GREY_MEAN) * 255
 
 
 def draw(**at: float) -> torch.Tensor:
@@ -184,14 +183,14 @@ def test_aspect_widens_one_way():
 
 def test_brightness_and_contrast():
     torch.testing.assert_close(varied(draw(brightness=1.0), brightness=0.1), RAMP + 25.5, atol=1e-2, rtol=0)
-    mean = batches.GREY_MEAN * 255
+    mean = augmentation.GREY_MEAN * 255
     torch.testing.assert_close(varied(draw(contrast=1.0), contrast=0.5), (RAMP - mean) * 1.5 + mean, atol=1e-2, rtol=0)
 
 
 def test_the_fast_grid_is_affine_grid():
     affine = torch.randn(5, 2, 3)
     torch.testing.assert_close(
-        batches._grid(affine, 9), functional.affine_grid(affine, [5, 1, 9, 9], align_corners=False)
+        augmentation._grid(affine, 9), functional.affine_grid(affine, [5, 1, 9, 9], align_corners=False)
     )
 
 
@@ -200,12 +199,12 @@ def test_the_fast_grid_is_affine_grid():
 )
 def test_senseless_augmentation_is_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        batches.Augment(**wrong)
+        augmentation.Augment(**wrong)
     with pytest.raises(UserError, match="none, light, full"):
-        batches.augment("heavy")
+        augmentation.preset("heavy")
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"cap": -1}, {"views": -1}])
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"cap": -1}, {"variants": -1}])
 def test_senseless_batches_are_refused(wrong):
     with pytest.raises(UserError):
         make(**wrong)
@@ -226,7 +225,7 @@ def greedy(marks: np.ndarray, cap: int) -> list[int]:
 @settings(max_examples=100, deadline=None)
 def test_the_cap_is_the_greedy_draw(count, cap, seed, density):
     marks = (np.random.default_rng(seed).random((count, 15)) < density).astype(np.uint8)
-    assert draws.capped(marks, cap).tolist() == greedy(marks, cap)
+    assert batches.cap_per_label(marks, cap).tolist() == greedy(marks, cap)
 
 
 def test_capped_epochs_hold_every_hernia_and_no_class_above_the_cap():
@@ -242,13 +241,13 @@ def test_capped_epochs_hold_every_hernia_and_no_class_above_the_cap():
 
 def test_the_first_film_of_a_class_is_not_dropped():
     marks = np.eye(15, dtype=np.uint8)
-    assert len(draws.capped(marks, 1)) == 15
+    assert len(batches.cap_per_label(marks, 1)) == 15
 
 
 def test_draws_do_not_depend_on_the_versions_of_numpy():
-    table = draws.uniform(2, 3, seed=7, epoch=1)
+    table = batches.random_table(2, 3, seed=7, epoch=1)
     assert table.dtype == np.float32
-    assert draws.permutation(6, seed=7, epoch=1).tolist() == PERMUTATION
+    assert batches.epoch_order(6, seed=7, epoch=1).tolist() == PERMUTATION
     np.testing.assert_allclose(table[0], UNIFORM, atol=1e-6)
 
 
@@ -257,7 +256,7 @@ UNIFORM = [0.39566845, 0.46601737, 0.27126765]
 
 
 def test_draws_are_uniform():
-    table = draws.uniform(20_000, 4, seed=0, epoch=0)
+    table = batches.random_table(20_000, 4, seed=0, epoch=0)
     assert (table >= 0).all()
     assert (table < 1).all()
     np.testing.assert_allclose(table.mean(0), 0.5, atol=0.01)
@@ -283,7 +282,7 @@ def test_an_error_in_the_thread_is_raised_here():
 @pytest.mark.parametrize("preset", ["none", "full"])
 def test_a_batch_packed_into_one_buffer_comes_out_as_it_went_in(preset):
     """The buffer for the GPU, unpacked on the CPU."""
-    made = make(augment=batches.augment(preset))
+    made = make(augment=augmentation.preset(preset))
     order = made.order(0)[:7]
     table = made._table(0, made.order(0))[:7]
     whole = made._whole(order, table, torch.device("cpu"))
@@ -306,7 +305,7 @@ def test_without_images_no_film_is_read_and_labels_and_rows_are_the_same():
 
 @pytest.mark.cuda
 def test_a_card_gets_what_the_cpu_gets():
-    how = batches.augment("full")
+    how = augmentation.preset("full")
     here = list(make(augment=how, shuffle=True).epoch(0))
     there = list(make(augment=how, shuffle=True).epoch(0, on="cuda"))  # all are kept: none may overwrite another
     for one, other in zip(here, there, strict=True):

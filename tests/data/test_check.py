@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import samples
 
-from cxrlib.data import check, examine, health, images, records, splits
-from cxrlib.errors import UserError
+from cxrlib import UserError
+from cxrlib.data import check, images, records, splits
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_examples_are_few_and_the_count_is_whole(whole):
     samples.write_film(whole / "images" / "00000001_000.png", 0)
     problem = next(p for p in check.folder(whole, progress=False).problems if p.group == "files")
     assert problem.count == 39
-    assert len(problem.examples) == health.EXAMPLES
+    assert len(problem.examples) == check.EXAMPLES
 
 
 def test_a_folder_that_is_not_there_and_a_file(tmp_path):
@@ -243,7 +243,7 @@ def test_a_gzipped_table_is_as_good(whole):
 def test_processes_find_the_same(whole, monkeypatch):
     truncated(whole)
     one = check.folder(whole, progress=False, workers=1).to_json()
-    monkeypatch.setattr(examine, "CHUNK", 4)
+    monkeypatch.setattr(check, "CHUNK", 4)
     assert check.folder(whole, progress=False, workers=2).to_json() == one
 
 

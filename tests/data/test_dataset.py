@@ -5,8 +5,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from cxrlib.data import batches, dataset, phantom, records, splits, store
-from cxrlib.errors import UserError
+from cxrlib import UserError, dataset
+from cxrlib.data import augmentation, records, splits, store
+from cxrlib.phantom import phantom
 
 SIZE = 16
 
@@ -28,12 +29,12 @@ def test_its_batches_are_shuffled_for_training_and_in_order_for_validation(tiny_
     opened = dataset.open(str(tiny_phantom), SIZE, seed=3)
     train, val = opened.batches(8, augment="light", cap=20, views=2)
     assert (train.batch_size, val.batch_size, train.seed) == (8, 16, 3)
-    assert (train.augment, train.cap, train.views) == (batches.augment("light"), 20, 2)
+    assert (train.augment, train.cap, train.views) == (augmentation.preset("light"), 20, 2)
     assert train.films is opened.parts.train
     assert val.films is opened.parts.val
     assert val.order(0).tolist() == list(range(len(opened.parts.val)))
     assert sorted(train.order(0)) != train.order(0).tolist()
-    assert val.augment == batches.augment("none")
+    assert val.augment == augmentation.preset("none")
 
 
 def test_it_says_what_it_found_and_what_was_left_out(tiny_phantom, tmp_path):

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import samples
 
+from cxrlib import UserError
 from cxrlib.data import download, records, splits
-from cxrlib.errors import UserError
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from cxrlib import UserError
 from cxrlib.data import images
-from cxrlib.errors import UserError
 
 RAMP = np.linspace(0, 255, 50)[None].repeat(40, 0).astype(np.uint8)  # (40, 50): not square, so a swapped axis shows
 

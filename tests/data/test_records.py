@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import HEADER, row, write_film, write_folder
 
-from cxrlib import labels
+from cxrlib import UserError, labels
 from cxrlib.data import records
-from cxrlib.errors import UserError
 
 
 def write_csv(tmp_path, *lines, header=HEADER, name="Data_Entry_2017.csv"):

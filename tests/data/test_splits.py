@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrlib import labels
+from cxrlib import UserError, labels
 from cxrlib.data import records, splits
-from cxrlib.errors import UserError
 
 
 def films_of(patients: np.ndarray, seed: int = 0) -> pd.DataFrame:

@@ -18,14 +18,14 @@ import pytest
 import samples
 from tqdm.auto import tqdm
 
-from cxrlib.data import builder, chunks, images, pool, records, splits, store
-from cxrlib.errors import UserError
+from cxrlib import UserError
+from cxrlib.data import images, parallel, records, splits, store
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """40 films are five chunks, so that a build can be stopped between two."""
-    monkeypatch.setattr(builder, "CHUNK", 8)
+    monkeypatch.setattr(store, "CHUNK", 8)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_dead_process_does_not_stop_the_build(films, tmp_path, monkeypatch):
         def shutdown(self, **_):
             pass
 
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", Dying)
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Dying)
     assert len(build(films, tmp_path / "store", workers=2).names) == 40
 
 
@@ -253,7 +253,7 @@ def test_killed_at_any_moment_it_ends_the_same(films, tmp_path):
         time.sleep(lasts * moments.random())  # the random moment of the kill
         os.kill(child, signal.SIGKILL)
         caught += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        if (folder / builder.MANIFEST).exists():
+        if (folder / store.MANIFEST).exists():
             assert store.load(folder).pixels.shape == (40, 16, 16)
         assert contents(build(films, folder).folder) == whole
     assert caught >= 12
@@ -261,7 +261,7 @@ def test_killed_at_any_moment_it_ends_the_same(films, tmp_path):
 
 def left_behind(films, folder, monkeypatch, *, chunks_done: int):
     """Partial folder of a build that was stopped after ``chunks_done`` of its five chunks."""
-    work, done = chunks.work, []
+    work, done = images.decode_chunk, []
 
     def cut_off(*job):
         if len(done) == chunks_done:
@@ -270,7 +270,7 @@ def left_behind(films, folder, monkeypatch, *, chunks_done: int):
         return work(*job)
 
     with monkeypatch.context() as patched:
-        patched.setattr(chunks, "work", cut_off)
+        patched.setattr(images, "decode_chunk", cut_off)
         with pytest.raises(KeyboardInterrupt):
             build(films, folder)
     return next(folder.glob("partial-*"))
@@ -292,13 +292,13 @@ HALF_MADE = {
 def test_half_made_files_count_for_nothing(name, chunks_done, films, tmp_path, monkeypatch):
     whole = contents(build(films, tmp_path / "whole").folder)
     partial = left_behind(films, tmp_path / "store", monkeypatch, chunks_done=chunks_done)
-    HALF_MADE[name](partial / chunks.PIXELS)
+    HALF_MADE[name](partial / images.PIXEL_FILE)
     assert contents(build(films, tmp_path / "store").folder) == whole
 
 
 def test_half_made_files_of_other_films_count_for_nothing(films, tmp_path, monkeypatch):
     partial = left_behind(films.iloc[:30], tmp_path / "store", monkeypatch, chunks_done=3)
-    os.truncate(partial / chunks.PIXELS, 1000)
+    os.truncate(partial / images.PIXEL_FILE, 1000)
     assert contents(build(films, tmp_path / "store").folder) == contents(build(films, tmp_path / "whole").folder)
 
 
@@ -311,13 +311,13 @@ def test_notes_of_another_size_count_for_nothing(films, tmp_path, monkeypatch):
 def test_the_space_is_claimed_in_one_step(films, tmp_path, monkeypatch):
     """While the space is reserved, no file of that name is visible."""
     seen = []
-    allocate = chunks.allocate
+    allocate = images.allocate_pixel_file
 
     def watched(path, shape):
         allocate(path, shape)
-        seen.append((path.parent / chunks.PIXELS).exists())
+        seen.append((path.parent / images.PIXEL_FILE).exists())
 
-    monkeypatch.setattr(chunks, "allocate", watched)
+    monkeypatch.setattr(images, "allocate_pixel_file", watched)
     build(films, tmp_path / "store")
     assert seen == [False]
 
@@ -326,13 +326,13 @@ def test_killed_before_the_manifest_nothing_is_decoded_again(films, tmp_path, mo
     whole = contents(build(films, tmp_path / "whole").folder)
 
     def killed(path, text):
-        if path.name == builder.MANIFEST:
+        if path.name == store.MANIFEST:
             raise KeyboardInterrupt
         return write(path, text)
 
-    write = builder.paths.write_text
+    write = store.paths.write_text
     with monkeypatch.context() as patched:
-        patched.setattr(builder.paths, "write_text", killed)
+        patched.setattr(store.paths, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             build(films, tmp_path / "store")
     decoded.clear()
@@ -361,7 +361,7 @@ def test_killed_with_its_processes_it_ends_the_same(tmp_path):
     films = records.read(folder)
     whole = contents(build(films, tmp_path / "whole").folder)
     code = (
-        "from cxrlib.data import builder, records, store; import sys; builder.CHUNK = 8\n"
+        "from cxrlib.data import records, store; import sys; store.CHUNK = 8\n"
         "films = records.read(sys.argv[1]); print(flush=True)\n"
         "store.build(films, 16, folder=sys.argv[2], workers=2, progress=False)"
     )
@@ -375,17 +375,17 @@ def test_killed_with_its_processes_it_ends_the_same(tmp_path):
 
 
 def test_finished_chunks_are_not_done_again(films, tmp_path, monkeypatch, decoded):
-    work = chunks.work
+    work = images.decode_chunk
 
     def interrupted(*job):
         if len(decoded) >= 16:
             raise KeyboardInterrupt
         return work(*job)
 
-    monkeypatch.setattr(chunks, "work", interrupted)
+    monkeypatch.setattr(images, "decode_chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(films, tmp_path / "store")
-    monkeypatch.setattr(chunks, "work", work)
+    monkeypatch.setattr(images, "decode_chunk", work)
     build(films, tmp_path / "store")
     assert sorted(decoded) == sorted(films["image"])
 
@@ -408,15 +408,17 @@ def full(*_, **__):
 
 
 def test_too_little_room_is_said_before_the_work(films, tmp_path, monkeypatch, decoded):
-    usage = builder.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(builder.shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
+    usage = store.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
     with pytest.raises(UserError, match=r"needs 0\.00 GB and the disk has 0\.01 GB free"):
         build(films, tmp_path / "store")
     assert decoded == []
     assert contents(tmp_path / "store") == {}
 
 
-@pytest.mark.parametrize(("room", "name"), [(os, "posix_fallocate"), (chunks, "work"), (builder.paths, "write_text")])
+@pytest.mark.parametrize(
+    ("room", "name"), [(os, "posix_fallocate"), (images, "decode_chunk"), (store.paths, "write_text")]
+)
 def test_a_disk_that_fills_up_leaves_what_was_there(room, name, films, tmp_path, monkeypatch):
     build(films.iloc[:20], tmp_path / "store")
     before = contents(tmp_path / "store")
@@ -441,7 +443,7 @@ def test_a_real_limit_on_the_size_of_a_file(films, tmp_path):
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
 def test_a_damaged_manifest_is_named(damage, films, tmp_path):
     build(films, tmp_path / "store")
-    (tmp_path / "store" / builder.MANIFEST).write_text(damage)
+    (tmp_path / "store" / store.MANIFEST).write_text(damage)
     with pytest.raises(UserError, match=r"manifest\.json"):
         store.load(tmp_path / "store")
 

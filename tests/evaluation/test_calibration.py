@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
-from cxrlib.errors import UserError
-from cxrlib.evaluation import calibration, metrics
+from cxrlib import UserError, metrics
+from cxrlib.evaluation import calibration
 
 
 def forecasts(films=4000, seed=0, slope=1.0, shift=0.0):

@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from cxrlib import paths, provenance
-from cxrlib.errors import UserError
-from cxrlib.evaluation import decisions, thresholds
+from cxrlib import UserError, paths, provenance
+from cxrlib.evaluation import thresholds
 from cxrlib.labels import LABELS
-from cxrlib.training import checkpoint, lineage, stages
-from cxrlib.workbook import record
+from cxrlib.training import checkpoint, lineage, schedules
+from cxrlib.workbook import run_record
 
 
 @pytest.fixture
@@ -22,9 +21,9 @@ def path(own_outputs):
 
 
 def saved(weight):
-    line, stage = lineage.of(None, "none"), paths.Run("demo").stage(1)
+    line, stage = lineage.of_stage(None, "none"), paths.Run("demo").stage(1)
     state = {"fc.bias": torch.full((15,), weight)}
-    return checkpoint.save(stage, state, stages.recipe("scratch", 1), line, epoch=1, metrics={})
+    return checkpoint.save(stage, state, schedules.recipe("scratch", 1), line, epoch=1, metrics={})
 
 
 @pytest.fixture
@@ -37,9 +36,9 @@ def validation():
 
 
 def test_who_has_the_checkpoint_decides_as_its_evaluation_did(path, validation):
-    made = decisions.choose(*validation, size=64, tta="flip")
-    decisions.attach(path, made)
-    found = decisions.read(path)
+    made = thresholds.fit_decisions(*validation, size=64, tta="flip")
+    thresholds.attach_decisions(path, made)
+    found = thresholds.read_decisions(path)
     assert found.calibration == made.calibration
     assert found.made_on == {"part": "validation", "films": 200, "size": 64, "tta": "flip"}
     known, said = validation
@@ -59,7 +58,7 @@ def test_who_has_the_checkpoint_decides_as_its_evaluation_did(path, validation):
 
 def test_thresholds_are_on_calibrated_probabilities(validation):
     known, said = validation
-    made = decisions.choose(known, said)
+    made = thresholds.fit_decisions(known, said)
     np.testing.assert_array_equal(
         made.cuts("f1"), thresholds.vector(thresholds.as_dict(thresholds.choose(known, made.calibration(said))), "f1")
     )
@@ -68,7 +67,7 @@ def test_thresholds_are_on_calibrated_probabilities(validation):
 
 def test_a_checkpoint_without_them_says_how_to_come_by_them(path):
     with pytest.raises(UserError, match="carries no calibration; run 06_evaluation"):
-        decisions.read(path)
+        thresholds.read_decisions(path)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +85,13 @@ def test_a_checkpoint_without_them_says_how_to_come_by_them(path):
     ],
 )
 def test_damaged_ones_are_named(path, validation, name, damage, says):
-    decisions.attach(path, decisions.choose(*validation))
+    thresholds.attach_decisions(path, thresholds.fit_decisions(*validation))
     file = path.with_suffix(".json")
     meta = json.loads(file.read_text())
     meta["attached"][name] = damage(meta["attached"][name])
     file.write_text(json.dumps(meta))
     with pytest.raises(UserError, match=says) as caught:
-        decisions.read(path)
+        thresholds.read_decisions(path)
     assert path.stem in str(caught.value)
 
 
@@ -101,15 +100,15 @@ def test_a_notebook_told_to_read_the_checkpoint_is_not_made_again_for_it(path, v
     book, kept = tmp_path / "06_evaluation.ipynb", {"run": "demo", "notebooks": {}, "data": {"fingerprint": "f"}}
     book.write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     for number, ckpt in enumerate((path.stem, str(path), str(path.with_suffix(""))), 1):
-        before = record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept)
-        decisions.attach(path, decisions.choose(*validation, size=len(ckpt)))
-        assert record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept) == before
+        before = run_record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept)
+        thresholds.attach_decisions(path, thresholds.fit_decisions(*validation, size=len(ckpt)))
+        assert run_record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept) == before
         saved(float(number))
-        assert record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept) != before
+        assert run_record.fingerprint(book, [book], {book.stem: {"ckpt": ckpt}}, kept) != before
 
 
 def test_the_hash_that_lineage_depends_on_stays(path, validation):
     before = lineage.ancestors(path)
-    decisions.attach(path, decisions.choose(*validation))
+    thresholds.attach_decisions(path, thresholds.fit_decisions(*validation))
     assert lineage.ancestors(path) == before
     assert provenance.file_sha256(path) == checkpoint.read_meta(path)["sha256"]

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
-from cxrlib.errors import UserError
-from cxrlib.evaluation import bands, delong, intervals, metrics, resample
+from cxrlib import UserError, metrics
+from cxrlib.evaluation import delong, intervals
 
 
 def reading(films=120, findings=3, patients=40, levels=1000, seed=0):
@@ -25,7 +25,7 @@ def reading(films=120, findings=3, patients=40, levels=1000, seed=0):
 def test_replicates_equal_scikit_learn_on_the_same_resamples(seed, levels, patients):
     labels, scores, who = reading(60, 2, patients, levels, seed)
     found = intervals.bootstrap(labels, scores, who, replicates=8, seed=seed)
-    counts, rows = resample.draw(who, 8, seed)
+    counts, rows = intervals.draw_resamples(who, 8, seed)
     for r in range(8):
         films = np.repeat(np.arange(len(who)), counts[rows, r])
         for k in range(labels.shape[1]):
@@ -41,17 +41,17 @@ def test_replicates_equal_scikit_learn_on_the_same_resamples(seed, levels, patie
 
 def test_patients_are_drawn_whole():
     who = np.array([5, 5, 5, 9, 9, 2])
-    counts, rows = resample.draw(who, 50, seed=0)
+    counts, rows = intervals.draw_resamples(who, 50, seed=0)
     assert (counts.sum(0) == 3).all(), "as many patients as there are, each time"
     np.testing.assert_array_equal(counts[rows][0], counts[rows][2])
-    np.testing.assert_array_equal(counts[:, :10], resample.draw(who, 10, seed=0)[0])
-    assert not np.array_equal(counts, resample.draw(who, 50, seed=1)[0])
+    np.testing.assert_array_equal(counts[:, :10], intervals.draw_resamples(who, 10, seed=0)[0])
+    assert not np.array_equal(counts, intervals.draw_resamples(who, 50, seed=1)[0])
 
 
 def test_micro_replicates_equal_scikit_learn_on_the_same_resamples(monkeypatch):
     labels, scores, who = reading(80, 4, 30, 20)
     monkeypatch.setattr(intervals, "POOLED", 7)
-    counts, rows = resample.draw(who, 20, seed=3)
+    counts, rows = intervals.draw_resamples(who, 20, seed=3)
     films = [np.repeat(np.arange(80), counts[rows, r]) for r in range(20)]
     replicates = [sklearn.roc_auc_score(labels[these], scores[these], average="micro") for these in films]
     found = intervals.micro_auc(labels, scores, who, replicates=20, seed=3)
@@ -89,7 +89,7 @@ def test_interval_holds_the_value_and_agrees_with_delong():
     low, high = found.auc_interval
     assert ((low < found.auc) & (found.auc < high)).all()
     for k in range(2):
-        by_delong = intervals.delong(labels[:, k], scores[:, k])
+        by_delong = intervals.delong_interval(labels[:, k], scores[:, k])
         assert (low[k], high[k]) == pytest.approx(by_delong[1:], abs=0.012)
 
 
@@ -176,13 +176,13 @@ def test_difference_of_two_models_is_paired():
 def test_bands_hold_the_curve():
     labels, scores, who = reading(500, 1, 300, 10**9)
     labels, scores = labels[:, 0], scores[:, 0]
-    band = bands.roc_band(labels, scores, who, replicates=200)
+    band = intervals.roc_band(labels, scores, who, replicates=200)
     curve = metrics.roc_curve(labels, scores)
     drawn = np.interp(band.x, curve.x, curve.y)
     assert (band.low <= drawn + 0.02).all()
     assert (band.high >= drawn - 0.02).all()
     assert (band.low[20:80] < band.high[20:80]).all()
-    band = bands.pr_band(labels, scores, who, replicates=200)
+    band = intervals.pr_band(labels, scores, who, replicates=200)
     assert ((band.low >= 0) & (band.low <= band.high) & (band.high <= 1)).all()
 
 
@@ -191,9 +191,9 @@ def test_bands_hold_the_curve():
 def test_curves_of_a_resample_equal_scikit_learns(seed, levels):
     labels, scores, who = reading(80, 1, 30, levels, seed)
     labels, scores = labels[:, 0], scores[:, 0]
-    counts, rows = resample.draw(who, 3, seed)
-    at, x = resample.steps(labels, scores, counts, rows), np.linspace(0.013, 0.987, 20)
-    true, precise = resample.sensitivity(at, x), resample.precision(at, x)
+    counts, rows = intervals.draw_resamples(who, 3, seed)
+    at, x = intervals.running_weights(labels, scores, counts, rows), np.linspace(0.013, 0.987, 20)
+    true, precise = intervals.resampled_sensitivity(at, x), intervals.resampled_precision(at, x)
     for r in range(3):
         films = np.repeat(np.arange(len(who)), counts[rows, r])
         if labels[films].min() == labels[films].max():
@@ -218,7 +218,7 @@ def test_fast_delong_is_the_textbooks(seed, levels):
     labels, scores, _ = reading(90, 2, 90, levels, seed)
     truth, a, b = labels[:, 0], scores[:, 0], scores[:, 1]
     spread = _textbook_delong(truth, np.stack([a, b]))
-    found = intervals.delong(truth, a)
+    found = intervals.delong_interval(truth, a)
     assert found.high - found.value == pytest.approx(
         min(1.959964 * np.sqrt(spread[0, 0]), 1 - found.value), rel=1e-5, abs=1e-12
     )
@@ -232,17 +232,17 @@ def test_delong_by_patient_ignores_copies_of_films():
     labels, scores = labels[:, 0], scores[:, 0]
     twice = np.tile(labels, 2), np.tile(scores, 2)
     alone, by_patient = (
-        intervals.delong(labels, scores, np.arange(200)),
-        intervals.delong(*twice, np.tile(np.arange(200), 2)),
+        intervals.delong_interval(labels, scores, np.arange(200)),
+        intervals.delong_interval(*twice, np.tile(np.arange(200), 2)),
     )
-    by_film = intervals.delong(*twice)
+    by_film = intervals.delong_interval(*twice)
     assert by_patient.high - by_patient.low == pytest.approx(alone.high - alone.low, rel=1e-9)
     assert by_film.high - by_film.low < 0.75 * (alone.high - alone.low)
 
 
 def test_delong_undefined_and_equal():
-    assert np.isnan(intervals.delong(np.zeros(5), np.arange(5.0))).all()
-    assert np.isnan(intervals.delong(np.array([1, 0, 0]), np.arange(3.0))[1:]).all()
+    assert np.isnan(intervals.delong_interval(np.zeros(5), np.arange(5.0))).all()
+    assert np.isnan(intervals.delong_interval(np.array([1, 0, 0]), np.arange(3.0))[1:]).all()
     assert np.isnan(intervals.delong_difference(np.array([1, 0, 0]), np.arange(3.0), -np.arange(3.0)).p)
     labels, scores, _ = reading()
     assert intervals.delong_difference(labels[:, 0], scores[:, 0], scores[:, 0] / 2) == (0, 0, 0, 1)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cxrlib import labels
-from cxrlib.errors import UserError
+from cxrlib import UserError, labels
 from cxrlib.evaluation import predict
 
 Batch = namedtuple("Batch", "images labels rows")

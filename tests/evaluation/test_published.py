@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrlib.evaluation import published
+from cxrlib.evaluation import summary
 from cxrlib.labels import FINDINGS
 
 
 def test_means_are_those_of_the_findings():
-    for result in published.RESULTS:
+    for result in summary.PUBLISHED:
         if not np.isnan(result.findings[0]):
             assert np.mean(result.findings) == pytest.approx(result.mean, abs=0.0011), result.method
         assert 0.7 < result.mean < 0.84
@@ -22,7 +22,7 @@ def ours():
 
 
 def test_other_films_are_not_compared_and_it_is_said_why():
-    table, why = published.beside(ours(), ["a.png", "b.png"], "demo")
+    table, why = summary.beside_published(ours(), ["a.png", "b.png"], "demo")
     assert table.empty
     assert "2 films" in why
     assert "25,596" in why
@@ -31,10 +31,10 @@ def test_other_films_are_not_compared_and_it_is_said_why():
 @pytest.mark.real
 def test_the_official_part_in_full_is_compared(nih_metadata):
     names = (nih_metadata / "test_list.txt").read_text().split()
-    table, why = published.beside(ours(), names[::-1], "base")
+    table, why = summary.beside_published(ours(), names[::-1], "base")
     assert why == ""
     assert table.iloc[0]["method"] == "base"
     assert table.iloc[0]["mean_low"] == 0.79
-    assert len(table) == len(published.RESULTS) + 1
-    assert published.why_not(names[1:])
-    assert published.why_not([*names[1:], "other.png"])
+    assert len(table) == len(summary.PUBLISHED) + 1
+    assert summary.why_not_beside_published(names[1:])
+    assert summary.why_not_beside_published([*names[1:], "other.png"])

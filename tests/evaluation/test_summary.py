@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxrlib.evaluation import intervals, metrics, summary
+from cxrlib import metrics
+from cxrlib.evaluation import intervals, summary
 from cxrlib.labels import FINDINGS, LABELS
 
 
@@ -62,7 +63,7 @@ def test_gain_sees_the_finding_that_was_spoilt(reading):
 def test_standing_averages_to_the_auc(reading):
     films, probabilities = reading
     one = films.assign(**{name: np.uint8(0) for name in FINDINGS if name != "Mass"})
-    where = summary.standing(one, probabilities)
+    where = summary.rank(one, probabilities)
     assert np.isnan(where[one["Mass"] == 0]).all()
     assert np.nanmean(where) == pytest.approx(roc_auc_score(one["Mass"], probabilities[:, 4]))
 
@@ -70,7 +71,7 @@ def test_standing_averages_to_the_auc(reading):
 def test_extremes_are_the_ends_of_the_standing(reading):
     films, probabilities = reading
     best, worst = summary.extremes(films, probabilities, n=4)
-    where = summary.standing(films, probabilities)
+    where = summary.rank(films, probabilities)
     assert best["standing"].iloc[0] == np.nanmax(where)
     assert worst["standing"].iloc[0] == np.nanmin(where)
     assert len(best) == len(worst) == 4

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrlib.errors import UserError
-from cxrlib.evaluation import metrics, thresholds
+from cxrlib import UserError, metrics
+from cxrlib.evaluation import thresholds
 from cxrlib.labels import LABELS
 
 

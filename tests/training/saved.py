@@ -20,5 +20,5 @@ def part(*patients):
 
 def save(folder, model, *patients, parent=None, epoch=2, **changes):
     recipe = tiny.recipe(**changes)
-    line = lineage.of(parent, "none", part(*patients), part())
+    line = lineage.of_stage(parent, "none", part(*patients), part())
     return checkpoint.save(folder, model.state_dict(), recipe, line, epoch=epoch, metrics={"val_auc": 0.7}, data="d")

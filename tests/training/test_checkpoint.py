@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 from saved import films, save
 
-from cxrlib import paths, provenance
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
 from cxrlib.training import checkpoint, lineage, network
 
 
@@ -125,7 +124,7 @@ def test_what_is_attached_comes_back_and_touches_nothing_else(tmp_path, saved, m
 def test_nothing_is_attached_while_another_holds_the_folder(saved):
     checkpoint.attach(saved, "thresholds", {"f1": 0.5})
     before = saved.with_suffix(".json").read_bytes()
-    with provenance.only_one(saved.parent):
+    with paths.lock_folder(saved.parent):
         checkpoint.attach(saved, "thresholds", {"f1": 0.5})  # nothing to write
         with pytest.raises(UserError, match="is in use by process"):
             checkpoint.attach(saved, "calibration", {"kind": "none"})

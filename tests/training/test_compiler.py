@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from cxrlib.training import compiler, network
+from cxrlib.training import frozen, network
 
 CUDA = torch.device("cuda")
 CARDS = {"H100": (9, 0, 132, 1_980_000), "A100": (8, 0, 108, 1_410_000), "T4": (7, 5, 40, 1_590_000)}
@@ -23,7 +23,7 @@ def is_card(monkeypatch, name):
 @pytest.mark.parametrize("name", CARDS)
 def test_a_cards_peak_is_its_makers(monkeypatch, name):
     is_card(monkeypatch, name)
-    assert compiler.peak(CUDA) == pytest.approx(PEAKS[name], rel=0.1)
+    assert frozen.peak_flops(CUDA) == pytest.approx(PEAKS[name], rel=0.1)
 
 
 def test_a_resnet50s_operations_are_the_published_ones():
@@ -31,8 +31,8 @@ def test_a_resnet50s_operations_are_the_published_ones():
     first layer. Training all layers takes three times as many, training the head slightly more than one time."""
     model = network.build("none")
     forward = 2 * (4.09e9 - 2 / 3 * 112**2 * 64 * 3 * 49)
-    assert compiler.training_flops(model, 10, 224) == pytest.approx(30 * forward, rel=0.01)
-    head = compiler.training_flops(network.train_only(model, ("fc",)), 10, 224)
+    assert frozen.training_flops(model, 10, 224) == pytest.approx(30 * forward, rel=0.01)
+    head = frozen.training_flops(network.train_only(model, ("fc",)), 10, 224)
     assert head == pytest.approx(10 * forward, rel=0.01)
     assert model.device.type == "cpu"
 
@@ -40,17 +40,17 @@ def test_a_resnet50s_operations_are_the_published_ones():
 def test_compiling_pays_for_long_stages_on_slow_cards_and_never_on_a_cpu(monkeypatch):
     stage = 24.3e9 * 77_872 * 5  # all layers, five epochs of the whole dataset
     is_card(monkeypatch, "T4")
-    assert compiler.pays(CUDA, lambda: stage)
-    assert not compiler.pays(CUDA, lambda: stage / 100)
+    assert frozen.compiling_pays(CUDA, lambda: stage)
+    assert not frozen.compiling_pays(CUDA, lambda: stage / 100)
     is_card(monkeypatch, "H100")
-    assert not compiler.pays(CUDA, lambda: stage)
-    assert compiler.pays(CUDA, lambda: 4 * stage)
-    assert not compiler.pays(torch.device("cpu"), lambda: 1e30)
+    assert not frozen.compiling_pays(CUDA, lambda: stage)
+    assert frozen.compiling_pays(CUDA, lambda: 4 * stage)
+    assert not frozen.compiling_pays(torch.device("cpu"), lambda: 1e30)
 
 
 def test_only_whole_batches_are_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda run, dynamic: lambda values: "compiled")
-    run = compiler.WholeBatches(lambda values: "plain", 8)
+    run = frozen.WholeBatches(lambda values: "plain", 8)
     assert [run(torch.zeros(n)) for n in (8, 3, 8)] == ["compiled", "plain", "compiled"]
 
 
@@ -62,9 +62,9 @@ def test_compile_takes_auto_yes_and_no():
 def test_a_recipe_says_yes_no_or_leaves_it_to_what_pays(monkeypatch):
     train = tiny.TinyBatches(24)
     train.store = SimpleNamespace(size=32)
-    monkeypatch.setattr(compiler, "require", lambda device: None)
+    monkeypatch.setattr(frozen, "require_cpp_compiler", lambda device: None)
     for word, paying, films in (("no", True, 0), ("yes", False, 8), ("auto", True, 8), ("auto", False, 0)):
-        monkeypatch.setattr(compiler, "pays", lambda device, flops, paying=paying: paying)
+        monkeypatch.setattr(frozen, "compiling_pays", lambda device, flops, paying=paying: paying)
         recipe = tiny.recipe(compile=word)
-        assert compiler.films_at_once(recipe, train, tiny.net(), torch.device("cpu")) == films
-    assert compiler.films_at_once(tiny.recipe(compile="yes"), train, tiny.net(), torch.device("cpu"), world=2) == 4
+        assert frozen.compiled_batch_size(recipe, train, tiny.net(), torch.device("cpu")) == films
+    assert frozen.compiled_batch_size(tiny.recipe(compile="yes"), train, tiny.net(), torch.device("cpu"), world=2) == 4

@@ -11,10 +11,9 @@ import pytest
 import tiny
 import torch
 
-from cxrlib import provenance
-from cxrlib.data.batches import augment
-from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, folder, lineage, network, record, state, tensors
+from cxrlib import UserError, paths, provenance
+from cxrlib.data.augmentation import preset
+from cxrlib.training import checkpoint, fit, lineage, network, stage_folder
 
 THIS = Path(tiny.__file__)
 SETTINGS = {"ema": 0.9, "epochs": 3, "groups": ("layer4", "fc")}
@@ -62,7 +61,9 @@ def same(one, other):
     for name in names:
         assert provenance.file_sha256(one / name) == provenance.file_sha256(other / name), name
     pd.testing.assert_frame_equal(
-        record.read_history(one)[record.COLUMNS], record.read_history(other)[record.COLUMNS], check_exact=True
+        stage_folder.read_history(one)[stage_folder.HISTORY_COLUMNS],
+        stage_folder.read_history(other)[stage_folder.HISTORY_COLUMNS],
+        check_exact=True,
     )
     assert (one / "batches.csv").read_bytes() == (other / "batches.csv").read_bytes()
     best = [json.loads((where / "best.json").read_text()) for where in (one, other)]
@@ -73,7 +74,7 @@ def test_a_stage_leaves_what_the_design_promises(undisturbed):
     where, result = undisturbed
     assert result.trained
     assert result.history["epoch"].tolist() == [1, 2, 3]
-    assert [*result.history.columns] == [*record.COLUMNS, *record.EXTRA]
+    assert [*result.history.columns] == [*stage_folder.HISTORY_COLUMNS, *stage_folder.EXTRA]
     best = json.loads((where / "best.json").read_text())
     assert checkpoint.best(where) == result.best
     assert result.history["val_auc"].max() == best["val_auc"]
@@ -92,7 +93,9 @@ def test_the_same_call_gives_the_same_bits(undisturbed, tmp_path):
 def test_the_network_is_left_with_the_best_weights(tmp_path):
     model = tiny.net()
     result = tiny.train(tmp_path, {"epochs": 2, "groups": ("fc",)}, model=model)
-    assert tensors.sha256(model.state_dict()) == tensors.sha256(checkpoint.load(result.best).state)
+    assert checkpoint.tensors_sha256(model.state_dict()) == checkpoint.tensors_sha256(
+        checkpoint.load(result.best).state
+    )
 
 
 def test_the_best_epoch_is_the_one_of_the_highest_validation_auc_and_is_no_alias(tmp_path):
@@ -108,7 +111,7 @@ def test_the_best_epoch_is_the_one_of_the_highest_validation_auc_and_is_no_alias
 
 def test_undefined_aucs_are_left_out_and_an_undefined_mean_is_no_end(tmp_path):
     some = np.array([0.5, np.nan, 1.0] + [np.nan] * 12)
-    assert record.row(1, 1, 0.1, 0.1, 0.1, some)["val_auc"] == 0.75
+    assert stage_folder.history_row(1, 1, 0.1, 0.1, 0.1, some)["val_auc"] == 0.75
     result = tiny.train(tmp_path, {"epochs": 2, "groups": ("fc",)}, score=lambda *_: np.full(15, np.nan))
     assert result.best.stem == "stage1_0.001_2"
     assert result.history["val_auc"].isna().all()
@@ -139,7 +142,7 @@ def test_a_finished_stage_is_recognised_and_the_best_weights_are_given(undisturb
     assert not again.trained
     assert again.best == first.best
     assert train.drawn == val.drawn == []
-    assert tensors.sha256(model.state_dict()) == tensors.sha256(checkpoint.load(first.best).state)
+    assert checkpoint.tensors_sha256(model.state_dict()) == checkpoint.tensors_sha256(checkpoint.load(first.best).state)
     pd.testing.assert_frame_equal(again.history, first.history)
     assert not tiny.train(where, settings(), model=model).trained, "a cell run again, its network trained already"
 
@@ -147,31 +150,33 @@ def test_a_finished_stage_is_recognised_and_the_best_weights_are_given(undisturb
 @pytest.mark.parametrize("change", ["lr", "films", "seed", "batch_size", "start", "parent", "loss"])
 def test_whatever_decides_the_result_has_the_stage_trained_again(tmp_path, monkeypatch, change, undisturbed):
     train, val = tiny.parts()
-    who = record.identity(tiny.recipe(), train, val, "focal", lineage.of(None, "none", train, val), data="", seed=0)
+    who = stage_folder.identity(
+        tiny.recipe(), train, val, "focal", lineage.of_stage(None, "none", train, val), data="", seed=0
+    )
     if change == "films":
         train.films.loc[0, "Mass"] ^= 1
     if change == "batch_size":
         train.batch_size = 4
     parent = undisturbed[1].best if change == "parent" else None
-    changed = record.identity(
+    changed = stage_folder.identity(
         tiny.recipe(lr=2e-3) if change == "lr" else tiny.recipe(),
         train,
         val,
         "bce" if change == "loss" else "focal",
-        lineage.of(parent, "V2" if change == "start" else "none", train, val),
+        lineage.of_stage(parent, "V2" if change == "start" else "none", train, val),
         data="",
         seed=1 if change == "seed" else 0,
     )
     assert provenance.digest(who) != provenance.digest(changed)
-    assert record.differences(who, changed)
-    assert not record.differences(who, json.loads(json.dumps(who)))
+    assert stage_folder.identity_differences(who, changed)
+    assert not stage_folder.identity_differences(who, json.loads(json.dumps(who)))
 
 
 def test_other_starting_weights_have_it_trained_again(undisturbed):
     where, _ = undisturbed
     best = json.loads((where / "best.json").read_text())
-    assert folder.finished(where, best["who"], best["start"])
-    assert folder.finished(where, best["who"], "another") is None
+    assert stage_folder.finished_checkpoint(where, best["who"], best["start"])
+    assert stage_folder.finished_checkpoint(where, best["who"], "another") is None
 
 
 def test_a_finished_stage_whose_weights_are_damaged_is_trained_again(tmp_path):
@@ -191,17 +196,17 @@ def test_a_stage_of_no_epochs_hands_its_parents_weights_on(tmp_path, undisturbed
     loaded = checkpoint.load(result.best)
     assert result.history.empty
     assert loaded.meta["epochs_so_far"] == checkpoint.read_meta(parent)["epochs_so_far"]
-    assert tensors.sha256(loaded.state) == tensors.sha256(checkpoint.load(parent).state)
+    assert checkpoint.tensors_sha256(loaded.state) == checkpoint.tensors_sha256(checkpoint.load(parent).state)
     assert not tiny.train(tmp_path, {"number": 2, "epochs": 0}, model=model, parent=parent).trained
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_stage_goes_on_to_the_same_bits_in_the_same_notebook(undisturbed, tmp_path, number):
     model, before = tiny.net(), signal.getsignal(number)
-    start = tensors.sha256(model.state_dict())
+    start = checkpoint.tensors_sha256(model.state_dict())
     with pytest.raises(fit.Stopped, match=r"stage 1 was stopped by SIG\w+ in epoch 2, batch 2.*again to resume"):
         tiny.train(tmp_path, settings(), model=model, train=kill_at(1, 1, number))
-    assert tensors.sha256(model.state_dict()) == start
+    assert checkpoint.tensors_sha256(model.state_dict()) == start
     assert signal.getsignal(number) is before
     result = tiny.train(tmp_path, settings(), model=model)
     assert result.resumed_from == "epoch 2, batch 2"
@@ -263,7 +268,7 @@ def test_training_anew_takes_the_verdict_back_but_leaves_earlier_checkpoints(tmp
 
 
 def test_two_at_once_on_one_folder_are_refused(tmp_path):
-    with provenance.only_one(tmp_path), pytest.raises(UserError, match="in use by process"):
+    with paths.lock_folder(tmp_path), pytest.raises(UserError, match="in use by process"):
         tiny.train(tmp_path, {"epochs": 1})
 
 
@@ -283,13 +288,13 @@ def test_a_loss_that_is_not_finite_stops_naming_stage_epoch_batch_and_images(tmp
         poisoned.images = spoilt if epoch == 1 else train.images
 
     poisoned = Interrupting(spoil)
-    poisoned.augment = augment("light")  # so that features are not cached
+    poisoned.augment = preset("light")  # so that features are not cached
     model = tiny.net()
-    start = tensors.sha256(model.state_dict())
+    start = checkpoint.tensors_sha256(model.state_dict())
     with pytest.raises(UserError, match=r"stage 1, epoch 2, batch 2: the loss is nan \(images .*_000.png") as error:
         tiny.train(tmp_path, {"epochs": 2, "groups": ("fc",), "ema": 0.0}, model=model, train=poisoned)
     assert len(str(error.value)) < 400
-    assert tensors.sha256(model.state_dict()) == start
+    assert checkpoint.tensors_sha256(model.state_dict()) == start
 
 
 def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path):
@@ -328,20 +333,20 @@ def test_lower_groups_take_lower_rates():
 
 def test_states_keep_the_two_newest_and_their_tensors(tmp_path):
     for steps in (3, 4, 4):
-        state.save(tmp_path, steps, {"x": torch.full((2,), steps)}, {"n": steps})
+        stage_folder.save_state(tmp_path, steps, {"x": torch.full((2,), steps)}, {"n": steps})
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    assert state.newest(tmp_path, lambda data: "").tensors["x"].tolist() == [4, 4]
-    state.clear(tmp_path)
+    assert stage_folder.newest_state(tmp_path, lambda data: "").tensors["x"].tolist() == [4, 4]
+    stage_folder.clear_states(tmp_path)
     assert not tmp_path.exists()
 
 
 def test_states_wait_until_they_are_worth_their_time_unless_asked_for(tmp_path, monkeypatch):
     """A checkpoint takes 2 seconds, so a state should take as long, which is 1 % of 200 seconds."""
     now = [0.0]
-    monkeypatch.setattr(folder.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stage_folder.time, "monotonic", lambda: now[0])
 
     def files():
-        return folder.StageFolder(tmp_path, None, None, {}, "", "")
+        return stage_folder.StageFolder(tmp_path, None, None, {}, "", "")
 
     kept = files()
     assert kept.due(within=False), "nothing is known of the disk yet"
@@ -360,7 +365,7 @@ def test_states_wait_until_they_are_worth_their_time_unless_asked_for(tmp_path, 
 
 def test_a_slow_disk_is_known_by_its_first_checkpoint(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(folder.StageFolder, "due", lambda self, within: seen.append(self.save_cost) or False)
+    monkeypatch.setattr(stage_folder.StageFolder, "due", lambda self, within: seen.append(self.save_cost) or False)
     tiny.train(tmp_path, settings())
     assert seen[0] == 0
     assert seen[-1] > 0

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from cxrlib.training import forecast, stages, steps
+from cxrlib.training import fit, forecast, schedules
 
 FILMS = forecast.Films(train=1000, val=100, test=200)
 
 
 def test_seconds_are_those_of_training_validation_and_evaluation():
-    recipe = stages.recipe("modern", 5, epochs=3)
+    recipe = schedules.recipe("modern", 5, epochs=3)
     speeds = forecast.Speeds({recipe.groups: 10.0}, reading=100.0, memory=0)
     expected = 3 * (1000 / 10 + 100 / 100) + (3 * 100 + 200) / 100 + 2 * forecast.NOTEBOOK
     assert forecast.seconds([recipe], FILMS, speeds, notebooks=2) == pytest.approx(expected)
@@ -19,15 +19,15 @@ def test_seconds_are_those_of_training_validation_and_evaluation():
 
 def test_a_head_on_films_that_do_not_vary_reads_them_once_however_many_epochs():
     speeds = forecast.Speeds({("fc",): 10.0}, reading=100.0, memory=0)
-    took = [forecast.seconds([stages.recipe("modern", 1, epochs=n)], FILMS, speeds, 0) for n in (1, 50)]
+    took = [forecast.seconds([schedules.recipe("modern", 1, epochs=n)], FILMS, speeds, 0) for n in (1, 50)]
     assert took[0] == took[1] == pytest.approx((1000 + 100) / 100 + (300 + 200) / 100)
-    varied = forecast.seconds([stages.recipe("modern", 1, epochs=50, augment="light")], FILMS, speeds, 0)
+    varied = forecast.seconds([schedules.recipe("modern", 1, epochs=50, augment="light")], FILMS, speeds, 0)
     assert varied > 50 * 1000 / 10
 
 
 def test_a_stage_without_epochs_costs_its_reading_alone():
     speeds = forecast.Speeds({}, reading=100.0, memory=0)
-    assert forecast.seconds([stages.recipe("control", 3)], FILMS, speeds, 0) == pytest.approx(5)
+    assert forecast.seconds([schedules.recipe("control", 3)], FILMS, speeds, 0) == pytest.approx(5)
 
 
 def test_past_its_budget_the_other_speeds_are_computed_from_operations(monkeypatch):
@@ -39,7 +39,7 @@ def test_past_its_budget_the_other_speeds_are_computed_from_operations(monkeypat
 
     monkeypatch.setattr(forecast, "_training_step", training)
     monkeypatch.setattr(forecast, "_prediction_step", lambda *_: lambda: None)
-    recipes = [stages.recipe("modern", number) for number in range(1, 6)]
+    recipes = [schedules.recipe("modern", number) for number in range(1, 6)]
     speeds = forecast.measure(recipes, 32, 4, torch.device("cpu"), clock=lambda: next(now))
     assert timed == [5], "each step took longer than the budget for all"
     assert set(speeds.training) == {recipe.groups for recipe in recipes}
@@ -51,7 +51,7 @@ def test_past_its_budget_the_other_speeds_are_computed_from_operations(monkeypat
 def test_it_is_told_in_two_lines(capsys):
     asked = {"stages": [{"schedule": "scratch", "number": 2}, {"schedule": "scratch", "number": 4}]}
     asked |= {"films": {"train": 100, "val": 20, "test": 30}, "size": 32, "batch_size": 4, "notebooks": 3}
-    forecast.tell(json.dumps(asked))
+    forecast.print_forecast(json.dumps(asked))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("Device: ")
     assert "films/s in stages 2, 4, prediction about" in first
@@ -60,11 +60,11 @@ def test_it_is_told_in_two_lines(capsys):
 
 def test_a_batch_that_does_not_fit_is_told_with_one_that_does(monkeypatch):
     def measure(*_):
-        raise steps.NoRoomError(48)
+        raise fit.NoRoomError(48)
 
     monkeypatch.setattr(forecast, "measure", measure)
-    said = forecast.words([stages.recipe("modern", 5)], FILMS, 224, 128, 3)
-    assert 'A batch of 128 films does not fit into its memory: try batch_size 48 with also="accumulate=3".' in said
+    said = forecast.forecast_sentences([schedules.recipe("modern", 5)], FILMS, 224, 128, 3)
+    assert 'A batch of 128 films does not fit into its memory: try batch_size 48 with override="accumulate=3".' in said
 
 
 def test_numbers_are_said_as_roughly_as_they_are_known():

@@ -2,10 +2,10 @@ import pytest
 import tiny
 import torch
 
-from cxrlib.data.batches import augment
-from cxrlib.training import checkpoint, frozen, hardware, network, team
+from cxrlib.data.augmentation import preset
+from cxrlib.training import checkpoint, devices, frozen, network
 
-ALONE = team.of("cpu")
+ALONE = devices.launched_group("cpu")
 SPLITS = [network.GROUPS[first:] for first in range(1, 6)]
 
 
@@ -39,7 +39,7 @@ def test_remembered_features_are_those_of_each_batch(worn, groups):
     model = network.train_only(worn, groups)
     part = tiny.TinyBatches(20, shuffle=True)
     calls = []
-    features = frozen.Features(model, part, ALONE, pause=lambda *at: calls.append(at))
+    features = frozen.FrozenFeatures(model, part, ALONE, pause=lambda *at: calls.append(at))
     for epoch in range(2):
         for batch in part.epoch(epoch):
             torch.testing.assert_close(features.of(batch), model.prefix(batch.images), rtol=1e-4, atol=1e-4)
@@ -47,13 +47,13 @@ def test_remembered_features_are_those_of_each_batch(worn, groups):
 
 
 @pytest.mark.parametrize("groups", SPLITS)
-@pytest.mark.skipif(not hardware.bf16(ALONE.device), reason="this processor has no native bfloat16")
+@pytest.mark.skipif(not devices.has_bfloat16(ALONE.device), reason="this processor has no native bfloat16")
 def test_in_half_precision_the_prefix_is_as_close_as_autocast_brings_the_plain_one(worn, groups):
     model = network.train_only(worn, groups)
     batch = next(tiny.TinyBatches(16).epoch(0))
     exact = model.prefix(batch.images)
-    folded = frozen.Features(model, tiny.TinyBatches(16), ALONE, dtype=torch.bfloat16, memory=0).of(batch)
-    with hardware.autocast(ALONE.device, torch.bfloat16):
+    folded = frozen.FrozenFeatures(model, tiny.TinyBatches(16), ALONE, dtype=torch.bfloat16, memory=0).of(batch)
+    with devices.autocast(ALONE.device, torch.bfloat16):
         plain = model.prefix(batch.images)
     assert folded.dtype == torch.bfloat16
     assert away(folded, exact) <= max(1.5 * away(plain, exact), 0.01)
@@ -66,12 +66,12 @@ def away(values, exact):
 
 def remembering(part, **room):
     model = network.train_only(network.build("none", layers=(1, 1, 1, 1)), ("fc",)).eval()
-    return model, frozen.Features(model, part, ALONE, **room)
+    return model, frozen.FrozenFeatures(model, part, ALONE, **room)
 
 
 def test_nothing_is_remembered_of_films_that_vary_or_need_more_than_the_room(tmp_path):
     varied = tiny.TinyBatches(20)
-    varied.augment = augment("light")
+    varied.augment = preset("light")
     size = 20 * 2048 * 4
     little, no_folder = {"memory": size - 1, "disk": size - 1, "folder": tmp_path}, {"memory": size - 1}
     for part, room in ((varied, {}), (tiny.TinyBatches(20), little), (tiny.TinyBatches(20), no_folder)):
@@ -106,7 +106,12 @@ def test_without_twice_the_room_on_the_disk_nothing_is_kept_there(tmp_path, monk
 def test_beside_an_accelerator_no_file_is_made(tmp_path):
     model = network.train_only(tiny.net(), ("fc",))
     for kind, room in (("meta", 0), ("cpu", frozen.DISK)):
-        assert frozen.Features(model, tiny.TinyBatches(4), team.Team(torch.device(kind)), folder=tmp_path).disk == room
+        assert (
+            frozen.FrozenFeatures(
+                model, tiny.TinyBatches(4), devices.ProcessGroup(torch.device(kind)), folder=tmp_path
+            ).disk
+            == room
+        )
 
 
 def test_fixed_views_are_remembered_each_and_found_again():
@@ -115,10 +120,10 @@ def test_fixed_views_are_remembered_each_and_found_again():
 
         def epoch(self, epoch, start=0, **where):
             for batch in super().epoch(epoch, start, **where):
-                yield batch._replace(images=batch.images + self.view(epoch)) if where.get("images", True) else batch
+                yield batch._replace(images=batch.images + self.variant(epoch)) if where.get("images", True) else batch
 
-    part = Viewed(20, shuffle=True, views=2)
-    part.augment = augment("light")
+    part = Viewed(20, shuffle=True, variants=2)
+    part.augment = preset("light")
     model, features = remembering(part)
     for epoch in range(4):
         for batch in part.epoch(epoch):
@@ -130,13 +135,13 @@ def test_fixed_views_are_remembered_each_and_found_again():
 def test_with_nothing_frozen_the_images_go_through_as_they_are(worn):
     model = network.train_only(worn, network.GROUPS)
     batch = next(tiny.TinyBatches(8).epoch(0))
-    assert torch.equal(frozen.Features(model, tiny.TinyBatches(8), ALONE).of(batch), batch.images)
+    assert torch.equal(frozen.FrozenFeatures(model, tiny.TinyBatches(8), ALONE).of(batch), batch.images)
 
 
 def test_a_stage_on_remembered_features_ends_as_one_that_computes_them_each_time(tmp_path, monkeypatch):
     how = {"epochs": 2, "groups": ("fc",), "optimizer": "sgd"}
     one = tiny.train(tmp_path / "one", how)
-    monkeypatch.setattr(frozen.Features, "__init__", forgetful(frozen.Features.__init__))
+    monkeypatch.setattr(frozen.FrozenFeatures, "__init__", forgetful(frozen.FrozenFeatures.__init__))
     other = tiny.train(tmp_path / "other", how)
     ours, theirs = (checkpoint.load(result.best).state["fc.weight"] for result in (one, other))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -151,9 +156,9 @@ def forgetful(init):
 
 def test_the_frozen_part_is_passed_once_however_many_epochs(tmp_path, monkeypatch):
     passed = []
-    compute = frozen.Features._compute
+    compute = frozen.FrozenFeatures._compute
     monkeypatch.setattr(
-        frozen.Features, "_compute", lambda self, images: (passed.append(len(images)), compute(self, images))[1]
+        frozen.FrozenFeatures, "_compute", lambda self, images: (passed.append(len(images)), compute(self, images))[1]
     )
     tiny.train(tmp_path, {"epochs": 4, "groups": ("fc",)})
     assert sum(passed) == 24 + 12

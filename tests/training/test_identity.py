@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from cxrlib import paths
-from cxrlib.data import batches, builder, images, records, splits, store
-from cxrlib.training import folder, lineage, losses, record
+from cxrlib.data import batches, images, records, splits, store
+from cxrlib.training import lineage, losses, stage_folder
 
 SIZE = 16
 
@@ -34,7 +34,7 @@ class Stage:
         line = lineage.Lineage("none", 0, (), "nothing", (), {}, ())
         given = {"recipe": tiny.recipe(), "loss": losses.make("bce"), "data": "d", "seed": 0, "score": tiny.score}
         given |= self.changes
-        return record.identity(given.pop("recipe"), train, val, given.pop("loss"), line, **given)
+        return stage_folder.identity(given.pop("recipe"), train, val, given.pop("loss"), line, **given)
 
 
 def replaced(folder, image):
@@ -81,7 +81,7 @@ def test_every_setting_of_a_stage_decides_what_it_is(tiny_phantom, changes):
 def test_films_decoded_by_other_code_are_decoded_anew(films, monkeypatch):
     table = records.read(films)
     store.build(table, SIZE, progress=False)
-    monkeypatch.setattr(builder, "decoder", lambda: "another")
+    monkeypatch.setattr(store, "decoder_version", lambda: "another")
     decode, seen = images.decode, []
     monkeypatch.setattr(images, "decode", lambda *given: seen.append(1) or decode(*given))
     store.build(table, SIZE, progress=False)
@@ -101,7 +101,7 @@ def test_a_stage_asked_for_again_is_trained_from_the_start_once(tmp_path):
 def test_looking_for_the_newest_state_changes_nothing(tmp_path):
     paths.write_json(tmp_path / "best.json", {"best": "x"})
     paths.write_text(tmp_path / ".half.tmp", "")
-    stage = folder.StageFolder(tmp_path, None, SimpleNamespace(), {}, "", "")
+    stage = stage_folder.StageFolder(tmp_path, None, SimpleNamespace(), {}, "", "")
     assert stage.newest() is None
     assert sorted(file.name for file in tmp_path.iterdir()) == [".half.tmp", "best.json"]
     stage.begin()

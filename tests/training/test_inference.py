@@ -5,8 +5,9 @@ import pytest
 import tiny
 import torch
 
-from cxrlib.evaluation import metrics, predict
-from cxrlib.training import checkpoint, frozen, hardware, inference, network
+from cxrlib import metrics
+from cxrlib.evaluation import predict
+from cxrlib.training import checkpoint, devices, frozen, network
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +22,15 @@ def worn():
 def test_it_answers_as_the_network_does(worn):
     images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        torch.testing.assert_close(inference.Inference(worn)(images), worn(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(frozen.Inference(worn)(images), worn(images), rtol=1e-4, atol=1e-4)
         network.train_only(worn, ("layer4", "fc"))
-        later = inference.Inference(worn, first=worn.split)
+        later = frozen.Inference(worn, first=worn.split)
         torch.testing.assert_close(later(frozen.fold(worn)(images)), worn(images), rtol=1e-4, atol=1e-4)
 
 
 def test_refreshed_it_follows_the_network():
     model = tiny.net()
-    read = inference.Inference(model)
+    read = frozen.Inference(model)
     images = torch.randn(4, 1, 32, 32)
     with torch.no_grad():
         model.layer4[0].bn2.weight.mul_(3)
@@ -52,11 +53,11 @@ def test_a_stages_validation_is_what_its_checkpoint_predicts(tmp_path, groups):
     assert np.nanmean(found[:14]) == pytest.approx(best, abs=1e-12)
 
 
-@pytest.mark.skipif(not hardware.bf16(torch.device("cpu")), reason="this processor has no native bfloat16")
+@pytest.mark.skipif(not devices.has_bfloat16(torch.device("cpu")), reason="this processor has no native bfloat16")
 def test_in_half_precision_hardly_two_films_get_the_same_logit(worn):
     images = torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        logits = inference.Inference(worn, dtype=torch.bfloat16)(images)
+        logits = frozen.Inference(worn, dtype=torch.bfloat16)(images)
     assert logits.dtype == torch.float32
     assert len(logits[:, 0].unique()) == len(images)
 
@@ -74,7 +75,7 @@ def test_what_overflows_in_float16_is_read_again_in_float32(monkeypatch):
     model, films = tiny.net(), tiny.TinyBatches(6)
     expected = predict.predict(model, films, precision="float32")
     monkeypatch.setattr(predict, "dtype_of", lambda *_: torch.float16)
-    real = inference.Inference
+    real = frozen.Inference
 
     class Overflowing(real):
         def forward(self, images):
@@ -85,5 +86,5 @@ def test_what_overflows_in_float16_is_read_again_in_float32(monkeypatch):
             super().__init__(model)
             self.wanted = dtype
 
-    monkeypatch.setattr(inference, "Inference", Overflowing)
+    monkeypatch.setattr(frozen, "Inference", Overflowing)
     np.testing.assert_array_equal(predict.predict(model, films), expected)

@@ -12,9 +12,8 @@ import pytest
 import tiny
 import torch
 
-from cxrlib import paths, provenance
-from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, job, record
+from cxrlib import UserError, paths
+from cxrlib.training import checkpoint, fit, job, stage_folder
 from cxrlib.workbook import settings
 
 HOW = {"stage": 1, "size": 32, "batch_size": 16, "lr": 0.01}
@@ -30,13 +29,13 @@ def quiet(monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_end_as_one_does_and_are_recognised(tiny_phantom, quiet):
-    how = {**HOW, "data": str(tiny_phantom), "epochs": 2, "also": EXACT}
+    how = {**HOW, "data": str(tiny_phantom), "epochs": 2, "override": EXACT}
     one = job.train(run="one", **how)
     job.launch(2, run="two", **how)
     two = job.train(run="two", **how)
     assert one.trained
     assert not two.trained, "the job's stage is not recognised by one process"
-    histories = [one.history[record.COLUMNS], two.history[record.COLUMNS]]
+    histories = [one.history[stage_folder.HISTORY_COLUMNS], two.history[stage_folder.HISTORY_COLUMNS]]
     pd.testing.assert_frame_equal(*histories, rtol=2e-3, atol=2e-3)
     assert one.batches[["epoch", "part", "batch", "films"]].equals(two.batches[["epoch", "part", "batch", "films"]])
     ours, theirs = (checkpoint.load(result.best).state for result in (one, two))
@@ -52,7 +51,7 @@ def workers(run: Path) -> dict[int, int]:
             words, environment = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
         except OSError:
             continue
-        if b"cxrlib.training.fit" in words and b"\0RANK=" in environment and str(run).encode() in words:
+        if b"cxrlib.training.job" in words and b"\0RANK=" in environment and str(run).encode() in words:
             found[int(environment.split(b"\0RANK=")[1].split(b"\0")[0])] = int(place.name)
     return found
 
@@ -73,7 +72,7 @@ def once_it_trains(folder: Path, act) -> threading.Thread:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a job's processes in /proc")
 def test_a_dead_process_ends_the_job_with_a_word_and_the_next_call_goes_on(tiny_phantom, quiet):
-    how = {**HOW, "run": "dead", "data": str(tiny_phantom), "epochs": 12, "also": "groups=layer4+fc"}
+    how = {**HOW, "run": "dead", "data": str(tiny_phantom), "epochs": 12, "override": "groups=layer4+fc"}
     folder = paths.Run("dead").stage(1)
     killer = once_it_trains(folder, lambda: os.kill(workers(folder)[1], signal.SIGKILL))
     with pytest.raises(UserError, match=r"a process of the training job died .*job\.log"):
@@ -91,7 +90,7 @@ def test_a_dead_process_ends_the_job_with_a_word_and_the_next_call_goes_on(tiny_
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a job's processes in /proc")
 def test_a_job_whose_launcher_is_killed_saves_its_state_and_ends(tiny_phantom, quiet):
     """The launching process ends, as when a notebook's kernel is restarted."""
-    how = {**HOW, "run": "orphan", "data": str(tiny_phantom), "epochs": 50, "also": "groups=layer4+fc"}
+    how = {**HOW, "run": "orphan", "data": str(tiny_phantom), "epochs": 50, "override": "groups=layer4+fc"}
     folder = paths.Run("orphan").stage(1)
     child = tiny.forked(lambda: job.launch(2, **how))
     once_it_trains(folder, lambda: os.kill(child, signal.SIGKILL)).join()
@@ -101,14 +100,14 @@ def test_a_job_whose_launcher_is_killed_saves_its_state_and_ends(tiny_phantom, q
         time.sleep(0.05)  # they are not child processes, so wait() cannot be used
     assert not workers(folder)
     assert "was stopped by SIGTERM" in (folder / "job.log").read_text()
-    with provenance.only_one(folder):
+    with paths.lock_folder(folder):
         assert list(folder.glob("state/*.json"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a job's processes in /proc")
 def test_an_interrupted_job_saves_its_state_and_is_gone(tiny_phantom, quiet):
-    how = {**HOW, "run": "interrupted", "data": str(tiny_phantom), "epochs": 50, "also": "groups=layer4+fc"}
+    how = {**HOW, "run": "interrupted", "data": str(tiny_phantom), "epochs": 50, "override": "groups=layer4+fc"}
     folder = paths.Run("interrupted").stage(1)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore interrupts
     try:
@@ -152,7 +151,14 @@ def test_the_parameters_are_the_stage_notebooks():
 
 
 def test_flags_carry_every_parameter_and_nothing_empty():
-    given = {"stage": 3, "run": "a b", "data": "", "lr": 1e-4, "allow_missing": True, "also": "ema=0.9 carry=no"}
+    given = {
+        "stage": 3,
+        "run": "a b",
+        "data": "",
+        "lr": 1e-4,
+        "allow_missing": True,
+        "override": "ema=0.9 keep_moments=no",
+    }
     read = vars(job.parser().parse_args(job.words(given)))
     assert {name: read[name] for name in given} == given
     assert read["seed"] == 0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxrlib.errors import UserError
+from cxrlib import UserError
 from cxrlib.training import losses
 
 

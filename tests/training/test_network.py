@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import ResNet50_Weights, resnet50
 
-from cxrlib.errors import UserError
+from cxrlib import UserError
 from cxrlib.training import network
 
 
@@ -174,7 +174,7 @@ def test_distance_travelled_is_nothing_where_nothing_changed_and_relative_where_
         model.fc.weight.mul_(3)
         model.fc.bias.mul_(3)
         model.bn1.running_var.mul_(2)
-    far = network.travelled(before, model.state_dict())
+    far = network.distance_moved(before, model.state_dict())
     assert far.loc["fc", "weights"] == pytest.approx(2)
     assert np.isnan(far.loc["fc", "statistics"])
     assert far.loc["layer3", "weights"] > 0

@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 
-from cxrlib.errors import UserError
-from cxrlib.training import checkpoint, fit, hardware, network, optim, steps, team, tensors
+from cxrlib import UserError
+from cxrlib.training import checkpoint, devices, fit, network, optim
 
 CUDA, MPS, CPU = (torch.device(kind) for kind in ("cuda", "mps", "cpu"))
 
@@ -34,24 +34,24 @@ def card(monkeypatch):
 )
 def test_auto_is_the_fastest_that_a_card_has(card, capability, dtype):
     card(*capability)
-    assert hardware.dtype(CUDA) == dtype
-    assert hardware.dtype(CUDA, "float32") == torch.float32
+    assert devices.dtype(CUDA) == dtype
+    assert devices.dtype(CUDA, "float32") == torch.float32
 
 
 def test_a_precision_that_the_device_lacks_is_refused_in_training_and_replaced_in_reading(card):
     card(7, 5)
     with pytest.raises(UserError, match="Some card has no bfloat16; give precision=auto or float32 or float16"):
-        hardware.dtype(CUDA, "bfloat16")
-    assert hardware.dtype_to_read(CUDA, "bfloat16") == torch.float16
-    assert hardware.dtype_to_read(CUDA, "float32") == torch.float32
+        devices.dtype(CUDA, "bfloat16")
+    assert devices.inference_dtype(CUDA, "bfloat16") == torch.float16
+    assert devices.inference_dtype(CUDA, "float32") == torch.float32
 
 
 def test_apples_devices_train_in_float32_unless_asked(monkeypatch):
     monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: kind == "mps")
-    assert hardware.dtype(MPS) == torch.float32
-    assert hardware.dtype(MPS, "float16") == torch.float16
+    assert devices.dtype(MPS) == torch.float32
+    assert devices.dtype(MPS, "float16") == torch.float16
     with pytest.raises(UserError, match="this mps has no bfloat16"):
-        hardware.dtype(MPS, "bfloat16")
+        devices.dtype(MPS, "bfloat16")
 
 
 def test_a_recipe_takes_the_four_words_alone():
@@ -106,9 +106,9 @@ def test_a_scalers_state_comes_back():
 @pytest.fixture
 def scaled(monkeypatch):
     """Train stages with the loss scaling of float16 but with numbers in float32, on any processor."""
-    monkeypatch.setattr(hardware, "dtype", lambda at, precision="auto": torch.float16)
-    monkeypatch.setattr(hardware, "autocast", lambda at, to: torch.enable_grad())
-    for module in ("Features", "Inference"):
+    monkeypatch.setattr(devices, "dtype", lambda at, precision="auto": torch.float16)
+    monkeypatch.setattr(devices, "autocast", lambda at, to: torch.enable_grad())
+    for module in ("FrozenFeatures", "Inference"):
         kind = getattr(fit, module)
         monkeypatch.setattr(fit, module, _in_float32(kind))
 
@@ -119,14 +119,14 @@ def _in_float32(kind):
 
 def overflowing(monkeypatch, at):
     """Make the gradients of these steps (from 0) overflow."""
-    own = steps.Step.take
+    own = fit.Step.take
 
     def take(self, lr):
         if self.scaler.asked in at:
             self.weights[0].grad.view(-1)[0] = float("inf")
         return own(self, lr)
 
-    monkeypatch.setattr(steps.Step, "take", take)
+    monkeypatch.setattr(fit.Step, "take", take)
 
 
 HOW = {"epochs": 2, "groups": ("layer4", "fc"), "ema": 0.9, "clip": 1.0}
@@ -155,10 +155,10 @@ def test_a_scaled_stage_that_is_killed_goes_on_to_the_same_bits(tmp_path, scaled
     assert killed.resumed_from
     assert killed.history["skipped"].tolist() == whole.history["skipped"].tolist() == [1, 1]
     one, other = (checkpoint.load(result.best).state for result in (whole, killed))
-    assert tensors.sha256(one) == tensors.sha256(other)
+    assert checkpoint.tensors_sha256(one) == checkpoint.tensors_sha256(other)
 
 
-@pytest.mark.skipif(not hardware.fp16(CPU), reason="this processor has no float16")
+@pytest.mark.skipif(not devices.has_float16(CPU), reason="this processor has no float16")
 def test_a_stage_trains_in_real_float16_where_the_processor_has_it(tmp_path):
     half = tiny.train(tmp_path / "half", {**HOW, "precision": "float16"})
     whole = tiny.train(tmp_path / "whole", {**HOW, "precision": "float32"})
@@ -180,4 +180,4 @@ def test_the_moving_average_is_that_of_its_formula():
             moves = value.is_floating_point()
             expected[name] = torch.lerp(expected[name], value, share) if moves else value.clone()
     assert all(torch.equal(average.values[name], value) for name, value in expected.items())
-    assert team.of("cpu").device == CPU
+    assert devices.launched_group("cpu").device == CPU

@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 
 from cxrlib import labels
-from cxrlib.data.batches import Augment, Batch
-from cxrlib.training import fit, losses, network, stages
+from cxrlib.data.augmentation import Augment
+from cxrlib.data.batches import Batch
+from cxrlib.training import fit, losses, network, schedules
 
 SIZE = 32
 
@@ -26,8 +27,8 @@ SIZE = 32
 class TinyBatches:
     """Batches with the interface of ``data.batches.Batches``: random films whose brightness shows their labels."""
 
-    def __init__(self, count, *, first=0, batch_size=8, shuffle=False, views=0):
-        self.batch_size, self.shuffle, self.views = batch_size, shuffle, views
+    def __init__(self, count, *, first=0, batch_size=8, shuffle=False, variants=0):
+        self.batch_size, self.shuffle, self.variants = batch_size, shuffle, variants
         self.rank, self.world, self.augment = 0, 1, Augment()
         random = np.random.default_rng(first)
         answers = (random.random((count, 15)) < 0.4).astype(np.uint8)
@@ -59,10 +60,10 @@ class TinyBatches:
         starts = np.arange(0, len(self.films), self.batch_size)
         return np.minimum(self.batch_size, len(self.films) - starts)
 
-    def view(self, epoch):
+    def variant(self, epoch):
         if self.augment == Augment():
             return 0
-        return epoch % self.views if self.views else None
+        return epoch % self.variants if self.variants else None
 
     def epoch(self, epoch, start=0, *, on="cpu", images=True):
         order = (
@@ -95,7 +96,7 @@ def score(answers, probabilities):
 def recipe(**changes):
     values = {"lr": 1e-3, "epochs": 2, "augment": "none", **changes}
     values |= {"groups": tuple(values["groups"])} if "groups" in values else {}
-    return stages.recipe("scratch", values.pop("number", 1), **values)
+    return schedules.recipe("scratch", values.pop("number", 1), **values)
 
 
 def train(where, changes=None, model=None, train=None, val=None, **more):

@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from cxrlib import paths
-from cxrlib.errors import UserError
+from cxrlib import UserError, paths
 from cxrlib.workbook import cli, pipeline, settings
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
@@ -65,7 +64,7 @@ def test_the_originals_first_training(called):
     assert cli.call(words.split()) == 0
     ((name, given, chosen),) = called
     assert name == "original"
-    own = {"stage1.lr": 1e-5, "stage1.epochs": -1, "stage1.loss": "", "stage1.also": ""}
+    own = {"stage1.lr": 1e-5, "stage1.epochs": -1, "stage1.loss": "", "stage1.override": ""}
     assert given == {"data": "data", "batch_size": 128, **own}
     assert chosen["base"] is settings.SEED
     assert chosen["once"] == {}
@@ -73,17 +72,29 @@ def test_the_originals_first_training(called):
 
 
 def test_in_training_one_stage_a_parameter_of_stages_is_that_stages(called):
-    words = ["train", "--stage", "2", "-p", "epochs=1", "-p", "also=patience=3", "-p", "size=96", "--processes", "2"]
+    words = [
+        "train",
+        "--stage",
+        "2",
+        "-p",
+        "epochs=1",
+        "-p",
+        "override=patience=3",
+        "-p",
+        "size=96",
+        "--processes",
+        "2",
+    ]
     assert cli.call(words) == 0
     given = called[0][1]
-    assert (given["stage2.epochs"], given["stage2.also"], given["size"]) == ("1", "patience=3", "96")
+    assert (given["stage2.epochs"], given["stage2.override"], given["size"]) == ("1", "patience=3", "96")
     assert given["processes"] == 2
     assert "epochs" not in given
 
 
 def test_more_of_a_recipe_for_all_stages(called):
-    assert cli.call(["run", "--also", "positive_weight=10 patience=3"]) == 0
-    assert called[0][1] == {"also": "positive_weight=10 patience=3"}
+    assert cli.call(["run", "--override", "positive_weight=10 patience=3"]) == 0
+    assert called[0][1] == {"override": "positive_weight=10 patience=3"}
 
 
 def test_the_originals_resumed_training(called):

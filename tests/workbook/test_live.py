@@ -5,16 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cxrlib.training import stages
+from cxrlib.training import schedules
 from cxrlib.training.progress import Progress
-from cxrlib.workbook import kernel_client, live
+from cxrlib.workbook import kernels, live
 
 HISTORY = [{"epoch": 1, "val_loss": 0.4, "val_auc": 0.61}, {"epoch": 2, "val_loss": 0.3, "val_auc": 0.66}]
 
 
 @pytest.fixture
 def progress(tmp_path):
-    return Progress(tmp_path, stages.recipe("scratch", 1), 10, shown=False)
+    return Progress(tmp_path, schedules.recipe("scratch", 1), 10, shown=False)
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def texts(ax):
 
 
 def test_a_moment_is_drawn_as_it_is(progress):
-    fig = live.draw(progress)
+    fig = live.draw_progress(progress)
     assert "after the first epoch" in texts(fig.axes[1])
     for batch in range(1, 6):
         progress.step(0, batch, 32, 0.5 / batch)
     progress.history.extend(HISTORY)
-    fig = live.draw(progress)
+    fig = live.draw_progress(progress)
     fig.canvas.draw()
     loss, auc = fig.axes
     assert np.allclose(loss.lines[0].get_ydata(), [value for _, value in progress.curve])
@@ -77,4 +77,4 @@ def test_quiet_when_told_so_and_outside_notebooks(progress, shown, monkeypatch):
 
 
 def test_a_run_is_quiet():
-    assert kernel_client.environment()[live.QUIET] == "1"
+    assert kernels.environment()[live.QUIET] == "1"

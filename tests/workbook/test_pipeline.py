@@ -10,10 +10,10 @@ import nbformat
 import pytest
 from rich.console import Console
 
-from cxrlib import paths, provenance
-from cxrlib.errors import UserError
-from cxrlib.training import job
-from cxrlib.workbook import pipeline, preflight, progress, record, settings
+from cxrlib import UserError, paths
+from cxrlib.training import job, progress
+from cxrlib.workbook import console as console_lines
+from cxrlib.workbook import pipeline, run_record, settings
 from tests.workbook.conftest import HOME, STAGE, TRAIN, write
 
 HERE = paths.Run("demo")
@@ -112,7 +112,7 @@ def test_a_failing_cell_stops_the_chain_and_the_next_call_goes_on_there(chain, l
 def test_a_failure_leaves_the_last_good_execution_as_it_was(chain, log):
     pipeline.run("demo", stages=[1], exploration=False, evaluation=False, console=log)
     good = (HERE.notebooks / "01_stage1.ipynb").read_bytes()
-    change(chain / "01_stage1.ipynb", add="\nfrom cxrlib.errors import UserError\nraise UserError('no such film')")
+    change(chain / "01_stage1.ipynb", add="\nfrom cxrlib import UserError\nraise UserError('no such film')")
     with pytest.raises(UserError, match=r"^01_stage1.ipynb, cell 4 \(In \[4\]\): no such film\n"):
         pipeline.run("demo", stages=[1], exploration=False, evaluation=False, console=log)
     assert (HERE.notebooks / "01_stage1.ipynb").read_bytes() == good
@@ -200,7 +200,7 @@ def test_nothing_is_written_for_a_wrong_setting(chain, log):
 
 
 def test_a_run_in_use_is_refused_naming_the_holder(chain, log):
-    with provenance.only_one(HERE.root), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+    with paths.lock_folder(HERE.root), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         pipeline.run("demo", console=log)
     assert not HERE.run_json.exists()
 
@@ -228,8 +228,8 @@ def test_an_unfit_folder_is_refused_before_anything_starts_unless_told_to_go_on(
 
 def test_films_that_moved_or_grew_are_the_same_run():
     old = {"run": "a", "data": {"folder": "/a", "fingerprint": "1", "films": 3}}
-    record.check_same_films(old, {"folder": "/b", "fingerprint": "1", "films": 3})
-    record.check_same_films(old, {"folder": "/a", "fingerprint": "2", "films": 4})
+    run_record.check_same_films(old, {"folder": "/b", "fingerprint": "1", "films": 3})
+    run_record.check_same_films(old, {"folder": "/a", "fingerprint": "2", "films": 4})
 
 
 def test_given_films_bring_the_settings_of_real_films(tmp_path):
@@ -245,19 +245,19 @@ def test_another_checkpoint_of_the_same_name_is_a_change(chain):
     file = paths.Run("other").stage(1) / "stage1_1e-05_2.safetensors"
     paths.write_text(file, "weights")
     share = {book.stem: {"ckpt": "stage1_1e-05_2"}}
-    first = record.fingerprint(book, [book], share, kept)
-    assert record.fingerprint(book, [book], share, kept) == first
+    first = run_record.fingerprint(book, [book], share, kept)
+    assert run_record.fingerprint(book, [book], share, kept) == first
     paths.write_text(file, "others")
-    assert record.fingerprint(book, [book], share, kept) != first
+    assert run_record.fingerprint(book, [book], share, kept) != first
 
 
 def test_progress_of_a_training_is_shown_while_it_is_fresh(tmp_path):
     file = tmp_path / "progress.json"
-    line = progress.Line("03_stage3", file, state="running", cell=9, cells=21, began=1.0)
+    line = console_lines.Line("03_stage3", file, state="running", cell=9, cells=21, began=1.0)
     assert line.training() == {}
     now = {"epoch": 2, "epochs": 6, "batch": 10, "batches": 44, "images_per_s": 38.1, "eta_s": 120, "done": False}
     file.write_text(json.dumps(now))
-    assert progress.epochs(line.training()) == "epoch 2/6, batch 10/44, 38 images/s, 2:00 left"
+    assert console_lines.epochs(line.training()) == "epoch 2/6, batch 10/44, 38 images/s, 2:00 left"
     file.write_text(json.dumps(now | {"done": True}))
     assert line.training() == {}
     file.write_text('{"epoch": 1, "epo')
@@ -270,8 +270,8 @@ def test_progress_of_a_training_is_shown_while_it_is_fresh(tmp_path):
 
 def test_on_a_terminal_there_is_one_line_per_notebook():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with progress.Board(
-        [progress.Line("01_stage1", paths.PACKAGE), progress.Line("02_stage2", paths.PACKAGE)], console
+    with console_lines.ConsoleBoard(
+        [console_lines.Line("01_stage1", paths.PACKAGE), console_lines.Line("02_stage2", paths.PACKAGE)], console
     ) as board:
         board.start("01_stage1", 21)
         board.cell("01_stage1", 6)
@@ -318,4 +318,4 @@ def test_a_test_at_another_size_than_the_trainings_is_told(chain):
     paths.write_json(HERE.stage(1) / "best.json", {"best": "stage1_1_1"})
     paths.write_json(HERE.stage(1) / "stage1_1_1.json", {"size": 32})
     for size, told in ((0, []), (32, []), (64, ["stage1_1_1 was trained on films of 32 pixels and is read at 64"])):
-        assert preflight.told(HERE, books, {"06_evaluation": {"size": size}}) == told
+        assert pipeline.first_lines(HERE, books, {"06_evaluation": {"size": size}}) == told

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxrlib.errors import UserError
+from cxrlib import UserError
 from cxrlib.workbook import settings
 
 

@@ -1,0 +1,75 @@
+"""Dataset: a data folder opened in one call, with its films read, decoded into a store, and split by patient."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cxrlib import paths
+from cxrlib.data import augmentation, records, splits, store
+from cxrlib.data.batches import Batches
+from cxrlib.phantom import phantom
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data folder that has been opened. ``print`` says in three lines what was found.
+
+    ``folder`` is where it lies · ``films`` one row per film that can be read, as ``records.read`` gives them ·
+    ``store`` their pixels · ``parts`` the films to train, validate and test on.
+    """
+
+    folder: Path
+    films: pd.DataFrame
+    store: store.Store
+    parts: splits.Parts
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits for the films, their patients and labels."""
+        return records.fingerprint(self.films)
+
+    def batches(
+        self, batch_size: int, *, augment: str = "none", cap: int = 0, views: int = 0
+    ) -> tuple[Batches, Batches]:
+        """Batches of the training part, shuffled and augmented, and of the validation part, in order and as they are.
+
+        ``augment`` names a preset, ``cap`` and ``variants`` are as in ``Batches``. Validation batches are
+        twice as large.
+        """
+        how = {"augment": augmentation.preset(augment), "cap": cap, "views": views}
+        train = Batches(self.store, self.parts.train, batch_size=batch_size, seed=self.parts.seed, shuffle=True, **how)
+        return train, Batches(self.store, self.parts.val, batch_size=2 * batch_size)
+
+    def summary(self) -> pd.DataFrame:
+        """Films, patients and films with each label: a row for each, columns train, val and test."""
+        return splits.summary(self.parts).T
+
+    def __str__(self) -> str:
+        parts = self.parts
+        val, test = (splits.overlap(parts.train, part) for part in (parts.val, parts.test))
+        return (
+            f"{len(self.films)} films of {self.store.size} px, {len(self.films.attrs['missing'])} left out\n"
+            f"split: {parts.source}\n"
+            f"patients shared by training and validation: {val}; by training and test: {test}"
+        )
+
+
+def open(folder: str, size: int, *, seed: int = 0, allow_missing: bool = False, progress: bool = True) -> Dataset:
+    """Open a data folder in the NIH layout: read and check its table, decode its films once, split them by patient.
+
+    ``folder`` "" means the phantom set, which is drawn first if it is not there. ``size`` is the side of the stored
+    films in pixels; ``seed`` draws the validation patients. With ``allow_missing`` films that are absent or cannot be
+    decoded are left out. ``progress`` shows a bar while films are decoded.
+    Raises UserError for a folder that is absent, a row that is wrong, and films that are absent or damaged.
+    """
+    place = locate(folder)
+    films = records.read(place, allow_missing=allow_missing)
+    pixels = store.build(films, size, allow_missing=allow_missing, progress=progress)
+    films = pixels.present(films)
+    return Dataset(place, films, pixels, splits.make(films, place, seed=seed))
+
+
+def locate(folder: str) -> Path:
+    """The data folder as an absolute path; for "" the phantom set, which is drawn first if it is not there."""
+    return paths.resolve(folder) if folder else phantom.default()

@@ -1,0 +1,1 @@
+"""Phantom: a drawn data set in the layout of ChestX-ray14."""

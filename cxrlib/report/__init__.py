@@ -1,0 +1,1 @@
+"""Report: a run, or several, as one HTML file."""

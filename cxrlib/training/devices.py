@@ -1,0 +1,508 @@
+"""Devices: which one is used, in which precision, whether a card can be used, memory, and several processes together.
+
+Several processes are torch.distributed's, set up by accelerate from what ``accelerate launch`` or torchrun left in
+the environment. Every process calls the same functions in the same order; with one process they cost nothing.
+"""
+
+import copy
+import ctypes
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cxrlib import UserError
+from cxrlib.training import network
+
+NODES = ("/dev/nvidiactl", "/dev/dxg")
+"""Device files of the NVIDIA driver on Linux, and on Linux under Windows."""
+ON_CPU = "set CXR_DEVICE=cpu to go on without it"
+BUILDS = "see https://pytorch.org/get-started for the builds of torch"
+
+
+def require_usable_card(at: torch.device) -> torch.device:
+    """The device itself, if it exists, opens, and this torch has code for it. Raises UserError otherwise."""
+    _check_opens(str(at))
+    return at
+
+
+@cache
+def _check_opens(name: str) -> None:
+    at = torch.device(name)
+    if not torch.cuda.is_available():
+        refuse_idle_card()
+        raise UserError(f"device {name} is not available: no NVIDIA card is found; {ON_CPU}")
+    number = at.index or 0
+    if number >= torch.cuda.device_count():
+        raise UserError(f"there is no {name}: this machine shows {torch.cuda.device_count()} cards, from cuda:0 on")
+    card, capability = torch.cuda.get_device_name(at), torch.cuda.get_device_capability(at)
+    if not has_code(capability, torch.cuda.get_arch_list()):
+        raise UserError(
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) has no code for {card}, compute capability "
+            f"{capability[0]}.{capability[1]}; install torch and torchvision built for an older CUDA, for example "
+            f"uv pip install torch torchvision --torch-backend=cu126 ({BUILDS}), or {ON_CPU}"
+        )
+    try:
+        torch.zeros(1, device=at).item()
+    except RuntimeError as error:  # used by another process in exclusive mode, full, or failed
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{card} ({name}) cannot be used ({reason}); see nvidia-smi, or {ON_CPU}") from None
+
+
+def refuse_idle_card() -> None:
+    """Raise UserError where the machine has a card and its driver, but this torch cannot open the card.
+
+    A torch built for the CPU alone gives a warning only, because the user may want it.
+    """
+    if not any(Path(node).exists() for node in NODES):
+        return
+    if torch.version.cuda is None:
+        warnings.warn(f"an NVIDIA card is here, but torch {torch.__version__} is built for the CPU alone", stacklevel=3)
+        return
+    raise UserError(f"the NVIDIA card cannot be used: {why_unusable(_complaint())}, or {ON_CPU}")
+
+
+def why_unusable(complaint: str) -> str:
+    """The reason why torch cannot open a card, from torch's own message: what is wrong and what to do."""
+    match = re.search(r"too old \(found version (\d+)\)", complaint)
+    if match:
+        version = f"{int(match[1]) // 1000}.{int(match[1]) % 1000 // 10}"
+        return (
+            f"its driver is for CUDA {version} at most, and torch {torch.__version__} is built for CUDA "
+            f"{torch.version.cuda}; install a newer driver, or torch and torchvision for CUDA {version} ({BUILDS})"
+        )
+    return f"{complaint or 'torch gives no reason'}; see whether nvidia-smi lists it"
+
+
+def has_code(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """Whether a build for these architectures ("sm_75", "compute_90") runs on a card of this capability.
+
+    Binary code runs on the same major version and an equal or higher minor version. Intermediate code is compiled when
+    it is loaded, for any equal or higher version (CUDA C++ Programming Guide, application compatibility). An empty
+    list means unknown, and gives True.
+    """
+    names = re.findall(r"(sm|compute)_(\d+)", " ".join(built_for))
+    versions = [(kind, divmod(int(number), 10)) for kind, number in names]
+    fits = [version <= capability and (kind == "compute" or version[0] == capability[0]) for kind, version in versions]
+    return not versions or any(fits)
+
+
+def _complaint() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+SMALLEST_SIDE = 16
+"""Image side in pixels at which a ResNet's last group has a single pixel."""
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""Allocator settings of glibc, see mallopt(3)."""
+CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+FP16_GAINS = {(6, 0), (7, 0), (7, 2), (7, 5)}
+"""Compute capabilities without bfloat16 but with fast float16: P100, V100, Xavier, T4, RTX 20 cards. On other cards of
+capability 6, float16 has 1/64 of float32's rate (CUDA C++ Programming Guide, throughput of arithmetic instructions)."""
+LOST = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|device-side assert|NCCL error")
+DEVICE = "CXR_DEVICE"
+"""Environment variable that names the device: cpu, cuda, cuda:1 or mps."""
+
+
+def device(wanted: str | torch.device | None = None) -> torch.device:
+    """The device: ``wanted``, else the one in ``CXR_DEVICE``, else the best one: CUDA, then Apple's, then the CPU.
+
+    Raises UserError for an absent device, and for an NVIDIA card that this torch cannot use: a message is better than
+    a day of training on the CPU beside an idle card.
+    """
+    wanted = wanted or os.environ.get(DEVICE)
+    if wanted:
+        return _named(wanted)
+    if torch.cuda.is_available():
+        return require_usable_card(torch.device("cuda"))
+    refuse_idle_card()
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _named(wanted: str | torch.device) -> torch.device:
+    try:
+        at = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"device {wanted!r} is unknown; give cpu, cuda, cuda:1 or mps ({DEVICE})") from None
+    if at.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device mps is not available here; give another in {DEVICE}, or unset it")
+    return require_usable_card(at) if at.type == "cuda" else at
+
+
+def has_bfloat16(at: torch.device) -> bool:
+    """Whether bfloat16 is native on the device. Emulated, it is slower: 10 times on a CPU with AVX2 only."""
+    if at.type == "cuda":
+        return torch.cuda.get_device_capability(at) >= (8, 0)
+    if at.type == "cpu":
+        return any(getattr(torch.cpu, name, bool)() for name in CPU_BF16)
+    return False
+
+
+def has_float16(at: torch.device) -> bool:
+    """Whether float16 training works on the device: always on CUDA, on Apple's devices where torch supports it."""
+    if at.type == "cpu":
+        return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", bool)())
+    return at.type == "cuda" or (at.type == "mps" and torch.amp.is_autocast_available("mps"))
+
+
+def dtype(at: torch.device, precision: str = "auto") -> torch.dtype:
+    """The torch dtype of a recipe's ``precision`` on the device: float32, bfloat16 or float16.
+
+    "auto" means bfloat16 where it is native, float16 on CUDA cards without it in ``FP16_GAINS``, else float32, also on
+    Apple's devices. Raises UserError where the device lacks the precision.
+    """
+    if precision == "auto":
+        if has_bfloat16(at):
+            return torch.bfloat16
+        gains = at.type == "cuda" and torch.cuda.get_device_capability(at) in FP16_GAINS
+        return torch.float16 if gains else torch.float32
+    if precision not in available_precisions(at):
+        what = torch.cuda.get_device_name(at) if at.type == "cuda" else f"this {at.type}"
+        raise UserError(f"{what} has no {precision}; give precision={' or '.join(['auto', *available_precisions(at)])}")
+    return getattr(torch, precision)
+
+
+def inference_dtype(at: torch.device, precision: str = "auto") -> torch.dtype:
+    """The torch dtype for predictions. A precision that the device lacks is replaced by "auto".
+
+    So a checkpoint trained in bfloat16 on a card works on any laptop.
+    """
+    return dtype(at, precision if precision in available_precisions(at) else "auto")
+
+
+def available_precisions(at: torch.device) -> list[str]:
+    """Precisions that a device supports."""
+    return ["float32"] + ["bfloat16"] * has_bfloat16(at) + ["float16"] * has_float16(at)
+
+
+def dtype_name(of: torch.dtype) -> str:
+    """Name of a dtype: ``bfloat16`` for torch.bfloat16."""
+    return str(of).removeprefix("torch.")
+
+
+def autocast(at: torch.device, to: torch.dtype) -> AbstractContextManager:
+    """torch's autocast to bfloat16 or float16; nothing for float32."""
+    return nullcontext() if to == torch.float32 else torch.autocast(at.type, to)
+
+
+def is_gpu_failure(error: BaseException) -> bool:
+    """Whether an error means a GPU failure other than out of memory."""
+    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and bool(LOST.search(str(error)))
+
+
+def require_size_for_bfloat16(part: Any, to: torch.dtype) -> None:
+    """Raise UserError where the images of ``part`` are too small to train in bfloat16.
+
+    At 16 pixels layer4 has a single pixel. On a CPU its strided convolution leaves the gradients of the taps in the
+    padding unset: with torch 2.15 they were NaN, without an error.
+    """
+    size = getattr(getattr(part, "store", None), "size", None)
+    if to == torch.bfloat16 and size is not None and size <= SMALLEST_SIDE:
+        problem = f"films of {size} pixels are too small for bfloat16"
+        raise UserError(f'{problem}; give size {2 * SMALLEST_SIDE} or more, or override="precision=float32"')
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means out of memory, on CUDA, the CPU or Apple's devices."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+@contextmanager
+def explain_failures(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
+    """Raise UserError for out of memory and for a GPU failure inside the block. Includes ``keeping_memory``.
+
+    The message has the batch size that fits, where the error's ``fits`` has it.
+    """
+    try:
+        with keep_memory(at):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if is_gpu_failure(error):
+            raise UserError(
+                f"{what}: the GPU failed ({str(error).splitlines()[0]}); the last saved state is kept, and the same "
+                "command resumes from it. If it fails again, look at nvidia-smi and the system's log"
+            ) from None
+        if not is_out_of_memory(error):
+            raise
+        fits = getattr(error, "fits", 0)
+        smaller = fits or max(batch_size // 2, 1)
+        parts = math.ceil(batch_size / smaller)
+        raise UserError(
+            f"{what} ran out of memory on {at} at batch size {batch_size}; {f'{fits} films fit: ' if fits else ''}"
+            f'try batch_size {smaller} with override="accumulate={parts}", whose steps still see '
+            f'{parts * smaller} films, override="split_on_oom=yes", or a smaller size'
+        ) from None
+
+
+@contextmanager
+def keep_memory(at: torch.device) -> Iterator[None]:
+    """Keep freed memory in the process for its next allocations, inside the block, on a CPU.
+
+    By default glibc returns blocks above 32 MiB to the kernel at once, and the kernel zeroes new ones. For the
+    activations this takes a tenth of a step that trains all of a ResNet-50 (224 px, batch 32, two cores; 165,000 page
+    faults), and a third of a prediction in float32. After the block, glibc has the settings of a process that has used
+    large blocks, and free memory goes back to the system. With another C library nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if at.type == "cpu" and sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(MMAP_MAX, 0)
+    mallopt(TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        mallopt(MMAP_MAX, 65536)
+        mallopt(MMAP_THRESHOLD, 2**25)
+        mallopt(TRIM_THRESHOLD, 2**26)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def hold_back_interrupts() -> Iterator[Callable[[], str]]:
+    """Delay Ctrl-C, a notebook's interrupt and SIGTERM inside the block, so that no step is left half done.
+
+    Yields a function that returns the first signal's name, "" for none. A second Ctrl-C interrupts at once. A SIGTERM
+    after a Ctrl-C does not, because launchers send one to processes that were already interrupted.
+    Outside the main thread signals cannot be delayed, and nothing changes.
+    """
+    signals: list[str] = []
+
+    def note(number: int, frame: object) -> None:
+        if number == signal.SIGINT and signal.SIGINT.name in signals:
+            raise KeyboardInterrupt
+        signals.append(signal.Signals(number).name)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield lambda: signals[0] if signals else ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+Answer = TypeVar("Answer")
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that a launcher sets for each process."""
+PATIENCE = timedelta(hours=2)
+"""Longest wait of a process for the others: one may decode all films while the others wait for the store."""
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """Processes of a training as one of them sees them: ``world`` in all, ``local`` on this machine, own ``rank``."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    local: int = 1
+    accelerator: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the first one, which alone writes files."""
+        return self.rank == 0
+
+    @property
+    def one_machine(self) -> bool:
+        return self.local == self.world
+
+    def share(self, part: Any) -> Any:
+        """The share of the batches of ``part`` for this process.
+
+        Raises UserError where a batch is too small: BatchNorm needs two films in each share.
+        """
+        if self.world == 1:
+            return part
+        if self.world > 1 and min(part.batch_size, len(part.films)) < 2 * self.world:
+            raise UserError(
+                f"{self.world} processes share batches of {part.batch_size} of {len(part.films)} films; "
+                f"give a batch_size of {2 * self.world} or more, which counts the films of all, or fewer processes"
+            )
+        share = copy.copy(part)
+        share.rank, share.world = self.rank, self.world
+        return share
+
+    def wrap(self, step: nn.Module) -> nn.Module:
+        """The module with gradients averaged over the processes (DistributedDataParallel)."""
+        if self.world == 1:
+            return step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # a flag has another name in some versions of torch
+            return self.accelerator.prepare_model(step)
+
+    def unsynced(self, step: nn.Module) -> AbstractContextManager:
+        """Context in which the gradients of a wrapped module are not averaged yet."""
+        return nullcontext() if self.world == 1 else self.accelerator.no_sync(step)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the processes, element by element."""
+        if self.world == 1:
+            return values
+        from accelerate.utils import reduce
+
+        return reduce(values.to(self.device), "sum").to(values.device)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Flags that are set in any process, one value per flag."""
+        if self.world == 1:
+            return flags
+        return tuple(self.sum(torch.tensor(flags, dtype=torch.float32)).gt(0).tolist())
+
+    def gather(self, mine: Answer) -> list[Answer]:
+        """List of ``mine`` from all processes, by rank. It is pickled, so use it for the project's own data only."""
+        if self.world == 1:
+            return [mine]
+        from accelerate.utils import gather_object
+
+        return gather_object([mine])
+
+    def from_first(self, ask: Callable[[], Answer]) -> Answer:
+        """Result of ``ask`` in the first process, sent to all. An error there is raised in every process.
+
+        UserError and KeyboardInterrupt keep their type in all processes. Others become a RuntimeError in the others.
+        """
+        if self.world == 1:
+            return ask()
+        from accelerate.utils import broadcast_object_list
+
+        message: list[Any] = [None, None]  # the result and the error
+        own_error: BaseException | None = None
+        if self.first:
+            try:
+                message[0] = ask()
+            except BaseException as error:
+                own_error, plain = error, isinstance(error, UserError | KeyboardInterrupt)
+                words = f"the first process failed: {type(error).__name__}: {error}"  # not every error can be pickled
+                message[1] = error if plain else RuntimeError(words)
+        result, error = broadcast_object_list(message)
+        if error is not None:
+            raise own_error or error
+        return result
+
+    @contextmanager
+    def held_by_first(self, make: Callable[[], AbstractContextManager]) -> Iterator[None]:
+        """Enter the context of ``make``, such as a lock, in the first process. If that fails, every process raises."""
+        with ExitStack() as stack:
+            self.from_first(lambda: stack.enter_context(make()) and None)
+            yield
+
+    def together(self) -> None:
+        """Wait until every process has made this call."""
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+
+
+def launched_group(wanted: str | torch.device | None = None) -> ProcessGroup:
+    """The processes of this process's launcher. Without a launcher, this process alone, on the wanted device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not all(name in os.environ for name in LAUNCHED):
+        return ProcessGroup(device(wanted))
+    return _launched(device(wanted).type == "cpu")
+
+
+@cache
+def _launched(cpu: bool) -> ProcessGroup:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    local, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not cpu and cards and local > cards:
+        raise UserError(f"{local} processes were started on a machine with {cards} GPUs; start at most one per GPU")
+    # Buffers are equal in all processes: BatchNorm's statistics are those of the whole batch.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return ProcessGroup(accelerator.device, accelerator.process_index, accelerator.num_processes, local, accelerator)
+
+
+@contextmanager
+def shared_statistics(model: network.Network, process_group: ProcessGroup) -> Iterator[None]:
+    """BatchNorm statistics over the whole batch of all processes, for trained BatchNorms, inside the block.
+
+    torch's SyncBatchNorm works on accelerators only, so CPUs get ``SharedBatchNorm``. Afterwards the network has its
+    own modules again, with the learned values.
+    """
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if process_group.world > 1 and type(module) is nn.BatchNorm2d and network.group_of(name) in model.trainable
+    }
+    try:
+        for name, module in norms.items():
+            _replace(model, name, _shared(module, process_group.device))
+        yield
+    finally:
+        for name, module in norms.items():
+            _replace(model, name, _with_tensors(module, model.get_submodule(name)))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _shared(norm: nn.BatchNorm2d, device: torch.device) -> nn.Module:
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    return _with_tensors(SharedBatchNorm(norm.num_features, norm.eps, norm.momentum), norm)
+
+
+def _with_tensors(norm: nn.Module, other: nn.Module) -> nn.Module:
+    """The BatchNorm ``norm`` with the tensors of another, the same objects, and its mode."""
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(norm, name, getattr(other, name))
+    return norm.train(other.training)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the films of all processes, with differentiable sums (Ioffe & Szegedy 2015, algorithm 1)."""
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
+        if not self.training:
+            return super().forward(images)
+        values = images.float()
+        count = _Sum.apply(values.new_tensor(values.numel() / values.shape[1]))
+        mean = _Sum.apply(values.sum((0, 2, 3))) / count  # (C,)
+        centred = values - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count  # (C,)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes. The gradient of a process's term is that of the loss of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient.contiguous())

@@ -1,0 +1,503 @@
+"""Folder of a stage: its identity, resume states, history, checkpoints, and best.json, which marks it as finished.
+
+Each saved state is a pair ``state/<steps>.safetensors`` and ``.json``; the two newest are kept, so that a state
+damaged by a power cut costs only the minutes since the one before.
+"""
+
+import csv
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cxrlib import UserError, metrics, paths, provenance
+from cxrlib.data import batches, records
+from cxrlib.labels import FINDINGS
+from cxrlib.training import checkpoint, lineage, losses, network
+from cxrlib.training.schedules import Stage
+
+BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment", "variants")
+HISTORY_COLUMNS = [
+    "epoch",
+    "epochs_so_far",
+    "lr",
+    "train_loss",
+    "val_loss",
+    "val_auc",
+    *(f"auc_{name}" for name in FINDINGS),
+]
+TIMES = ["seconds", "images_per_s"]
+EXTRA = ["skipped", *TIMES]
+BATCH_COLUMNS = ["epoch", "part", "batch", "films", "loss"]
+NOT_IN_CODE = ("cxrlib.training.progress", "cxrlib.training.schedules", "cxrlib.data.splits")
+"""Modules that do not change a stage's result: the progress display; schedules and split, whose recipe and films are in
+the identity."""
+
+
+def identity(
+    recipe: Stage,
+    train: Any,
+    val: Any,
+    loss: Any,
+    line: lineage.Lineage,
+    *,
+    data: str,
+    seed: int,
+    score: Any = metrics.auc_per_label,
+    carried: str = "",
+) -> dict[str, Any]:
+    """Identity of a stage: all that decides its result except the starting weights, as plain data to compare.
+
+    ``score`` chooses the best epoch. ``carried`` is the hash of the parent's optimizer moments, "" for none.
+    """
+    return {
+        "recipe": {**asdict(recipe), "groups": list(recipe.groups), "purpose": ""},
+        "loss": getattr(loss, "__qualname__", repr(loss)),
+        "score": getattr(score, "__qualname__", repr(score)),
+        "data": data,
+        "train": _films(train),
+        "val": _films(val),
+        "parent": line.parent["sha256"] if line.parent else "",
+        "weights": line.weights,
+        "seed": seed,
+        "carried": carried,
+        "code": code_version(*(getattr(function, "__module__", "") for function in (loss, score))),
+    }
+
+
+@cache
+def code_version(*rooms: str) -> str:
+    """Code version of a stage's result: the loop and its imports, as they were at the first call in this process.
+
+    ``rooms`` are further modules, by name. ``NOT_IN_CODE`` is left out, ``schedules`` among it: this stage's row is in the recipe,
+    and a change of another row must not train this stage again.
+    """
+    return provenance.code_version("cxrlib.training.fit", batches, losses, *rooms, without=NOT_IN_CODE)
+
+
+def identity_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Differences of two identities in words, such as ``recipe.lr 0.001 → 0.0003``; "" for none."""
+    new, old = _flat(mine), _flat(theirs)
+    names = [name for name in new | old if new.get(name) != old.get(name)]
+    return ", ".join(f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in names)
+
+
+def history_row(
+    epoch: int, epochs_so_far: int, lr: float, train_loss: float, val_loss: float, aucs: np.ndarray
+) -> dict:
+    """History row of one epoch. ``val_auc`` is the mean over the 14 findings, without undefined ones (NaN)."""
+    findings = np.asarray(aucs, np.float64)[: len(FINDINGS)]
+    mean = float(np.nanmean(findings)) if np.isfinite(findings).any() else math.nan
+    return dict(
+        zip(HISTORY_COLUMNS, [epoch, epochs_so_far, lr, train_loss, val_loss, mean, *findings.tolist()], strict=True)
+    )
+
+
+def history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*HISTORY_COLUMNS, *EXTRA])
+
+
+def best_epoch(rows: list[dict[str, Any]]) -> int:
+    """Epoch with the highest validation AUC, the first of equals. If no AUC is defined, the last epoch."""
+    defined = [row for row in rows if not math.isnan(row["val_auc"])]
+    return max(defined, key=lambda row: row["val_auc"])["epoch"] if defined else rows[-1]["epoch"]
+
+
+def loss_rows(epoch: int, part: str, values: Sequence[float], films: Sequence[int]) -> list[tuple]:
+    """Losses of an epoch's batches as rows of ``BATCH_COLUMNS``; ``part`` is "train" or "val"."""
+    return [(epoch, part, at, n, value) for at, (value, n) in enumerate(zip(values, films, strict=True), 1)]
+
+
+def batch_losses_frame(rows: Sequence[Sequence]) -> pd.DataFrame:
+    """Table of batches: epoch and batch (from 1), part, number of films, mean loss."""
+    return pd.DataFrame(rows, columns=BATCH_COLUMNS)
+
+
+def write_history(folder: Path, history: pd.DataFrame, batches: Sequence[Sequence]) -> None:
+    """Write ``batches.csv`` and ``history.csv``, each atomically."""
+    paths.write_text(folder / "batches.csv", batch_losses_frame(batches).to_csv(index=False))
+    paths.write_text(folder / "history.csv", history.to_csv(index=False))
+
+
+def read_batches(folder: Path) -> pd.DataFrame:
+    """Losses by batch from a stage folder; empty where an older version did not write them."""
+    if not (folder / "batches.csv").is_file():
+        return batch_losses_frame([])
+    with (folder / "batches.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))[1:]
+    return batch_losses_frame(
+        [(int(epoch), part, int(at), int(films), float(loss)) for epoch, part, at, films, loss in lines]
+    )
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """History from a stage folder, every float exact to the last bit, which pandas does not guarantee."""
+    with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = [{name: float(text or "nan") for name, text in line.items()} for line in lines]
+    return history_frame(rows).fillna({"skipped": 0}).astype({"epoch": int, "epochs_so_far": int, "skipped": int})
+
+
+def jsonable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with None instead of NaN, which JSON lacks."""
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
+
+
+def from_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The inverse of ``jsonable``."""
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+def _films(part: Any) -> dict[str, Any]:
+    """Identity of a set of batches: its films, their pixels, and the settings of sampling and augmentation."""
+    settings = {name: repr(getattr(part, name, None)) for name in BATCH_SETTINGS}
+    store = getattr(part, "store", None)
+    pixels = {"size": store.size, "pixels": store.pixels_of(part.films)} if store else {"size": None, "pixels": ""}
+    return {"films": records.fingerprint(part.films), **pixels, **settings}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = [_flat(item, f"{name}.{key}" if name else key) for key, item in value.items()]
+    return {key: item for part in parts for key, item in part.items()}
+
+
+STATES_KEPT = 2
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """State: tensors by name, plain data, number of optimizer steps before it, and path of the tensors' file."""
+
+    tensors: dict[str, Tensor]
+    data: dict[str, Any]
+    steps: int
+    path: Path
+
+
+def save_state(folder: Path, steps: int, values: dict[str, Tensor], data: dict[str, Any]) -> Path:
+    """Write a state. After that, delete all but the ``KEPT`` newest.
+
+    Two states can have the same ``steps``, for example before and after a validation. The later one counts as newer.
+    """
+    order = max((_order(path)[0] for path in _states(folder)), default=0) + 1
+    path = checkpoint.write_tensors(folder / f"{order:06d}-{steps}", values, data)
+    for old in _states(folder)[STATES_KEPT:]:
+        checkpoint.remove_tensors(old)
+    return path
+
+
+def newest_state(folder: Path, wanted: Callable[[dict[str, Any]], str]) -> ResumeState | None:
+    """The newest undamaged state that ``wanted`` accepts, None where there is none.
+
+    ``wanted`` takes the state's data and returns "", or the reason to reject it. Each rejected or damaged state gives
+    a warning.
+    """
+    for path in _states(folder):
+        try:
+            values, data = checkpoint.read_tensors(path)
+        except UserError as error:
+            warnings.warn(f"resume state {path.name} is damaged, trying the one before ({error})", stacklevel=2)
+            continue
+        fault = wanted(data)
+        if not fault:
+            return ResumeState(values, data, _order(path)[1], path)
+        warnings.warn(f"the interrupted training in {folder.parent} is not continued: {fault}", stacklevel=2)
+    return None
+
+
+def read_state(path: Path) -> ResumeState:
+    """Read a state. Raises UserError where it is damaged."""
+    return ResumeState(*checkpoint.read_tensors(path), _order(path)[1], path)
+
+
+def clear_states(folder: Path) -> None:
+    """Remove all states, and temporary files of a killed process."""
+    for path in _states(folder):
+        checkpoint.remove_tensors(path)
+    remove_temporary_files(folder)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove temporary files of a killed process. Only the process with the folder's lock may call it."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Random generators for the training inside the block. After it, the process's own generators are restored."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Random state of the generators that a network can use, as tensors."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_state(values: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(values["cpu"])
+    if device.type == "cuda" and "cuda" in values:
+        torch.cuda.set_rng_state(values["cuda"], device)
+
+
+def join_tensors(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Joined dict of several dicts of tensors: ``model/fc.bias``, ``optimizer/0.step`` …"""
+    return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def part_of_tensors(values: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """One dict from those that ``prefixed`` joined; empty where it is absent."""
+    return {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
+
+
+def _states(folder: Path) -> list[Path]:
+    """States in a folder, newest first. A file without its JSON does not count."""
+    pairs = [path.with_suffix(".safetensors") for path in folder.glob("*-*.json")]
+    return sorted(pairs, key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    order, steps = path.stem.split("-")
+    return int(order), int(steps)
+
+
+SAVE_EVERY = 300.0
+"""Seconds between two states within an epoch. A state is also saved after each epoch."""
+SAVE_SHARE = 0.01
+"""Largest share of the time for saving. With slow saving or short epochs, states are saved less often."""
+
+
+def save_every() -> float | None:
+    """Seconds between two states from ``$CXR_SAVE_EVERY``, None where it is not set.
+
+    If it is set, a state is also saved after each epoch, whatever time that takes.
+    Raises UserError where it is not a number of seconds.
+    """
+    text = os.environ.get("CXR_SAVE_EVERY", "")
+    try:
+        seconds = float(text) if text else None
+    except ValueError:
+        seconds = math.nan
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise UserError(f"CXR_SAVE_EVERY is {text!r}; give the seconds between two states, 0 or more, or unset it")
+    return seconds
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder is writable, else raise UserError. An absent folder is created."""
+    with paths.atomic(folder / ".probe"):
+        pass
+    (folder / ".probe").unlink(missing_ok=True)
+
+
+def finished_checkpoint(folder: Path, who: dict[str, Any], start: str) -> Path | None:
+    """The best checkpoint of ``folder`` if it holds this same stage, finished; else None.
+
+    ``who`` is the stage's identity. ``start`` is the hash of the network's weights: the stage's starting weights, or
+    its result if a notebook cell runs again. The parent's optimizer moments need not exist any more.
+    """
+    if _marked_again(folder):
+        return None
+    try:
+        best = paths.read_json(folder / "best.json")
+        who = who if who["carried"] else {**who, "carried": best["who"]["carried"]}
+        if best["fingerprint"] != provenance.digest(who) or start not in (best["start"], best["result"]):
+            return None
+        read_history(folder)
+        return checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
+    except (UserError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another version: train
+        return None
+
+
+def _marked_again(folder: Path) -> bool:
+    """Whether the stage is marked to be trained again from the start. Training removes the mark."""
+    return (folder / paths.AGAIN).is_file()
+
+
+MOMENTS = "moments.safetensors"
+
+
+def moments_hash(parent: Path | None) -> str:
+    """Hash of the optimizer moments at the end of the parent's stage, "" where no moments are saved."""
+    if parent is None or not (file := parent.with_name(MOMENTS)).is_file():
+        return ""
+    meta = checkpoint.read_description(file)
+    return meta["sha256"] if meta.get("fingerprint") == checkpoint.read_meta(parent)["fingerprint"] else ""
+
+
+def read_moments(parent: Path) -> dict[str, Tensor]:
+    """The optimizer moments at the end of the parent's stage, by weight. Raises UserError where they are damaged."""
+    return checkpoint.read_tensors(parent.with_name(MOMENTS))[0]
+
+
+class StageFolder:
+    """Writer of a stage's files during training. Only the process with the folder's lock may use it.
+
+    ``who`` is the stage's identity (``stage_folder.identity``), ``start`` the hash of its starting weights.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Stage, line: lineage.Lineage, who: dict[str, Any], start: str, data: str
+    ) -> None:
+        self.folder, self.recipe, self.line, self.who, self.start, self.data = folder, recipe, line, who, start, data
+        self.states = folder / "state"
+        self.fingerprint = provenance.digest(who)
+        self.asked = save_every()
+        self.saved_at, self.save_cost = time.monotonic(), 0.0
+        self.safe: list[str] = []  # best checkpoint of each saved state, needed to resume
+
+    def newest(self) -> ResumeState | None:
+        """The newest state of this stage, None where there is none or the stage must start again."""
+        return None if _marked_again(self.folder) else newest_state(self.states, self._fault)
+
+    def begin(self) -> None:
+        """Prepare the folder for a start from the beginning. The stage is then unfinished; its checkpoints stay."""
+        remove_temporary_files(self.folder)
+        clear_states(self.states)
+        for name in ("best.json", "history.csv", "batches.csv", paths.AGAIN):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def go_on(self, found: ResumeState) -> None:
+        """Prepare the folder to resume from a state, and keep the best checkpoint of that state."""
+        remove_temporary_files(self.folder)
+        remove_temporary_files(self.states)
+        self.safe = [found.data["best"]]
+
+    def take_up(self) -> Path | None:
+        """Prepare the folder for this stage. Returns the state to resume from, None for a start from the beginning."""
+        newest = self.newest()
+        self.go_on(newest) if newest else self.begin()
+        return newest.path if newest else None
+
+    def due(self, *, within: bool) -> bool:
+        """Whether to save a state now, ``within`` an epoch or after one.
+
+        The cost of the first state is unknown, so the cost of a checkpoint stands for it.
+        """
+        interval = SAVE_EVERY if self.asked is None else self.asked
+        shortest = self.save_cost / SAVE_SHARE if self.asked is None else 0.0
+        return time.monotonic() - self.saved_at >= max(interval if within else 0.0, shortest)
+
+    def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
+        start_time = time.monotonic()
+        best = self._title(best_epoch(from_json(data["history"]))) if data["history"] else ""
+        save_state(self.states, steps, values, {**data, "best": best, "who": self.who, "start": self.start})
+        self.safe = [*self.safe[-1:], best]
+        self._prune({*self.safe})
+        self.saved_at = time.monotonic()
+        self.save_cost = self.saved_at - start_time
+
+    def keep(self, model: network.Network, history: list[dict[str, Any]], batches: list[tuple], *, last: bool) -> None:
+        """Write the history, and a checkpoint if the newest epoch is the best so far or the ``last``.
+
+        ``batches`` are the losses of all finished epochs, as rows of ``stage_folder.BATCH_COLUMNS``.
+        """
+        epoch = history[-1]["epoch"]
+        if last or best_epoch(history) == epoch:
+            self._checkpoint(model, epoch, history[-1])
+        write_history(self.folder, history_frame(history), batches)
+
+    def finish(self, model: network.Network, history: list[dict[str, Any]], moments: dict[str, Tensor]) -> Path:
+        """Mark the stage as finished. Returns its best checkpoint, of the starting weights where it has no epochs.
+
+        The network then holds the checkpoint's weights, read back from the file. ``moments`` are the final optimizer
+        moments, for the next stage.
+        """
+        if not history:
+            self._checkpoint(model, 0, {})
+            write_history(self.folder, history_frame(history), [])
+        checkpoint.remove_tensors(self.folder / MOMENTS)
+        if moments:
+            meta = {"fingerprint": self.fingerprint, "optimizer": self.recipe.optimizer}
+            checkpoint.write_tensors((self.folder / MOMENTS).with_suffix(""), moments, meta)
+        epoch = best_epoch(history) if history else 0
+        best, last = self._title(epoch), self._title(len(history))
+        loaded = checkpoint.load_into(model, self.folder / (best + checkpoint.SUFFIX)).checkpoint
+        content = {
+            "best": best,
+            "last": last,
+            "why": _why(history_frame(history), epoch),
+            "epoch": epoch,
+            "val_auc": loaded.meta["metrics"].get("val_auc"),
+            "sha256": loaded.meta["sha256"],
+            "fingerprint": self.fingerprint,
+            "start": self.start,
+            "result": checkpoint.tensors_sha256(loaded.state),
+            "who": self.who,
+        }
+        paths.write_json(self.folder / "best.json", content)
+        self._prune({best, last})
+        clear_states(self.states)
+        return loaded.path
+
+    def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
+        _ = self.line.past  # computed once and cached; its time must not count as the cost of a checkpoint
+        start_time = time.monotonic()
+        metrics = jsonable([{name: value for name, value in row.items() if name not in TIMES}])[0]
+        checkpoint.save(
+            self.folder,
+            model.state_dict(),
+            self.recipe,
+            self.line,
+            epoch=epoch,
+            metrics=metrics,
+            data=self.data,
+            fingerprint=self.fingerprint,
+            code=self.who["code"],
+        )
+        self.save_cost = self.save_cost or time.monotonic() - start_time
+
+    def _title(self, epoch: int) -> str:
+        return checkpoint.name(self.recipe.number, self.recipe.lr, self.line.epochs_so_far + epoch)
+
+    def _fault(self, data: dict[str, Any]) -> str:
+        """Reason why a state cannot be resumed, "" where it can."""
+        if differences := identity_differences(
+            self.who | {"start": self.start}, data["who"] | {"start": data["start"]}
+        ):
+            return f"it has another recipe or other data: {differences}"
+        if data["best"] and not (self.folder / (data["best"] + checkpoint.SUFFIX)).is_file():
+            return f"its best checkpoint {data['best']} is missing"
+        return ""
+
+    def _prune(self, keep: set[str]) -> None:
+        """Remove this stage's checkpoints except the names in ``keep``. Those of other recipes stay."""
+        for file in self.folder.glob("stage*.json"):
+            try:
+                same_stage = json.loads(file.read_text(encoding="utf-8")).get("fingerprint") == self.fingerprint
+            except (ValueError, AttributeError):
+                continue
+            if same_stage and file.stem not in keep:
+                checkpoint.remove_tensors(file.with_suffix(checkpoint.SUFFIX))
+
+
+def _why(history: pd.DataFrame, epoch: int) -> str:
+    if history.empty:
+        return "no epochs: the starting weights, unchanged"
+    auc = history.set_index("epoch")["val_auc"][epoch]
+    if math.isnan(auc):
+        return f"validation AUC is undefined on these films; epoch {epoch} is the last"
+    return f"highest mean validation AUC over the 14 findings, {auc:.4f}, of {len(history)} epochs"

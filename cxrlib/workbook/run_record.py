@@ -1,0 +1,157 @@
+"""Record of a run, ``run.json``: what made each notebook's results, and what has changed since.
+
+What made a notebook's results is one fingerprint: its source, its parameters, the code it uses, the films and what
+else is read of their folder, the checkpoints that it takes from stages, and all that for every notebook before it.
+"""
+
+import ast
+import glob
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cxrlib import UserError, paths, provenance
+from cxrlib.workbook import settings
+from cxrlib.workbook.settings import Scalar
+
+NOT_IN_CODE = ("cxrlib.report.report",)
+"""Modules whose change does not execute a notebook again: the chain writes the report again by itself."""
+
+STAGES = (1, 2, 3, 4, 5)
+SUFFIX = ".safetensors"  # as in training.checkpoint, whose import would load torch
+
+PASSING = ("report.html", "run.json", "progress.json")
+"""Files of a run folder that are not results of a notebook."""
+
+
+def read(home: paths.Run) -> dict[str, Any]:
+    """The run's record; empty for a new run. Raises UserError if the file is damaged."""
+    return paths.read_json(home.run_json) if home.run_json.exists() else {}
+
+
+def open_record(
+    before: Mapping, asked: Mapping[str, Scalar], parameters: Mapping[str, Scalar], films: Mapping
+) -> dict[str, Any]:
+    """The record at the start of a call.
+
+    asked: the user's settings, of this call and earlier ones; parameters: the values that all stages share.
+    """
+    earlier = {key: before[key] for key in ("device", "git", "versions", "updated", "report") if key in before}
+    return {
+        "run": asked["run"],
+        "created": before.get("created", provenance.now()),
+        "settings": dict(asked),
+        "parameters": dict(parameters),
+        "data": dict(films),
+        **earlier,
+        "notebooks": dict(before.get("notebooks", {})),
+    }
+
+
+def check_same_films(before: Mapping, films: Mapping) -> None:
+    """Raise UserError if a run would mix two data sets; the same films moved, or more films in the folder, are fine."""
+    old = before.get("data", films)
+    if old["fingerprint"] != films["fingerprint"] and old["folder"] != films["folder"]:
+        raise UserError(
+            f"run {before['run']!r} was made on other films: {old['films']} in {old['folder'] or 'the phantom set'}; "
+            "give this one another name with --run"
+        )
+
+
+def code_version(book: Path) -> str:
+    """Fingerprint of the code that a notebook imports, directly or indirectly, except ``APART``."""
+    imports: set[str] = set()
+    for cell in settings.cells(book):
+        if cell["cell_type"] == "code":
+            with suppress(SyntaxError):  # a notebook magic, or an error that the execution will report
+                imports |= provenance.imports(ast.parse(settings.source(cell)))
+    return provenance.code_version(*sorted(imports), without=NOT_IN_CODE)
+
+
+def fingerprint(book: Path, books: list[Path], shares: Mapping[str, Mapping[str, Scalar]], record: Mapping) -> str:
+    """Fingerprint of all that a notebook's results depend on now, the stages before it included.
+
+    shares: each notebook's parameters, by its stem. Only stages pass results on, so other notebooks before it are
+    left out.
+    """
+    earlier = [other for other in books if other.stem < book.stem and settings.part(other).startswith("stage")]
+    before = fingerprint(earlier[-1], books, shares, record) if earlier else ""
+    share, sources = shares[book.stem], [[cell["cell_type"], settings.source(cell)] for cell in settings.cells(book)]
+    films = [record["data"]["fingerprint"], _contents(record, "".join(source for _, source in sources))]
+    parents = _parents(paths.Run(record["run"]), settings.part(book), share)
+    return provenance.digest([sources, dict(share), code_version(book), films, before, _weights(share), parents])
+
+
+def unchanged(home: paths.Run, record: Mapping, book: Path, made_by: str) -> bool:
+    """True if the notebook was executed with this fingerprint and its files are unchanged since."""
+    entry = record["notebooks"].get(book.stem, {})
+    if entry.get("state") != "done" or entry["fingerprint"] != made_by:
+        return False
+    complete = all((home.root / file).exists() for file in (f"notebooks/{book.name}", *entry["outputs"]))
+    return complete and entry.get("left") == output_fingerprint(home, entry["outputs"])
+
+
+def output_fingerprint(home: paths.Run, outputs: Iterable[str]) -> str:
+    """Fingerprint of a notebook's files by their bytes, so that a later execution by hand is noticed.
+
+    Of a stage's folder only ``best.json`` counts, which is written when a stage was trained: an evaluation stores a
+    calibration beside the checkpoint, and training that goes on changes other files.
+    """
+    own = [file for file in sorted(outputs) if not file.startswith("stage") or file.endswith("/best.json")]
+    hashes = [[name, provenance.file_sha256(home.root / name)] for name in own if (home.root / name).is_file()]
+    return provenance.digest(hashes)
+
+
+def files_written_since(root: Path, since: float) -> set[str]:
+    """Files of the run folder written since a time, as paths relative to it; ``PASSING`` and notebooks are left out."""
+    files = (file for file in root.rglob("*") if file.is_file() and file.stat().st_mtime >= since)
+    names = {file.relative_to(root) for file in files if file.name not in PASSING and not file.name.startswith(".")}
+    return {name.as_posix() for name in names if name.parts[0] != "notebooks"}
+
+
+def _contents(record: Mapping, sources: str) -> dict[str, str]:
+    """Fingerprints of the data folder's files; that of the boxes only for a notebook that reads them."""
+    contents = record["data"].get("contents", {})
+    return {name: value for name, value in contents.items() if name != "boxes" or "read_boxes" in sources}
+
+
+def _parents(home: paths.Run, part: str, share: Mapping[str, Scalar]) -> list:
+    """Checkpoints that a notebook takes from the stages before it; none if ``ckpt`` names one."""
+    if share.get("ckpt") or part == "exploration":
+        return []
+    number = part.removeprefix("stage")
+    stages = [int(number) - 1] if number.isdigit() else STAGES
+    return [_best(home.stage(stage)) for stage in stages]
+
+
+def _best(folder: Path) -> list:
+    """Hashes of a stage's ``best.json`` and best checkpoint, and its size; shorter if files are absent."""
+    values: list = []
+    with suppress(UserError, OSError, KeyError, TypeError):  # absent or damaged
+        values.append(provenance.file_sha256(folder / "best.json"))
+        file = folder / f"{paths.read_json(folder / 'best.json')['best']}{SUFFIX}"
+        values += [paths.read_json(file.with_suffix(".json"))["sha256"], file.stat().st_size]
+    return values
+
+
+def _weights(share: Mapping[str, Scalar]) -> list:
+    """Size and time of the files that ``ckpt`` and ``weights`` may mean, so that another file of the same name counts.
+
+    The JSON beside a checkpoint is left out: an evaluation stores its calibration there, which must not execute it
+    again.
+    """
+    named = [
+        str(share[name]).removesuffix(".json").removesuffix(SUFFIX) for name in ("ckpt", "weights") if share.get(name)
+    ]
+    files = [
+        file
+        for name in named
+        for file in (
+            paths.resolve(name),
+            paths.resolve(name + SUFFIX),
+            *paths.outputs().glob(f"*/stage*/{glob.escape(Path(name).name)}{SUFFIX}"),
+        )
+    ]
+    stats = [(file.name, file.stat()) for file in sorted(set(files)) if file.is_file()]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
