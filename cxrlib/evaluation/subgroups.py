@@ -86,8 +86,8 @@ def measure(
 ) -> Measured:
     """Measure AUC, and the sensitivity of calls, of the 14 findings in every group.
 
-    films: N rows as ``records.read``; probabilities (N, 15); calls (N, 15) as from ``thresholds.Decisions``: 1.0 or 0.0,
-    NaN in columns without a threshold. Without calls sensitivity is left out. Raises UserError for another shape.
+    films: N rows as ``records.read``; probabilities (N, 15); calls (N, 15) as from ``thresholds.Decisions``: 1.0 or
+    0.0, NaN in columns without a threshold. Without calls sensitivity is left out. Raises UserError for another shape.
     """
     labels = records.label_matrix(films)
     for name, values in (("probabilities", probabilities), ("calls", calls)):

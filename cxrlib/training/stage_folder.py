@@ -81,17 +81,24 @@ def identity(
 def code_version(*rooms: str) -> str:
     """Code version of a stage's result: the loop and its imports, as they were at the first call in this process.
 
-    ``rooms`` are further modules, by name. ``NOT_IN_CODE`` is left out, ``schedules`` among it: this stage's row is in the recipe,
-    and a change of another row must not train this stage again.
+    ``rooms`` are further modules, by name. ``NOT_IN_CODE`` is left out, ``schedules`` among it: this stage's row is in
+    the recipe, and a change of another row must not train this stage again.
     """
     return provenance.code_version("cxrlib.training.fit", batches, losses, *rooms, without=NOT_IN_CODE)
 
 
 def identity_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Differences of two identities in words, such as ``recipe.lr 0.001 → 0.0003``; "" for none."""
+    """Differences of two identities in words, such as ``recipe.lr 0.001 → 0.0003``; "" for none.
+
+    Another version of the code is named as such, and fields that only one version has are then left out.
+    """
     new, old = _flat(mine), _flat(theirs)
     names = [name for name in new | old if new.get(name) != old.get(name)]
-    return ", ".join(f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in names)
+    other_code = "code" in names
+    if other_code:
+        names = [name for name in names if name in new and name in old and name != "code"]
+    changes = [f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in names]
+    return ", ".join([*["the workbook's code for training has changed since"] * other_code, *changes])
 
 
 def history_row(
@@ -374,7 +381,12 @@ class StageFolder:
         return None if _marked_again(self.folder) else newest_state(self.states, self._fault)
 
     def begin(self) -> None:
-        """Prepare the folder for a start from the beginning. The stage is then unfinished; its checkpoints stay."""
+        """Prepare the folder for a start from the beginning. The stage is then unfinished; its checkpoints stay.
+
+        Warns with the reason where a finished stage is trained again.
+        """
+        if reason := self._why_again():
+            warnings.warn(f"the stage in {self.folder} is trained again: {reason}", stacklevel=2)
         remove_temporary_files(self.folder)
         clear_states(self.states)
         for name in ("best.json", "history.csv", "batches.csv", paths.AGAIN):
@@ -482,6 +494,22 @@ class StageFolder:
         if data["best"] and not (self.folder / (data["best"] + checkpoint.SUFFIX)).is_file():
             return f"its best checkpoint {data['best']} is missing"
         return ""
+
+    def _why_again(self) -> str:
+        """Reason why the finished stage in the folder is not this one, "" where none is finished or it is marked."""
+        if _marked_again(self.folder):
+            return ""
+        try:
+            earlier = json.loads((self.folder / "best.json").read_text(encoding="utf-8"))
+            theirs = earlier["who"]
+            mine = self.who if self.who["carried"] else {**self.who, "carried": theirs["carried"]}
+            if self.start not in (earlier["start"], earlier["result"]):
+                mine, theirs = mine | {"start": self.start}, theirs | {"start": earlier["start"]}
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return "best.json cannot be read"
+        return identity_differences(mine, theirs) or "its checkpoint is missing or damaged"
 
     def _prune(self, keep: set[str]) -> None:
         """Remove this stage's checkpoints except the names in ``keep``. Those of other recipes stay."""

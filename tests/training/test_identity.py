@@ -106,3 +106,13 @@ def test_looking_for_the_newest_state_changes_nothing(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == [".half.tmp", "best.json"]
     stage.begin()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_finished_stage_that_is_trained_again_says_why(tmp_path, monkeypatch):
+    how = {"epochs": 1, "groups": ("fc",)}
+    tiny.train(tmp_path, how)
+    with pytest.warns(UserWarning, match=r"is trained again: recipe\.lr 0\.001 → 0\.002$"):
+        tiny.train(tmp_path, {**how, "lr": 0.002})
+    monkeypatch.setattr(stage_folder, "code_version", lambda *_: "another")
+    with pytest.warns(UserWarning, match="is trained again: the workbook's code for training has changed since$"):
+        tiny.train(tmp_path, {**how, "lr": 0.002})
