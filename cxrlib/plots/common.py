@@ -134,9 +134,9 @@ def blank(ax: Axes, why: str) -> Axes:
     return ax
 
 
-def fewer_colours(picture: Image.Image, colours: int = 128) -> Image.Image:
-    """The picture in so many colours. 128 take a third of the bytes and are enough for curves and grey films."""
-    return picture.quantize(colours, dither=Image.Dither.NONE)
+def fewer_colours(picture: Image.Image) -> Image.Image:
+    """The picture in 128 colours, which takes a third of the bytes and is enough for curves and grey films."""
+    return picture.quantize(128, dither=Image.Dither.NONE)
 
 
 def whiskers(ax, value, low, high, y, colour, marker, name) -> None:

@@ -104,10 +104,10 @@ def evaluation() -> list[Row]:
 
 
 def _cells() -> list[str]:
-    """The code cells between "The answer" and the report."""
+    """The code cells between "The result" and the report."""
     book = json.loads((paths.notebooks() / "06_evaluation.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in book]
-    first = next(i for i, text in enumerate(sources) if text.startswith("## The answer"))
+    first = next(i for i, text in enumerate(sources) if text.startswith("## The result"))
     last = next(i for i, text in enumerate(sources) if text.startswith("made = report.build"))
     return [sources[i] for i in range(first, last) if book[i]["cell_type"] == "code"]
 
