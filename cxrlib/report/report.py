@@ -153,9 +153,17 @@ def _stage_figures(home: paths.Run, album: page.FigureAlbum, stages: list[dict[s
     return rows
 
 
+def _counts(data: pd.DataFrame | None) -> dict[str, int]:
+    """Films and patients that the evaluation split, so that a folder that has changed since does not count; or {}."""
+    rows = pd.DataFrame() if data is None else data[data["part"].isin(["train", "val", "test"])]
+    if len(rows) < 3 or not {"films", "patients"} <= {*rows} or rows[["films", "patients"]].isna().any(axis=None):
+        return {}
+    return {name: int(rows[name].sum()) for name in ("films", "patients")}
+
+
 def _facts(record: dict[str, Any], settings: dict[str, Any], data: pd.DataFrame | None) -> list[tuple[str, str]]:
     """Facts for the first screen, as names and values: which data, which run; "not recorded" where unknown."""
-    films = part(record, "data")
+    films = _counts(data) or part(record, "data")
     count = f"{films['films']:,} films of {films['patients']:,} patients" if {"films", "patients"} <= set(films) else ""
     where = (settings.get("data") or "the phantom set") if record else ""
     seconds = sum(entry.get("seconds", 0) for entry in part(record, "notebooks").values())

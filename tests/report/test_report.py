@@ -31,7 +31,7 @@ def test_the_first_screen_answers_which_data_which_run_how_well(finished):
         f"{mean.auc:.3f}",
         f"{mean.auc_low:.3f} to {mean.auc_high:.3f}",
         "120 test films",
-        "2,000 films of 870 patients",
+        "1,520 films of 660 patients",
         "official list",
         "64 px",
         "random weights",
