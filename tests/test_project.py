@@ -114,5 +114,6 @@ def test_a_module_is_named_once_says_first_what_it_holds_and_is_read_in_one_sitt
     assert len({file.name for file in files}) == len(files) <= 60
     for file in files:
         first, *rest = file.read_text().splitlines()
-        assert first.startswith('"""') and len(first) <= 120, file
+        assert first.startswith('"""'), file
+        assert len(first) <= 120, file
         assert len(rest) <= 620, f"{file}: part it, or shorten it"
