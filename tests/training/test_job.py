@@ -29,14 +29,22 @@ def quiet(monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_end_as_one_does_and_are_recognised(tiny_phantom, quiet):
-    how = {**HOW, "data": str(tiny_phantom), "epochs": 2, "override": EXACT}
+    how = {
+        **HOW,
+        "data": str(tiny_phantom),
+        "epochs": 2,
+        "override": EXACT,
+        "lr": 0.001,
+    }  # higher rates amplify rounding
     one = job.train(run="one", **how)
     job.launch(2, run="two", **how)
     two = job.train(run="two", **how)
     assert one.trained
     assert not two.trained, "the job's stage is not recognised by one process"
-    histories = [one.history[stage_folder.HISTORY_COLUMNS], two.history[stage_folder.HISTORY_COLUMNS]]
-    pd.testing.assert_frame_equal(*histories, rtol=2e-3, atol=2e-3)
+    smooth = [name for name in stage_folder.HISTORY_COLUMNS if "auc" not in name]
+    pd.testing.assert_frame_equal(one.history[smooth], two.history[smooth], rtol=1e-3, atol=1e-3)
+    # Two of the few validation films that change places change an AUC at once, by rounding alone.
+    assert (one.history["val_auc"] - two.history["val_auc"]).abs().max() < 0.05
     assert one.batches[["epoch", "part", "batch", "films"]].equals(two.batches[["epoch", "part", "batch", "films"]])
     ours, theirs = (checkpoint.load(result.best).state for result in (one, two))
     for name in ours:
