@@ -59,7 +59,7 @@ def our_step(
     optimizer, process_group, films = optim.make(model, recipe), ProcessGroup(device), batch if compiled else 0
     loss = losses.make(recipe.loss, gamma=recipe.gamma)
     one = fit.Step(model, loss, recipe, optimizer, process_group, dtype=dtype, compiled=films)
-    never_again = SimpleNamespace(view=lambda epoch: None)  # as films that each epoch varies anew
+    never_again = SimpleNamespace(variant=lambda epoch: None)  # as films that each epoch varies anew
     seen = frozen.FrozenFeatures(model, never_again, process_group, dtype=dtype, compiled=films)
     average = optim.Average(model, recipe.ema) if recipe.ema else None
     images, marks = (values.to(device) for values in _noise(size, batch, 1))
