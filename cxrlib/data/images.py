@@ -101,8 +101,8 @@ def read(path: str | Path) -> np.ndarray:
     return decode(load(path), path)
 
 
-def load(path: str | Path) -> bytes:
-    """Bytes of a regular file. A pipe is not waited for, and a device is not read.
+def load(path: str | Path, *, start: int = -1) -> bytes:
+    """Bytes of a regular file, or its first ``start`` bytes. A pipe is not waited for, and a device is not read.
 
     Raises UserError if the file is absent, empty, larger than ``MAX_BYTES``, not a regular file or not readable, and
     SystemShortageError if the system has too few file handles or too little memory.
@@ -114,7 +114,7 @@ def load(path: str | Path) -> bytes:
                 raise UserError(f"{path} cannot be read: it is a pipe or a device, not a file; remove it")
             if status.st_size > MAX_BYTES:
                 raise UserError(f"{path} has {status.st_size:,} bytes, more than a film can have; remove it")
-            data = file.readall()
+            data = file.read(start)
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except (OSError, ValueError, MemoryError) as error:
@@ -258,8 +258,10 @@ def folder_depths(folder: Path) -> tuple[int, ...]:
     """
     try:
         return _folder_depths(str(folder), folder.stat().st_mtime_ns)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
+    except OSError as error:
+        raise unreadable(folder, error) from None
 
 
 @lru_cache(maxsize=64)
@@ -268,14 +270,26 @@ def _folder_depths(folder: str, _changed: int) -> tuple[int, ...]:
         names = sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES[0]))
     depths: Counter[int] = Counter()
     for name in names[:: -(-len(names) // SAMPLE) or 1]:
-        with suppress(UserError, cv2.error):
-            data = load(Path(folder, name))
-            damage, said = _png_chunks(data) if is_sixteen_bits(data) and header(data, name) else ("other", {})
-            if not damage and b"sBIT" not in said:
-                values = _opencv(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
-                if values is not None and values.any():
-                    depths[bit_depth(int(values.max()))[0]] += 1
+        try:
+            largest = _largest_of_unsaid_depth(load(Path(folder, name)), name)
+        except SystemShortageError:
+            raise
+        except UserError:
+            continue
+        if largest:
+            depths[bit_depth(largest)[0]] += 1
     return tuple(sorted(depth for depth, films in depths.items() if films >= max(2, depths.total() / 5)))
+
+
+def _largest_of_unsaid_depth(data: bytes, name: str) -> int:
+    """Largest value of a 16-bit PNG that does not say its depth. 0 for other and for damaged files."""
+    if is_sixteen_bits(data) and header(data, name):
+        damage, said = _png_chunks(data)
+        if not damage and b"sBIT" not in said:
+            with suppress(cv2.error):
+                values = _opencv(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+                return 0 if values is None else int(values.max())
+    return 0
 
 
 def is_sixteen_bits(data: bytes) -> bool:
