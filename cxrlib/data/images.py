@@ -71,7 +71,11 @@ _UNTURNED = cv2.IMREAD_IGNORE_ORIENTATION
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
-class SystemShortageError(UserError):
+class UnreadableError(UserError):
+    """File that the system does not let us read. It says nothing about the file's content."""
+
+
+class SystemShortageError(UnreadableError):
     """Shortage of the system, such as too many open files. It says nothing about the film that was to be read."""
 
 
@@ -124,10 +128,10 @@ def load(path: str | Path, *, start: int = -1) -> bytes:
     return data
 
 
-def unreadable(path: str | Path, error: Exception) -> UserError:
-    """UserError for a file that the system did not let us read, with the system's reason and what to do.
+def unreadable(path: str | Path, error: Exception) -> UnreadableError:
+    """Error for a file that the system did not let us read, with the system's reason and what to do.
 
-    It is a SystemShortageError if the reason is no fault of the file.
+    It is a SystemShortageError for the reasons in ``SHORTAGES``.
     """
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     reason = os.strerror(number) if number else str(error)
@@ -135,10 +139,10 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
         advice = "raise the limit with ulimit -n" if number in SHORTAGES[:2] else "close other programs"
         return SystemShortageError(f"{path} cannot be read: {reason}; {advice}, and run again. The file is not damaged")
     if number in (errno.EACCES, errno.EPERM):
-        return UserError(f"{path} cannot be read: {reason}; correct its permissions and run again")
+        return UnreadableError(f"{path} cannot be read: {reason}; correct its permissions and run again")
     if number in (errno.EISDIR, errno.ENXIO, errno.ENODEV) or not number:
-        return UserError(f"{path} cannot be read: {reason}; it must be a file")
-    return UserError(f"{path} cannot be read: {reason}; look at the disk or the network, and run again")
+        return UnreadableError(f"{path} cannot be read: {reason}; it must be a file")
+    return UnreadableError(f"{path} cannot be read: {reason}; look at the disk or the network, and run again")
 
 
 def decode(data: bytes, path: str | Path) -> np.ndarray:
