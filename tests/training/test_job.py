@@ -77,7 +77,7 @@ def test_a_dead_process_ends_the_job_with_a_word_and_the_next_call_goes_on(tiny_
     killer = once_it_trains(folder, lambda: os.kill(workers(folder)[1], signal.SIGKILL))
     with pytest.raises(UserError, match=r"a process of the training job died .*job\.log"):
         job.launch(2, **how)
-    killer.join()
+    killer.join(60)
     left = len(list(folder.glob("state/*.json")))
     assert left
     result = job.train(**how)
