@@ -286,7 +286,7 @@ def _compare(report: FolderReport, films: dict[str, "FilmFacts"], patient_of: di
     modes = Counter(film.mode for film in films.values())
     report.facts["film_sizes"] = {f"{width}x{height}": count for (width, height), count in sizes.most_common(5)}
     report.facts["film_modes"] = dict(modes.most_common())
-    depths = Counter(f"{film.bits} of 16" for film in films.values() if film.remarks.keys() & {"depth", "sBIT"})
+    depths = Counter(f"{film.bits} of 16" for film in films.values() if film.bits)
     if depths:
         report.facts["bits_used"] = dict(depths.most_common())
     usual = sizes.most_common(1)[0][0] if sizes else (0, 0)
@@ -350,6 +350,7 @@ class FilmFacts(NamedTuple):
     """Facts of one film. If it cannot be decoded, ``reason`` says why, and ``fault`` is "damaged" or "unreadable".
 
     ``size`` is (width, height) of the upright film, ``checksum`` of its pixels. ``remarks`` has a detail by kind.
+    ``bits`` is the depth that a 16-bit film uses, and 0 for other films.
     """
 
     reason: str
@@ -357,7 +358,7 @@ class FilmFacts(NamedTuple):
     size: tuple[int, int] = (0, 0)
     checksum: int = 0
     remarks: dict[str, str] = {}  # noqa: RUF012 (never changed)
-    bits: int = 8
+    bits: int = 0
     fault: str = ""
 
 
@@ -374,7 +375,11 @@ def examine_images(files: list[str]) -> list[FilmFacts]:
             facts.append(FilmFacts(str(error), fault=fault))
             continue
         checksum = zlib.crc32(film.pixels) << 32 | zlib.adler32(film.pixels)
-        facts.append(FilmFacts("", film.mode, film.pixels.shape[::-1], checksum, remarks_on(film), film.bits))
+        facts.append(
+            FilmFacts(
+                "", film.mode, film.pixels.shape[::-1], checksum, remarks_on(film), film.bits if film.basis else 0
+            )
+        )
     return facts
 
 
@@ -391,7 +396,7 @@ def remarks_on(film: images.Film) -> dict[str, str]:
         remarks = {kind: detail for kind, detail in remarks.items() if detail or kind == "negative"}
     if film.transparent:
         remarks["transparent"] = ""
-    if film.basis:
+    if film.basis and (film.basis == "sBIT" or film.largest < 1 << images.DEPTHS[-2]):  # else only 16 bits can hold it
         remarks["sBIT" if film.basis == "sBIT" else "depth"] = f"{film.bits} bits (up to {film.largest})"
     if film.orientation != 1:
         remarks["orientation"] = str(film.orientation)

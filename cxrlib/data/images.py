@@ -220,7 +220,8 @@ def _sixteen_bits(data: bytes, path: str | Path, mode: str, significant: bytes) 
     values = _opencv(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | _UNTURNED)
     if values is None or values.dtype != np.uint16:
         return Film(None, mode)
-    largest, said = int(values.max()), max(significant, default=0)
+    colours = 1 if data[25] in (0, 4) else 3  # sBIT has a byte for each, and one for alpha, which does not count
+    largest, said = int(values.max()), max(significant[:colours], default=0)
     beside = () if 8 <= said <= 16 else folder_depths(Path(path).parent)
     bits, basis = bit_depth(largest, said, beside)
     pixels = (values >> (bits - 8)).astype(np.uint8)

@@ -257,6 +257,20 @@ def test_a_group_is_counted_whole_and_each_of_its_films_has_its_remark(whole):
     assert not any("grey levels" in remark for remarks in report.remarks.values() for remark in remarks)
 
 
+def test_a_depth_that_is_certain_is_no_guess(whole):
+    """Values of which some need all 16 bits; but the dark film among them could be one of 12."""
+    for file in (whole / "images").iterdir():
+        cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 257)
+    assert check.folder(whole, progress=False).problems == []
+    pixels = cv2.imread(str(first_film(whole)), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(first_film(whole)), pixels >> 4)
+    report = check.folder(whole, progress=False)
+    assert report.facts["bits_used"] == {"16 of 16": 40}
+    guessed = [name for name, remarks in report.remarks.items() if "guess" in str(remarks)]
+    assert guessed == [first_film(whole).name]
+    assert any("nearly black" in remark for remark in report.remarks[first_film(whole).name])
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 def test_a_film_that_may_not_be_read_is_not_called_damaged(number, whole, monkeypatch):
     path, opened = str(first_film(whole)), os.open

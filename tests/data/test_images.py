@@ -116,6 +116,14 @@ def test_a_film_that_says_its_depth_is_believed(said, top, bits):
     np.testing.assert_array_equal(film.pixels, [[0, top >> (bits - 8)]])
 
 
+def test_the_depth_of_alpha_does_not_count():
+    data = with_chunk(with_alpha("LA", 16, RAMP), b"sBIT", bytes([12, 16]))
+    assert images.decode_film(data, "film").bits == 16  # the values need more than 12
+    grey = (RAMP.astype(np.uint16) * 16)[..., None].repeat(4, 2)
+    data = with_chunk(cv2.imencode(".png", grey)[1].tobytes(), b"sBIT", bytes([12, 12, 12, 16]))
+    assert images.decode_film(data, "film").bits == 12
+
+
 @pytest.mark.parametrize("said", [0, 3, 17, 255])
 def test_a_depth_that_makes_no_sense_is_not_believed(said):
     film = images.decode_film(sixteen([[0, 4000]], said), "film")
