@@ -45,6 +45,24 @@ def nih_fullres() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nih_more() -> Path:
+    """388 further real films of 256 px, none of which is in ``nih_1k``."""
+    return _shared("nih-more")
+
+
+@pytest.fixture(scope="session")
+def odd_films() -> Path:
+    """Real films in other forms; ``turned`` holds 20 that lie on their left side."""
+    return _shared("odd-films")
+
+
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Small data folders of nine real films each, as people have them."""
+    return _shared("cases")
+
+
+@pytest.fixture(scope="session")
 def nih_metadata() -> Path:
     """All 112,120 rows, the official lists, all boxes, a published model's predictions."""
     return _shared("nih-metadata")

@@ -2,6 +2,9 @@
 
 ``error``: a run cannot use the folder so. ``missing``: films that are not there or cannot be decoded; a run stops,
 or goes on without them when given ``--allow-missing``. ``warning`` and ``note``: a run goes on.
+
+What is said of a film's pixels stands in two places: as a problem of the folder, with the number of films and the first
+few, and in ``FolderReport.remarks`` for every film by its name (``cxr check --json``).
 """
 
 import os
@@ -10,14 +13,14 @@ import zlib
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from cxrlib import UserError, labels, paths
-from cxrlib.data import film_identity, images, parallel, records, splits
+from cxrlib.data import film_identity, film_quality, images, parallel, records, splits
 
 LEVELS = ("error", "missing", "warning", "note")
 EXAMPLES = 5
@@ -37,12 +40,16 @@ class Problem:
 
 @dataclass
 class FolderReport:
-    """Result of a check. ``facts`` describes the folder's content. ``fast`` means that no film was decoded."""
+    """Result of a check. ``facts`` describes the folder's content. ``fast`` means that no film was decoded.
+
+    ``remarks`` has what is said of each film's pixels by the film's name; films without a remark are absent.
+    """
 
     folder: Path
     fast: bool
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, group: str, level: str, what: str, concerned: list, advice: str) -> None:
         """Add a fault with ``concerned`` as its cases. If this is empty, nothing is added."""
@@ -256,9 +263,16 @@ def _films(
             chunks[start] = chunk
             bar.update(len(chunk))
     results = dict(zip(names, (film for start in sorted(chunks) for film in chunks[start]), strict=True))
-    broken = [f"{name} {_short(reason, files[name])}" for name, (reason, *_) in results.items() if reason]
+    broken, locked = (
+        [f"{name} {_short(film.reason, files[name])}" for name, film in results.items() if film.fault == fault]
+        for fault in ("damaged", "unreadable")
+    )
     report.add("films", "missing", "films that cannot be decoded", broken, f"{AGAIN}, or use --allow-missing")
-    _compare(report, {name: film[1:] for name, film in results.items() if not film[0]}, patient_of)
+    advice = "they need not be damaged; correct the cause and check again, or use --allow-missing"
+    report.add("films", "missing", "films that the system does not let us read", locked, advice)
+    decoded = {name: film for name, film in results.items() if not film.reason}
+    _compare(report, decoded, patient_of)
+    _remark(report, decoded)
 
 
 def _short(reason: str, file: str) -> str:
@@ -266,23 +280,22 @@ def _short(reason: str, file: str) -> str:
     return reason.removeprefix(file).strip().split("; ")[0]
 
 
-def _compare(report: FolderReport, films: dict[str, tuple], patient_of: dict[str, int]) -> None:
-    """Report unusual and identical films. ``films`` has mode, size, checksum and whether there is one grey level."""
-    sizes = Counter(size for _, size, _, _ in films.values())
-    modes = Counter(mode for mode, _, _, _ in films.values())
+def _compare(report: FolderReport, films: dict[str, "FilmFacts"], patient_of: dict[str, int]) -> None:
+    """Report films of unusual size and identical films."""
+    sizes = Counter(film.size for film in films.values())
+    modes = Counter(film.mode for film in films.values())
     report.facts["film_sizes"] = {f"{width}x{height}": count for (width, height), count in sizes.most_common(5)}
     report.facts["film_modes"] = dict(modes.most_common())
+    depths = Counter(f"{film.bits} of 16" for film in films.values() if film.bits)
+    if depths:
+        report.facts["bits_used"] = dict(depths.most_common())
     usual = sizes.most_common(1)[0][0] if sizes else (0, 0)
-    unusual = [f"{name} {size[0]}x{size[1]}" for name, (_, size, _, _) in films.items() if size != usual]
+    unusual = [f"{name} {film.size[0]}x{film.size[1]}" for name, film in films.items() if film.size != usual]
     what = "films of another size than {}x{}".format(*usual)
     report.add("films", "warning", what, unusual, "all films are resized to the store's size")
-    colour = [name for name, (mode, _, _, _) in films.items() if mode not in ("L", "I;16", "1")]
-    report.add("films", "note", "films in colour or with alpha", colour, "they are read as grey")
-    flat = [name for name, (_, _, _, is_flat) in films.items() if is_flat]
-    report.add("films", "warning", "films with only one grey level", flat, "they show nothing; look at them")
     names: dict[tuple, list[str]] = defaultdict(list)
-    for name, (_, size, checksum, _) in films.items():
-        names[size, checksum].append(name)
+    for name, film in films.items():
+        names[film.size, film.checksum].append(name)
     groups = [group for group in names.values() if len(group) > 1]
     two_patients = [" = ".join(group) for group in groups if len({patient_of.get(name, name) for name in group}) > 1]
     advice = "one of the names is wrong, and a split may leak; keep one film of each group"
@@ -293,20 +306,105 @@ def _compare(report: FolderReport, films: dict[str, tuple], patient_of: dict[str
     report.add("films", "note", what, one_patient, "each counts as a film")
 
 
-def examine_images(files: list[str]) -> list[tuple[str, str, tuple[int, int], int, bool]]:
-    """Decoding results of files: reason of failure or "", mode, (width, height), pixel checksum, one grey level."""
-    results = []
+REMARKS = {
+    "flat": ("warning", "films with only one grey level", "they show nothing; look at them"),
+    "grey": (
+        "warning",
+        "films with unusual grey levels",
+        "look at them; they may have been saved with the wrong depth",
+    ),
+    "negative": (
+        "warning",
+        "films that look like negatives",
+        "air is bright and bone dark in them; invert these files, or leave them out of the table",
+    ),
+    "turned": ("warning", "films that look turned", "look at them, and turn these files upright"),
+    "transparent": ("warning", "films with transparent parts", "these parts are read as black"),
+    "depth": (
+        "warning",
+        "16-bit films whose bit depth is a guess",
+        "the largest values of the film and of its folder decide; an sBIT chunk in the file would say it",
+    ),
+    "sBIT": ("note", "16-bit films that say how many bits they use", "they are read so"),
+    "orientation": ("warning", "films with an EXIF orientation", "they are turned upright as it says"),
+    "colour": ("note", "films in colour or with alpha", "they are read as grey"),
+    "shape": (
+        "note",
+        "films that are not square",
+        "they are squeezed: each side is brought to the store's size by itself, and boxes with it",
+    ),
+}
+"""Level, name and advice of each kind of remark on a film's pixels, in the order of the report."""
+
+
+def _remark(report: FolderReport, films: dict[str, "FilmFacts"]) -> None:
+    """Report the remarks on the films, in groups and by film."""
+    for kind, (level, what, advice) in REMARKS.items():
+        found = {name: film.remarks[kind] for name, film in films.items() if kind in film.remarks}
+        report.add("films", level, what, [f"{name} {detail}".strip() for name, detail in found.items()], advice)
+        for name, detail in found.items():
+            report.remarks.setdefault(name, []).append(f"{what}: {detail}" if detail else what)
+
+
+class FilmFacts(NamedTuple):
+    """Facts of one film. If it cannot be decoded, ``reason`` says why, and ``fault`` is "damaged" or "unreadable".
+
+    ``size`` is (width, height) of the upright film, ``checksum`` of its pixels. ``remarks`` has a detail by kind.
+    ``bits`` is the depth that a 16-bit film uses, and 0 for other films.
+    """
+
+    reason: str
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    checksum: int = 0
+    remarks: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    bits: int = 0
+    fault: str = ""
+
+
+def examine_images(files: list[str]) -> list[FilmFacts]:
+    """Facts of films from their files, decoded. Raises UserError if the system is short of something."""
+    facts = []
     for file in files:
         try:
-            data = images.load(file)
-            mode, size = images.header(data, file)
-            pixels = images.decode(data, file)
+            film = images.decode_film(images.load(file), file)
+        except images.SystemShortageError:
+            raise
         except UserError as error:
-            results.append((str(error), "", (0, 0), 0, False))
+            fault = "unreadable" if isinstance(error, images.UnreadableError) else "damaged"
+            facts.append(FilmFacts(str(error), fault=fault))
             continue
-        checksum = zlib.crc32(pixels) << 32 | zlib.adler32(pixels)
-        results.append(("", mode, size, checksum, bool(pixels.min() == pixels.max())))
-    return results
+        checksum = zlib.crc32(film.pixels) << 32 | zlib.adler32(film.pixels)
+        facts.append(
+            FilmFacts(
+                "", film.mode, film.pixels.shape[::-1], checksum, remarks_on(film), film.bits if film.basis else 0
+            )
+        )
+    return facts
+
+
+def remarks_on(film: images.Film) -> dict[str, str]:
+    """Remarks on a film's pixels: kinds of ``REMARKS``, each with a detail or ""."""
+    height, width = film.pixels.shape
+    remarks = {}
+    if film.pixels.min() == film.pixels.max():
+        remarks["flat"] = ""
+    else:
+        lies = film_quality.position(film.pixels)
+        remarks["grey"] = film_quality.unusual_grey(film.pixels)
+        remarks["negative" if lies == "negative" else "turned"] = "" if lies == "negative" else lies
+        remarks = {kind: detail for kind, detail in remarks.items() if detail or kind == "negative"}
+    if film.transparent:
+        remarks["transparent"] = ""
+    if film.basis and (film.basis == "sBIT" or film.largest < 1 << images.DEPTHS[-2]):  # else only 16 bits can hold it
+        remarks["sBIT" if film.basis == "sBIT" else "depth"] = f"{film.bits} bits (up to {film.largest})"
+    if film.orientation != 1:
+        remarks["orientation"] = str(film.orientation)
+    if film.mode not in ("L", "I;16", "1"):
+        remarks["colour"] = ""
+    if height != width:
+        remarks["shape"] = f"{width}x{height}"
+    return remarks
 
 
 def _sample(report: FolderReport, files: dict[str, str]) -> None:

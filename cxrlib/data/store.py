@@ -9,6 +9,10 @@ A build works in ``partial-<key>/`` inside the store's folder. Its disk space is
 put in place whole, by a rename; then each chunk of rows is decoded, written, synced, and only then noted in a file of
 its own. After ``kill -9`` the next build goes on after the last note. Rows that an older store or another partial build
 already has are copied, not decoded. Notes beside a file that is not whole are ignored.
+
+A film that could not be read or decoded is tried again by each build, because the reason may be gone while size and
+time of its file are as they were: a network disk failed for a moment, or a permission was corrected. An error of the
+system, such as too many open files, is never taken for damage: the store stays as it is.
 """
 
 import errno
@@ -49,6 +53,26 @@ def decoder_version() -> str:
     return provenance.code_version(images, without=("cxrlib", "cxrlib.labels", "cxrlib.paths"))
 
 
+def way_of_decoding(sources: "SourceFiles") -> str:
+    """Version of the decoder, and the bit depths of the folders that hold 16-bit films without a depth of their own.
+
+    Further films may change a folder's depths (see ``images.bit_depth``). All its films are then decoded again.
+    """
+    step = max(len(sources.paths) // (2 * images.SAMPLE), 1)
+    folders = sorted({os.path.dirname(path) for path in sources.paths[::step] if _is_sixteen_bits(path)})  # noqa: PTH120
+    depths = [images.folder_depths(Path(folder)) for folder in folders]
+    return decoder_version() + (f"-{provenance.digest([list(found) for found in depths])}" if any(depths) else "")
+
+
+def _is_sixteen_bits(path: str) -> bool:
+    try:
+        return images.is_sixteen_bits(images.load(path, start=33))
+    except images.SystemShortageError:
+        raise
+    except UserError:
+        return False
+
+
 @dataclass(frozen=True)
 class SourceFiles:
     """Films of a store, sorted by name, with the path and the present (bytes, mtime_ns) of each file."""
@@ -64,9 +88,13 @@ def source_files(films: pd.DataFrame, *, allow_missing: bool) -> SourceFiles:
     for name, path in sorted(zip(films["image"], films["path"], strict=True)):
         try:
             status = os.stat(path)  # noqa: PTH116 (ten times as fast as Path.stat on 112,120 files)
+        except FileNotFoundError:
+            if not allow_missing:
+                raise UserError(f"{path or name} is not there; restore the film, or use --allow-missing") from None
+            continue
         except OSError as error:
             if not allow_missing:
-                raise UserError(f"{path or name}: {error.strerror}; restore the film, or use --allow-missing") from None
+                raise images.unreadable(path, error) from None
             continue
         names.append(name)
         files.append(path)
@@ -110,17 +138,16 @@ def decode_into(
     allow_missing: bool,
 ) -> None:
     """Build the store's files. The caller holds the lock and cleans up. Raises as ``store.build``."""
-    plan = _plan(wanted, kept, _reusable(folder, size))
-    partial = (
-        folder / f"partial-{decoder_version()}-{provenance.digest([FORMAT, size, [list(row[:3]) for row in plan]])}"
-    )
+    code = way_of_decoding(wanted)
+    plan = _plan(wanted, kept, _reusable(folder, size, code))
+    partial = folder / f"partial-{code}-{provenance.digest([FORMAT, size, [list(row[:3]) for row in plan]])}"
     try:
         _reserve(folder, partial, size, len(plan))
         _decode(partial, size, plan, workers, progress)
-        _publish(folder, partial, size, len(plan), allow_missing)
+        _publish(folder, partial, size, len(plan), code, allow_missing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"cannot write the store {folder}: {error.strerror}; choose another folder") from None
+            raise
         if not any(partial.glob("chunk-*.json")):
             shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{folder}: the disk is full; make room and run again; finished parts are kept") from None
@@ -139,16 +166,16 @@ def _plan(wanted: SourceFiles, kept: set[str], reusable: dict[str, images.Decode
     return sorted(plan, key=lambda task: task.name)
 
 
-def _reusable(folder: Path, size: int) -> dict[str, images.DecodedFilm]:
-    """Rows decoded by this version of the code: in the finished store and in partial builds' chunks with a note."""
+def _reusable(folder: Path, size: int, code: str) -> dict[str, images.DecodedFilm]:
+    """Rows decoded in this way: in the finished store and in partial builds' chunks with a note."""
     rows: dict[str, images.DecodedFilm] = {}
-    for partial in sorted(folder.glob(f"partial-{decoder_version()}-*")):
+    for partial in sorted(folder.glob(f"partial-{code}-*")):
         if images.side_of_pixel_file(partial / images.PIXEL_FILE) == size:
             for note in sorted(partial.glob("chunk-*.json")):
                 rows.update(_rows(partial / images.PIXEL_FILE, _note(note), int(note.stem.split("-")[1]) * CHUNK))
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
-        if manifest.get("code") == decoder_version() and images.side_of_pixel_file(folder / manifest["pixels"]) == size:
+        if manifest.get("code") == code and images.side_of_pixel_file(folder / manifest["pixels"]) == size:
             rows.update(_rows(folder / manifest["pixels"], manifest["films"], 0))
     return rows
 
@@ -185,7 +212,7 @@ def _reserve(folder: Path, partial: Path, size: int, films: int) -> None:
 
 
 def _decode(partial: Path, size: int, plan: list[images.DecodeTask], workers: int | None, progress: bool) -> None:
-    starts = [start for start in range(0, len(plan), CHUNK) if not _note_path(partial, start).exists()]
+    starts = [start for start in range(0, len(plan), CHUNK) if not _is_done(_note_path(partial, start))]
     jobs = {start: (str(partial / images.PIXEL_FILE), size, start, plan[start : start + CHUNK]) for start in starts}
     tasks = [task for job in jobs.values() for task in job[3]]
     to_decode = sum(task.bytes for task in tasks if task.row is None)
@@ -197,7 +224,12 @@ def _decode(partial: Path, size: int, plan: list[images.DecodeTask], workers: in
             bar.update(len(columns["name"]))
 
 
-def _publish(folder: Path, partial: Path, size: int, films: int, allow_missing: bool) -> None:
+def _is_done(note: Path) -> bool:
+    """Whether a chunk has a note, and no film in it was refused. A refused film is tried again."""
+    return note.exists() and not any(_note(note)["reason"])
+
+
+def _publish(folder: Path, partial: Path, size: int, films: int, code: str, allow_missing: bool) -> None:
     """Rename the pixel file by its fingerprint and write the manifest. After that the store is complete."""
     columns = _joined([_note_path(partial, start) for start in range(0, films, CHUNK)])
     pixels = folder / _name(size, columns)
@@ -223,7 +255,7 @@ def _publish(folder: Path, partial: Path, size: int, films: int, allow_missing: 
         "size": size,
         "pixels": pixels.name,
         "fingerprint": fingerprint,
-        "code": decoder_version(),
+        "code": code,
     }
     text = json.dumps(manifest | {"missing": missing, "films": columns}, separators=(",", ":"))
     paths.write_text(folder / MANIFEST, text + "\n")
@@ -290,6 +322,8 @@ class Store:
             for target, row in zip(out, rows.tolist(), strict=True):
                 if os.preadv(handle, [target], self.pixels.offset + row * film) != film:
                     raise UserError(f"{self.pixels.filename} is damaged; delete {self.folder} so that it is made again")
+        except OSError as error:
+            raise images.unreadable(self.pixels.filename, error) from None
         finally:
             os.close(handle)
 
@@ -337,7 +371,8 @@ def build(
     Other films in the store are kept as long as their files exist. ``workers`` is the number of processes (default: one
     per core if there is enough to decode). An interrupted build is resumed; a second builder waits for the first.
     With ``allow_missing`` films that cannot be decoded are left out and listed in ``Store.missing``.
-    Otherwise they raise UserError. A full disk raises UserError too.
+    Otherwise they raise UserError. A film that could not be decoded before is tried again. A full disk raises UserError
+    too, and so does any other error of the system, with its own reason; the store is then kept.
     """
     if not 8 <= size <= 4096:
         raise UserError(f"store size is {size} pixels; give a size from 8 to 4096")
@@ -345,18 +380,42 @@ def build(
         raise UserError("there are no films to build a store of")
     folder = Path(folder) if folder else default_folder(films, size)
     sources = source_files(films, allow_missing=allow_missing)
-    if not _complete(folder, size, films, sources, allow_missing):
-        with _locked(folder, progress):
-            if not _complete(folder, size, films, sources, allow_missing):
-                kept = _others(folder, films)
-                decode_into(folder, size, sources, kept, workers, progress, allow_missing)
-    _clean_up(folder)
-    return load(folder)
+    try:
+        if not _complete(folder, size, films, sources, allow_missing):
+            with _locked(folder, progress):
+                if not _complete(folder, size, films, sources, allow_missing):
+                    kept = _others(folder, films)
+                    decode_into(folder, size, sources, kept, workers, progress, allow_missing)
+        _clean_up(folder)
+        return load(folder)
+    except OSError as error:
+        raise _not_used(folder, error) from None
+
+
+def _not_used(folder: Path, error: OSError) -> UserError:
+    """UserError for a store that the system did not let us read or write, with the system's reason."""
+    if error.errno in images.SHORTAGES:
+        return images.unreadable(error.filename or folder, error)
+    reason = os.strerror(error.errno) if error.errno else error
+    return UserError(
+        f"cannot read or write {error.filename or folder}: {reason}; correct this, or choose another folder. "
+        f"What is in the store {folder} is kept"
+    )
 
 
 def load(folder: str | Path) -> Store:
-    """Open a finished store without a look at its sources. Raises UserError if it is absent or damaged."""
+    """Open a finished store without a look at its sources.
+
+    Raises UserError if it is absent or damaged, or if the system does not let us read it.
+    """
     folder = Path(folder)
+    try:
+        return _opened(folder)
+    except OSError as error:
+        raise _not_used(folder, error) from None
+
+
+def _opened(folder: Path) -> Store:
     for attempt in (1, 2):  # a builder may replace the pixel file after the manifest was read
         manifest = read_manifest(folder)
         pixels = folder / manifest["pixels"]
@@ -366,7 +425,7 @@ def load(folder: str | Path) -> Store:
         except FileNotFoundError:
             if attempt == 2:
                 raise UserError(f"{pixels} is gone; delete {folder} so that the store is made again") from None
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, EOFError) as error:
             raise UserError(f"{pixels} is damaged ({error}); delete {folder} so that it is made again") from None
     size, names = manifest["size"], manifest["films"]["name"]
     if mapped.shape != (len(names), size, size) or mapped.dtype != np.uint8:
@@ -403,15 +462,33 @@ def _complete(folder: Path, size: int, films: pd.DataFrame, sources: SourceFiles
     manifest = read_manifest(folder)
     if manifest["size"] != size:
         raise UserError(f"{folder} is a store of {manifest['size']} pixels, not {size}; give another folder")
-    if manifest.get("code") != decoder_version():
+    if manifest.get("code") != way_of_decoding(sources):
         return False
     stamps = sources_in(manifest)
-    failed = [name for name in sources.names if name in manifest["missing"]]
     if any(stamps.get(name) != stamp for name, stamp in zip(sources.names, sources.stamps, strict=True)):
         return False
-    if failed and not allow_missing:
-        raise refusal({name: manifest["missing"][name]["reason"] for name in failed})
+    failed = _tried_again(manifest["missing"], sources)
+    still = {name: reason for name, reason in failed.items() if reason}
+    if still and not allow_missing:
+        raise refusal(still)
+    if any(reason != manifest["missing"][name]["reason"] for name, reason in failed.items()):
+        return False
     return len(stamps) == len(sources.names) or not _gone(films, stamps)
+
+
+def _tried_again(missing: dict[str, Any], sources: SourceFiles) -> dict[str, str]:
+    """Reasons why the sources that the store could not decode cannot be decoded now, by name; "" for one that can."""
+    reasons = {}
+    for name, path in zip(sources.names, sources.paths, strict=True):
+        if name in missing:
+            try:
+                images.read(path)
+                reasons[name] = ""
+            except images.SystemShortageError:
+                raise
+            except UserError as error:
+                reasons[name] = str(error)
+    return reasons
 
 
 def _gone(films: pd.DataFrame, stamps: dict) -> set[str]:
@@ -450,7 +527,7 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
                 print(f"waiting for another process that builds {folder}")
             lock.acquire()
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder for the store") from None
+        raise _not_used(folder, error) from None
     try:
         yield
     finally:
@@ -460,14 +537,16 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
 def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
     """Fingerprints of a data folder, 16 hex digits each: ``films``, ``tables`` and ``boxes``.
 
-    ``films`` covers each film file's name, size and time, as a store does. A copied or touched file counts as changed;
-    its pixels are compared when they are read. ``tables`` covers the bytes of the label table, of the official lists
-    and of ``dataset.txt``. ``boxes`` covers the bytes of the box file.
+    ``films`` covers each film file's name, size and time, as a store does, and which files this user may not read. A
+    copied or touched file counts as changed; its pixels are compared when they are read. ``tables`` covers the bytes of
+    the label table, of the official lists and of ``dataset.txt``. ``boxes`` covers the bytes of the box file.
     """
     sources = source_files(films, allow_missing=True)
     tables = {"labels": records.find_table(folder), **splits.find_lists(folder), "dataset": folder / records.DATASET}
+    locked = [name for name, path in zip(sources.names, sources.paths, strict=True) if not os.access(path, os.R_OK)]
+    seen = [sources.names, [list(stamp) for stamp in sources.stamps], *([locked] if locked else [])]
     return {
-        "films": provenance.digest([sources.names, [list(stamp) for stamp in sources.stamps]]),
+        "films": provenance.digest(seen),
         "tables": provenance.digest({name: _file_hash(path) for name, path in tables.items()}),
         "boxes": provenance.digest(_file_hash(records.find_boxes(folder))),
     }

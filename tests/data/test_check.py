@@ -1,17 +1,21 @@
 """Check of a folder: each fault is reported, all faults at once, and nothing is written."""
 
+import errno
 import gzip
 import json
 import os
 import shutil
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 import samples
+from PIL import Image
 
 from cxrlib import UserError
-from cxrlib.data import check, images, records, splits
+from cxrlib.data import check, film_quality, images, records, splits
 
 
 @pytest.fixture
@@ -80,6 +84,40 @@ def colour(folder):
     cv2.imwrite(str(first_film(folder)), pixels)
 
 
+def sixteen_bits(folder, said=b""):
+    values = np.random.default_rng(0).integers(0, 4096, (20, 20), dtype=np.uint16)
+    png = cv2.imencode(".png", values)[1].tobytes()
+    at = png.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(said)) + b"sBIT" + said + struct.pack(">I", zlib.crc32(b"sBIT" + said))
+    first_film(folder).write_bytes(png[:at] + (chunk if said else b"") + png[at:])
+
+
+def with_orientation(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    film = Image.open(first_film(folder))
+    film.save(first_film(folder), exif=exif)
+
+
+def transparent(folder):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 4), dtype=np.uint8)
+    cv2.imwrite(str(first_film(folder)), pixels)
+
+
+def grey_between(low, high):
+    def write(folder):
+        cv2.imwrite(str(first_film(folder)), np.random.default_rng(0).integers(low, high, (20, 20), dtype=np.uint8))
+
+    return write
+
+
+def chest(folder, change):
+    """The template of an average chest film, changed."""
+    template = film_quality.TEMPLATE
+    film = (128 + 5 * np.kron(change(template), np.ones((3, 3))) + np.arange(24)).clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(first_film(folder)), film)
+
+
 def two_of_one_name(folder, same):
     target = folder / "images_001" / "images" / first_film(folder).name
     target.parent.mkdir(parents=True)
@@ -119,6 +157,20 @@ FAULTS = {
     "film a web page": (lambda f: first_film(f).write_text("<html>"), "films", "missing"),
     "film of another size": (lambda f: samples.write_film(first_film(f), 50, side=30), "films", "warning"),
     "film in colour": (colour, "films", "note"),
+    "film of 16 bits": (sixteen_bits, "films", "warning"),
+    "film of 16 bits that says its depth": (lambda f: sixteen_bits(f, b"\x0c"), "films", "note"),
+    "film with an EXIF orientation": (with_orientation, "films", "warning"),
+    "film with transparent parts": (transparent, "films", "warning"),
+    "film nearly black": (grey_between(0, 20), "films", "warning"),
+    "film nearly white": (grey_between(235, 256), "films", "warning"),
+    "film of few grey levels": (grey_between(100, 140), "films", "warning"),
+    "film inverted": (lambda f: chest(f, np.negative), "films", "warning"),
+    "film turned": (lambda f: chest(f, np.rot90), "films", "warning"),
+    "film not square": (
+        lambda f: cv2.imwrite(str(first_film(f)), np.eye(20, 30, dtype=np.uint8) * 99),
+        "films",
+        "note",
+    ),
     "film blank": (blank, "films", "warning"),
     "films identical": (lambda f: twin(f, 1), "films", "note"),
     "films identical under two patients": (lambda f: twin(f, 30), "films", "warning"),
@@ -163,6 +215,111 @@ def test_each_fault_is_found(name, whole):
     assert snapshot(whole) == before
 
 
+SAID = {
+    "film of 16 bits": "16-bit films whose bit depth is a guess: 12 bits (up to 40",
+    "film of 16 bits that says its depth": "16-bit films that say how many bits they use: 12 bits (up to 40",
+    "film with an EXIF orientation": "films with an EXIF orientation: 6",
+    "film with transparent parts": "films with transparent parts",
+    "film nearly black": "films with unusual grey levels: nearly black (mean 9 of 255)",
+    "film nearly white": "films with unusual grey levels: nearly white (mean 24",
+    "film of few grey levels": "films with unusual grey levels: 40 grey levels",
+    "film inverted": "films that look like negatives",
+    "film turned": "films that look turned: to the left",
+    "film not square": "films that are not square: 30x20",
+    "film in colour": "films in colour or with alpha",
+    "film blank": "films with only one grey level",
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_is_said_of_a_film_stands_under_its_name_and_in_a_group(name, whole):
+    FAULTS[name][0](whole)
+    report = check.folder(whole, progress=False)
+    film = first_film(whole).name
+    assert list(report.remarks) == [film]
+    (remark,) = [remark for remark in report.remarks[film] if remark.startswith(SAID[name])]
+    what = remark.split(": ")[0]
+    (problem,) = [problem for problem in report.problems if problem.what == what]
+    assert (problem.count, problem.examples[0].split()[0]) == (1, film)
+    assert report.to_json()["remarks"] == report.remarks
+    assert f"{what} (1): {film}" in str(report)
+
+
+def test_a_group_is_counted_whole_and_each_of_its_films_has_its_remark(whole):
+    for file in (whole / "images").iterdir():
+        pixels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(file), pixels.astype(np.uint16) * 16)
+    report = check.folder(whole, progress=False)
+    assert report.fit
+    assert report.facts["bits_used"] == {"12 of 16": 40}
+    assert "bits used: 12 of 16 (40)" in str(report)
+    assert len(report.remarks) == 40
+    assert not any("grey levels" in remark for remarks in report.remarks.values() for remark in remarks)
+
+
+def test_a_depth_that_is_certain_is_no_guess(whole):
+    """Values of which some need all 16 bits; but the dark film among them could be one of 12."""
+    for file in (whole / "images").iterdir():
+        cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 257)
+    assert check.folder(whole, progress=False).problems == []
+    pixels = cv2.imread(str(first_film(whole)), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(first_film(whole)), pixels >> 4)
+    report = check.folder(whole, progress=False)
+    assert report.facts["bits_used"] == {"16 of 16": 40}
+    guessed = [name for name, remarks in report.remarks.items() if "guess" in str(remarks)]
+    assert guessed == [first_film(whole).name]
+    assert any("nearly black" in remark for remark in report.remarks[first_film(whole).name])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_film_that_may_not_be_read_is_not_called_damaged(number, whole, monkeypatch):
+    path, opened = str(first_film(whole)), os.open
+
+    def guarded(name, *rest, **more):
+        if str(name) == path:
+            raise OSError(number, os.strerror(number))
+        return opened(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", guarded)
+    (problem,) = check.folder(whole, progress=False).problems
+    assert (problem.level, problem.what) == ("missing", "films that the system does not let us read")
+    assert problem.examples == [f"{first_film(whole).name} cannot be read: {os.strerror(number)}"]
+    assert "download" not in problem.advice
+
+
+def test_a_shortage_of_the_system_ends_the_check_with_its_cause(whole, monkeypatch):
+    def failing(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(UserError, match=r"Too many open files; raise the limit with ulimit -n"):
+        check.folder(whole, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_among_the_films_are_neither_read_nor_waited_for(kind, whole):
+    film = first_film(whole)
+    film.unlink()
+    os.mkfifo(film) if kind == "pipe" else film.symlink_to("/dev/zero")
+    (problem,) = check.folder(whole, progress=False).problems
+    assert (problem.what, problem.examples) == ("films of the table absent", [film.name])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("case", "what", "count"),
+    [
+        ("twelve_bits_in_sixteen", "16-bit films whose bit depth is a guess", 9),
+        ("exif_turned", "films with an EXIF orientation", 9),
+        ("inverted", "films that look like negatives", 4),
+    ],
+)
+def test_films_as_people_have_them_are_read_rightly_and_it_is_said(case, what, count, cases):
+    report = check.folder(cases / case, progress=False)
+    assert report.fit
+    assert [(problem.what, problem.count) for problem in report.problems if problem.group == "films"] == [(what, count)]
+
+
 def test_all_faults_at_once(whole):
     for name in ("label unknown", "age a word", "film not named", "film truncated", "lists overlap", "box outside"):
         FAULTS[name][0](whole)
@@ -204,7 +361,8 @@ def test_missing_films_are_fit_only_when_allowed(whole):
 
 def test_fast_decodes_nothing(whole, monkeypatch):
     truncated(whole)
-    monkeypatch.setattr(images, "decode", None)
+    for name in ("decode", "decode_film"):
+        monkeypatch.setattr(images, name, None)
     report = check.folder(whole, fast=True, progress=False)
     assert report.fit
     assert "not decoded" in str(report)

@@ -205,6 +205,176 @@ def test_an_undecodable_film_is_left_out_and_named(films, tmp_path):
     assert contents(built.folder) == before
 
 
+def hidden(monkeypatch, path: str, number: int = errno.EACCES):
+    """The system does not let this file be opened, while its size and time stay as they are."""
+    opened = os.open
+
+    def guarded(name, *rest, **more):
+        if str(name) == path:
+            raise OSError(number, os.strerror(number), path)
+        return opened(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", guarded)
+
+
+PASSING = {"permission": errno.EACCES, "disk": errno.EIO, "network": errno.ESTALE}
+
+
+@pytest.mark.parametrize("number", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("allow_missing", [False, True])
+def test_a_film_that_could_not_be_read_once_comes_back_by_itself(
+    allow_missing, number, films, tmp_path, monkeypatch, decoded
+):
+    """Neither its size nor its time changes, and nobody touches it."""
+    whole = contents(build(films, tmp_path / "whole").folder)
+    with monkeypatch.context() as troubled:
+        hidden(troubled, films["path"][4], number)
+        if allow_missing:
+            assert build(films, tmp_path / "store", allow_missing=True).missing.keys() == {films["image"][4]}
+        with pytest.raises(UserError, match=f"{films['image'][4]} cannot be read: {os.strerror(number)}"):
+            build(films, tmp_path / "store")
+    decoded.clear()
+    built = build(films, tmp_path / "store", allow_missing=allow_missing)
+    assert set(decoded) == {films["image"][4]}
+    assert built.missing == {}
+    assert contents(built.folder) == whole
+
+
+def test_a_film_refused_in_a_stopped_build_is_tried_again(films, tmp_path, monkeypatch):
+    whole = contents(build(films, tmp_path / "whole").folder)
+    with monkeypatch.context() as troubled:
+        hidden(troubled, films["path"][4])
+        left_behind(films, tmp_path / "store", troubled, chunks_done=3)
+    assert contents(build(films, tmp_path / "store", allow_missing=True).folder) == whole
+
+
+def test_a_film_refused_for_another_reason_says_the_new_one(films, tmp_path, monkeypatch):
+    with monkeypatch.context() as troubled:
+        hidden(troubled, films["path"][4])
+        build(films, tmp_path / "store", allow_missing=True)
+        before = contents(tmp_path / "store")
+    times = os.stat(films["path"][4])  # noqa: PTH116
+    damaged = bytes(times.st_size)
+    with open(films["path"][4], "wb") as file:  # noqa: PTH123
+        file.write(damaged)
+    os.utime(films["path"][4], ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match="neither PNG nor JPEG"):
+        build(films, tmp_path / "store")
+    assert contents(tmp_path / "store") == before
+    (reason,) = build(films, tmp_path / "store", allow_missing=True).missing.values()
+    assert "neither PNG nor JPEG" in reason
+
+
+def test_a_film_that_may_not_be_read_is_known_by_what_lies_in_the_folder(films, folder, monkeypatch):
+    before = store.folder_fingerprints(folder, films)
+    with monkeypatch.context() as troubled:
+        troubled.setattr(os, "access", lambda path, _: path != films["path"][4])
+        assert store.folder_fingerprints(folder, films)["films"] != before["films"]
+    assert store.folder_fingerprints(folder, films) == before
+
+
+def few_handles(work):
+    """Run ``work`` in a child process that can open no further file. Returns the child's message."""
+    reading, writing = os.pipe()
+
+    def limited():
+        os.close(reading)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        try:
+            work()
+            os.write(writing, b"no error")
+        except UserError as error:
+            os.write(writing, str(error).encode())
+
+    child = forked(limited)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        message = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return message
+
+
+@pytest.mark.parametrize("state", ["whole", "one film more", "loaded"])
+def test_too_many_open_files_is_not_damage(state, films, tmp_path):
+    build(films.iloc[:39] if state == "one film more" else films, tmp_path / "store")
+    before = contents(tmp_path / "store")
+    work = (lambda: store.load(tmp_path / "store")) if state == "loaded" else (lambda: build(films, tmp_path / "store"))
+    message = few_handles(work)
+    assert "Too many open files; raise the limit with ulimit -n, and run again" in message
+    assert "delete" not in message
+    assert contents(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_shortage_stops_the_build_also_when_films_may_be_missing(number, films, tmp_path, monkeypatch, decoded):
+    """A film is not left out because the machine was short of something."""
+    build(films.iloc[:20], tmp_path / "store")
+    before = contents(tmp_path / "store")
+    with monkeypatch.context() as troubled:
+        hidden(troubled, films["path"][30], number)
+        with pytest.raises(UserError, match=f"{os.strerror(number)}; .*not damaged") as caught:
+            build(films, tmp_path / "store", allow_missing=True)
+        assert "\n" not in str(caught.value)
+    assert finished(tmp_path / "store") == before
+    assert build(films, tmp_path / "store", allow_missing=True).missing == {}
+
+
+def finished(folder) -> dict[str, bytes]:
+    """Contents of the finished store, without what a stopped build left for the next one."""
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("name", [store.MANIFEST, "pixels"])
+def test_a_store_that_cannot_be_read_is_kept_and_the_cause_is_named(name, number, films, tmp_path, monkeypatch):
+    build(films, tmp_path / "store")
+    before = contents(tmp_path / "store")
+
+    def guarded(file, *rest, **more):
+        if str(file).startswith(str(tmp_path / "store" / name)):
+            raise OSError(number, os.strerror(number), str(file))
+        return opened(file, *rest, **more)
+
+    opened = open
+    for module, function in (("builtins", "open"), ("io", "open")):
+        monkeypatch.setattr(f"{module}.{function}", guarded)
+    for look in (lambda: store.load(tmp_path / "store"), lambda: build(films, tmp_path / "store")):
+        with pytest.raises(UserError, match=f"{name}.*{os.strerror(number)}.*is kept") as caught:
+            look()
+        assert "damaged" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert contents(tmp_path / "store") == before
+
+
+def test_a_film_that_becomes_a_pipe_is_refused_and_not_waited_for(films, tmp_path):
+    os.unlink(films["path"][4])  # noqa: PTH108
+    os.mkfifo(films["path"][4])
+    with pytest.raises(UserError, match=f"{films['image'][4]} cannot be read: it is a pipe or a device"):
+        build(films, tmp_path / "store")
+
+
+def test_films_that_change_a_folders_depth_have_all_decoded_again(folder, tmp_path, decoded):
+    """The first films of a folder are dark and look like 12 bits; with those that follow, they are 16-bit films."""
+    films = records.read(folder)
+    for path in films["path"]:
+        cv2.imwrite(path, np.full((20, 20), 4000, np.uint16))
+    first = build(films, tmp_path / "store")
+    assert (first.pixels == 4000 >> 4).all()
+    decoded.clear()
+    build(films, tmp_path / "store")
+    assert decoded == []
+    for path in films["path"][4:]:
+        cv2.imwrite(path, np.full((20, 20), 60000, np.uint16))
+    os.utime(folder / "images", ns=(0, 0))
+    again = build(films, tmp_path / "store")
+    assert (again.pixels[:4] == 4000 >> 8).all()
+    assert (again.pixels[4:] == 60000 >> 8).all()
+    assert contents(again.folder) == contents(build(films, tmp_path / "fresh").folder)
+
+
 def test_no_film_can_be_decoded(films, tmp_path):
     for path in films["path"]:
         spoil(path)
