@@ -117,3 +117,11 @@ def test_a_module_is_named_once_says_first_what_it_holds_and_is_read_in_one_sitt
         assert first.startswith('"""'), file
         assert len(first) <= 120, file
         assert len(rest) <= 700, f"{file}: part it, or shorten it"
+
+
+def test_licence_and_citation_agree_with_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = PROJECT["project"]
+    assert citation["license"] == project["license"] == "MIT"
+    assert citation["version"] == project["version"]
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
