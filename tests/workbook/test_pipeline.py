@@ -232,14 +232,6 @@ def test_films_that_moved_or_grew_are_the_same_run():
     run_record.check_same_films(old, {"folder": "/a", "fingerprint": "2", "films": 4})
 
 
-def test_given_films_bring_the_settings_of_real_films(tmp_path):
-    base = {"size": 224, "schedule": "modern"}
-    fresh = pipeline._merged("base", {}, {"data": str(tmp_path), "size": 96}, base)
-    assert fresh == {"size": 96, "schedule": "modern", "data": str(tmp_path), "run": "base"}
-    assert pipeline._merged("demo", {}, {"seed": 1}, base) == {"seed": 1, "run": "demo"}
-    assert pipeline._merged("base", {"settings": fresh}, {"size": 64}, base) == {**fresh, "size": 64}
-
-
 def test_another_checkpoint_of_the_same_name_is_a_change(chain):
     book, kept = chain / "02_stage2.ipynb", {"run": "demo", "notebooks": {}, "data": {"fingerprint": "f"}}
     file = paths.Run("other").stage(1) / "stage1_1e-05_2.safetensors"
