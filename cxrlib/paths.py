@@ -1,5 +1,7 @@
 """Paths of data, notebooks and outputs; files written whole or not at all; the lock of a folder."""
 
+import difflib
+import glob
 import json
 import os
 import re
@@ -18,8 +20,14 @@ from cxrlib import UserError, provenance
 AGAIN = "again"
 """Marker file in a stage's folder. It requests that the stage is trained again although nothing has changed."""
 
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}"
+"""Names that a run can have. A leading hyphen would be read as a flag; the letters are those that every disk keeps."""
+
 TAKEN = r"stores|bench|(phantom|rehearsal-films|compare)-.*"
 """Reserved names in the outputs folder: film stores, benchmarks, phantom sets, rehearsal films, comparison pages."""
+
+CHECKPOINT = ".safetensors"
+"""Ending of a checkpoint's weights."""
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -41,14 +49,32 @@ def outputs() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """Absolute form of a user's path. A relative path that does not exist here is taken relative to the project.
+    """Absolute form of a user's path. A relative path starts from the current folder, as everywhere in a shell.
 
-    So ``data`` has the same meaning in the project folder, in ``notebooks/`` and under papermill.
+    In a notebook the current folder is the kernel's: in JupyterLab the notebook's own, under papermill the user's.
+    Raises UserError for a path that no disk can have.
     """
-    path = Path(path).expanduser()
-    if path.is_absolute() or path.exists():
-        return path.resolve()
-    return (project() / path).resolve()
+    try:
+        absolute = Path(path).expanduser().resolve()
+        absolute.exists()  # raises where the name is too long
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"path {str(path)[:60]!r} cannot be used: {reason}") from None
+    return absolute
+
+
+def run_name_fault(name: str) -> str:
+    """What is wrong with a run's name, as the end of a sentence; "" if it can be used."""
+    if not re.fullmatch(NAME, name):
+        return "cannot name a run; use 1 to 100 of the letters a to z, digits, - and _, and no - at the start"
+    if re.fullmatch(TAKEN, name, re.IGNORECASE):
+        return f"is a reserved name in {outputs()}; choose another with --run"
+    return ""
+
+
+def runs() -> list[str]:
+    """Names of all runs in the outputs folder, sorted."""
+    return sorted(file.parent.name for file in outputs().glob("*/run.json") if not run_name_fault(file.parent.name))
 
 
 @dataclass(frozen=True)
@@ -58,10 +84,9 @@ class Run:
     name: str
 
     def __post_init__(self) -> None:
-        if not self.name or self.name in {".", ".."} or any(c in self.name for c in '/\\:*?"<>|\0'):
-            raise UserError(f"run {self.name!r} cannot be a folder name; use letters, digits, - and _")
-        if re.fullmatch(TAKEN, self.name, re.IGNORECASE):
-            raise UserError(f"run {self.name!r} is a reserved name in {outputs()}; choose another with --run")
+        if fault := run_name_fault(self.name):
+            shown = self.name if len(self.name) <= 120 else f"{self.name[:40]}…"
+            raise UserError(f"run {shown!r} {fault}")
 
     @property
     def root(self) -> Path:
@@ -93,6 +118,34 @@ class Run:
 
     def stage(self, number: int) -> Path:
         return self.root / f"stage{number}"
+
+
+def find_checkpoint(ckpt: str, run: Run | None = None) -> Path:
+    """Find a checkpoint by path or by name, with or without ending: first in the run's stages, then in all runs.
+
+    Raises UserError that lists the candidates where there is none or more than one.
+    """
+    if not ckpt:
+        raise UserError("ckpt is empty; give a checkpoint's name such as stage5_1e-06_22, or a path")
+    title = ckpt.removesuffix(CHECKPOINT).removesuffix(".json")
+    path = resolve(title + CHECKPOINT)
+    if path.is_file():
+        return path
+    places = [(run.root, "stage*")] if run is not None else []
+    places += [(outputs(), "*/stage*")]
+    for root, pattern in places:
+        named = glob.escape(title) + CHECKPOINT
+        matches = sorted(root.glob(f"{pattern}/{named}")) if title and Path(title).name == title else []
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UserError(f"checkpoint {ckpt!r} is in several runs; give a path: {', '.join(map(str, matches))}")
+    names = sorted({path.stem for root, pattern in places for path in root.glob(f"{pattern}/stage*{CHECKPOINT}")})
+    similar = difflib.get_close_matches(title, names, 1)
+    hint = f"did you mean {similar[0]}? There" if similar else "there"
+    raise UserError(
+        f"there is no checkpoint {ckpt!r}; {hint} are: {', '.join(names) or 'none yet, train a stage first'}"
+    )
 
 
 @contextmanager

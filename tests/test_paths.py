@@ -1,9 +1,13 @@
 """Names resolve the same from everywhere, and a file is either the old one or the new one."""
 
 import os
+import re
 import stat
+from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cxrlib import UserError, paths
 
@@ -14,23 +18,47 @@ def test_outputs_follow_the_environment(own_outputs, monkeypatch):
     assert paths.outputs() == paths.project() / "outputs"
 
 
-def test_a_relative_path_means_the_same_from_every_folder(tmp_path, monkeypatch):
+def test_a_relative_path_starts_from_where_the_user_stands(tmp_path, monkeypatch):
+    """Also where the project has a folder of that name, and whether or not the path exists."""
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     (project / "data").mkdir(parents=True)
     elsewhere.mkdir()
     monkeypatch.setenv("CXR_PROJECT", str(project))
     for folder in (project, elsewhere):
         monkeypatch.chdir(folder)
-        assert paths.resolve("data") == project / "data"
-    (elsewhere / "data").mkdir()
-    assert paths.resolve("data") == elsewhere / "data"
+        assert paths.resolve("data") == folder / "data"
     assert paths.resolve(tmp_path / "absent") == tmp_path / "absent"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.resolve("~/films") == tmp_path / "films"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a:b", "a\0b", 'a"b', "a*"])
-def test_a_run_that_cannot_be_a_folder_is_refused(name):
-    with pytest.raises(UserError, match="folder name"):
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
+def test_a_path_that_no_disk_can_have_is_refused(path):
+    with pytest.raises(UserError, match="cannot be used"):
+        paths.resolve(path)
+
+
+WRONG_NAMES = [
+    *("", ".", "..", "a/b", "a\\b", "a:b", "a\0b", 'a"b', "a*", " ", "a\nb", "x ", "x\n", ".hidden", "-x", "--help"),
+    *("$HOME", "{run}", "a'b", "run1.5", "läuft", "٣", "a" * 101, "a" * 300),
+]
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
+def test_a_run_has_one_rule_for_its_name_also_where_such_a_folder_exists(name, own_outputs):
+    with suppress(OSError, ValueError):
+        (own_outputs / name).mkdir(parents=True)
+        (own_outputs / name / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="letters a to z, digits, - and _") as caught:
         paths.Run(name)
+    assert len(str(caught.value)) < 250
+    assert paths.runs() == []
+
+
+@given(st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_-]{0,99}", fullmatch=True).filter(lambda name: name.lower() != "bench"))
+def test_a_name_by_the_rule_is_taken(name):
+    if not re.match("stores$|phantom-|rehearsal-films-|compare-", name.lower()):
+        assert paths.Run(name).name == name
 
 
 def test_the_folders_of_a_run(own_outputs):

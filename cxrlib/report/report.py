@@ -28,7 +28,7 @@ def home(run: str) -> paths.Run:
     """The folder of a run. Raises UserError with the names of all runs if the run does not exist."""
     folder = paths.Run(run)
     if not folder.root.is_dir():
-        names = ", ".join(sorted(file.parent.name for file in paths.outputs().glob("*/run.json"))) or "none yet"
+        names = ", ".join(paths.runs()) or "none yet"
         raise UserError(f"there is no run {run!r} in {paths.outputs()}; there are: {names}")
     return folder
 

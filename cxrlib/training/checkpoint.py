@@ -323,31 +323,10 @@ def resolve(ckpt: str, run: paths.Run | None = None) -> Path:
 
     Raises UserError that lists the candidates where there is none or more than one.
     """
-    if not ckpt:
-        raise UserError("ckpt is empty; give a checkpoint's name such as stage5_1e-06_22, or a path")
-    title = ckpt.removesuffix(SUFFIX).removesuffix(".json")
-    path = paths.resolve(title + SUFFIX)
-    if path.is_file():
-        return path
-    for root, pattern in _places(run):
-        matches = sorted(root.glob(f"{pattern}/{Path(title).name}{SUFFIX}")) if Path(title).name == title else []
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise UserError(f"checkpoint {ckpt!r} is in several runs; give a path: {', '.join(map(str, matches))}")
-    names = sorted({path.stem for root, pattern in _places(run) for path in root.glob(f"{pattern}/stage*{SUFFIX}")})
-    raise UserError(
-        f"there is no checkpoint {ckpt!r}; there are: {', '.join(names) or 'none yet, train a stage first'}"
-    )
+    return paths.find_checkpoint(ckpt, run)
 
 
 @cache
 def _machine() -> dict[str, Any]:
     """Git revision and versions, read once per process: git is slow, and the imported code does not change."""
     return {"git": provenance.git_revision(), "versions": provenance.versions()}
-
-
-def _places(run: paths.Run | None) -> list[tuple[Path, str]]:
-    """Places to search for a name, in this order: (folder, pattern of the stage folders in it)."""
-    run_stages = [(run.root, "stage*")] if run is not None else []
-    return [*run_stages, (paths.outputs(), "*/stage*")]

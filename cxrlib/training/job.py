@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from cxrlib import UserError, dataset, paths
 from cxrlib.data import records
-from cxrlib.training import checkpoint, devices, fit, lineage, losses, network, schedules
+from cxrlib.training import checkpoint, devices, fit, lineage, losses, network, parameters, schedules
 from cxrlib.training.progress import Progress
 
 WRONG, STOPPED = 2, 130
@@ -54,12 +54,13 @@ def train(
 ) -> fit.Result:
     """Train a stage with the parameters of its notebook, in one process or in each process of a launcher.
 
-    ``batch_size`` counts the films of all processes together. Raises the errors of ``fit``.
+    ``batch_size`` counts the films of all processes together. Raises UserError for a wrong parameter, before a film is
+    read, and the errors of ``fit``.
     """
-    folder, recipe = (
-        paths.Run(run),
-        schedules.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, override=override),
-    )
+    recipe = schedules.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, override=override)
+    given = {"run": run, "data": data, "size": size, "batch_size": batch_size, "seed": seed}
+    given |= {"weights": weights, "ckpt": ckpt, "allow_missing": allow_missing}
+    folder = parameters.judge(f"stage{stage}", given)
     process_group = devices.launched_group()
     parent = lineage.parent_of_stage(folder, stage, ckpt)
     if parent:
@@ -141,7 +142,7 @@ def _wait_for_end(job: subprocess.Popen, folder: Path) -> None:
 
 def words(parameters: dict[str, Any]) -> list[str]:
     """Command-line arguments from parameters, without those that are empty or false."""
-    return [f"--{name}={value}" for name, value in parameters.items() if value not in ("", False)]
+    return [f"--{name}={value}" for name, value in parameters.items() if value != "" and value is not False]
 
 
 def complaint(log: Path, code: int) -> str:

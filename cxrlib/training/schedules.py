@@ -14,17 +14,20 @@ Four schedules are here:
     for random weights, where there is nothing to preserve: everything first, then the upper groups at lower
     rates, then everything again. The demo's schedule.
 
-This module imports no torch, so that a command line can check a recipe at once.
+This module imports neither torch nor pandas before a table is asked for, so that a command line can check a recipe at
+once.
 """
 
 import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from cxrlib import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUPS = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
 """Layer groups of a ResNet, from input to output; ``fc`` is the classification head."""
@@ -43,6 +46,37 @@ CHOICES = {
     "compile": ("auto", "yes", "no"),
 }
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "number": (1, 5),
+    "lr": (0, 10),
+    "epochs": (0, 10_000),
+    "gamma": (0, 100),
+    "positive_weight": (0, 1e6),
+    "weight_decay": (0, 10),
+    "warmup": (0, 1),
+    "lower_rate": (0, 1),
+    "cap": (0, 1_000_000_000),
+    "ema": (0, 1),
+    "clip": (0, 1e6),
+    "accumulate": (1, 10_000),
+    "plateau": (1, 10_000),
+    "patience": (0, 10_000),
+    "variants": (0, 10_000),
+}
+"""Lowest and highest value of each number in a recipe. The upper bounds are far above any use, to catch misprints."""
+
+ABOVE_LOWEST, BELOW_HIGHEST = ("lr", "lower_rate"), ("ema",)
+"""Numbers that must not be equal to their lowest, or to their highest value."""
+
+OLD_NAMES = {"also": "override", "carry": "keep_moments", "halve": "split_on_oom", "views": "variants"}
+"""Settings of earlier versions and their names now."""
+
+LONGEST = 120
+"""Letters of a refused value that a message repeats."""
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""Types in words."""
+
 TRUTH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
@@ -53,15 +87,53 @@ def check_setting_type(name: str, value: Any, expected: Any) -> None:
     else:
         allowed = (int, float) if expected is float else expected
         fits = isinstance(value, allowed) and isinstance(value, bool) == (expected is bool)
-    require_setting(
-        fits, name, value, "names in a tuple" if expected == tuple[str, ...] else f"of type {expected.__name__}"
-    )
+    require_setting(fits, name, value, KINDS.get(expected, "names in a tuple"))
 
 
 def require_setting(condition: bool, name: str, value: Any, expected: str) -> None:
     """Raise UserError with the setting's name, its value and the expected value, unless ``condition`` is true."""
     if not condition:
-        raise UserError(f"{name} is {value!r}; it must be {expected}")
+        raise UserError(f"{name} is {shown(value)}; it must be {expected}")
+
+
+def one_of(value: Any, allowed: Iterable[str]) -> str:
+    """The choices in words, with the one that is most similar to ``value``: "one of focal, bce; did you mean bce?"."""
+    names = {name.lower(): name for name in allowed}
+    similar = difflib.get_close_matches(str(value).lower(), names, 1)
+    return f"one of {', '.join(names.values())}" + (f"; did you mean {names[similar[0]]}?" if similar else "")
+
+
+def shown(value: Any) -> str:
+    """A value as a message repeats it: cut if it is very long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a very large number"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def in_words(low: float, high: float) -> str:
+    """A range in words: "8 to 4,096"."""
+    return f"{low:,.10g} to {high:,.10g}"
+
+
+def to_float(value: float) -> float:
+    """A number as a float; infinity for a whole number that is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _check_number(name: str, value: float) -> None:
+    low, high = LIMITS[name]
+    if name in ABOVE_LOWEST:
+        fits, expected = low < value <= high, f"above {low:g} and at most {high:,.10g}"
+    elif name in BELOW_HIGHEST:
+        fits, expected = low <= value < high, f"{low:g} or more and below {high:g}"
+    else:
+        fits, expected = low <= value <= high, in_words(low, high)
+    require_setting(fits, "stage" if name == "number" else name, value, expected)
 
 
 @dataclass(frozen=True)
@@ -116,24 +188,22 @@ class Stage:
         for field in fields(self):
             check_setting_type(field.name, getattr(self, field.name), field.type)
             if field.type is float:  # 1 and 1.0 are the same recipe
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+                object.__setattr__(self, field.name, to_float(getattr(self, field.name)))
         for name, allowed in CHOICES.items():
-            require_setting(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
-        require_setting(1 <= self.number <= 5, "stage", self.number, "1 to 5")
-        valid = bool(self.groups) and set(self.groups) <= set(GROUPS)
-        require_setting(valid, "groups", self.groups, f"some of {', '.join(GROUPS)}")
-        require_setting(0 < self.lr < math.inf, "lr", self.lr, "a number above 0")
-        for name in ("accumulate", "plateau"):
-            require_setting(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("epochs", "gamma", "positive_weight", "weight_decay", "cap", "clip", "patience", "variants"):
-            require_setting(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
-        for name in ("warmup", "ema", "lower_rate"):
-            require_setting(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+            value = getattr(self, name)
+            require_setting(value in allowed, name, value, one_of(value, allowed))
+        wrong = [group for group in self.groups if group not in GROUPS]
+        expected = one_of(wrong[0], GROUPS) if wrong else f"some of {', '.join(GROUPS)}"
+        require_setting(bool(self.groups) and not wrong, "groups", "+".join(self.groups), expected)
+        for name in LIMITS:
+            _check_number(name, getattr(self, name))
         valid = self.positive_weight == 0 or self.positive_weight >= 1
         expected = "0 for no weights, or the largest weight, 1 or more"
         require_setting(valid, "positive_weight", self.positive_weight, expected)
-        require_setting(self.lower_rate > 0, "lower_rate", self.lower_rate, "above 0")
-        require_setting(self.ema < 1, "ema", self.ema, "below 1")
+
+
+SETTABLE = tuple(field.name for field in fields(Stage) if field.name not in ("schedule", "number", "purpose"))
+"""Fields of a recipe that ``override`` can set."""
 
 
 def parse_override(override: str) -> dict[str, Any]:
@@ -162,16 +232,17 @@ def _read(name: str, text: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise UserError(f"{name} is {text!r}; it must be of type {kind.__name__}") from None
+        raise UserError(f"{name} is {shown(text)}; it must be {KINDS[kind]}") from None
 
 
 def require_settable(name: str) -> None:
-    """Check a setting's name, else raise UserError with the most similar name."""
-    names = [field.name for field in fields(Stage) if field.name not in ("schedule", "number", "purpose")]
-    if name not in names:
-        similar = difflib.get_close_matches(name, names, 1)
+    """Check a setting's name, else raise UserError with its new name, or the most similar one."""
+    if name in OLD_NAMES:
+        raise UserError(f"{name} is now called {OLD_NAMES[name]}")
+    if name not in SETTABLE:
+        similar = difflib.get_close_matches(name, SETTABLE, 1)
         hint = f"did you mean {similar[0]}? It has" if similar else "it has"
-        raise UserError(f"a recipe has no {name} to set; {hint} {', '.join(names)}")
+        raise UserError(f"a recipe has no {shown(name)[1:-1]} to set; {hint} {', '.join(SETTABLE)}")
 
 
 def recipe_row(stage: Stage) -> dict[str, Any]:
@@ -259,7 +330,7 @@ def recipe(
     ``other`` are further fields of ``Stage``, such as ``lower_rate=0.5``. ``override`` is a text of them for
     ``parse_override``. Raises UserError for an unknown schedule, stage or field, and a value of wrong type or range.
     """
-    require_setting(schedule in SCHEDULES, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
+    require_setting(schedule in SCHEDULES, "schedule", schedule, one_of(schedule, SCHEDULES))
     check_setting_type("stage", number, int)
     require_setting(1 <= number <= 5, "stage", number, "1 to 5")
     changes = {**parse_override(override), **other}
@@ -271,18 +342,22 @@ def recipe(
     return replace(SCHEDULES[schedule][number - 1], **changes)
 
 
-def schedule_table(schedule: str) -> pd.DataFrame:
+def schedule_table(schedule: str) -> "pd.DataFrame":
     """Table of a schedule: one row per stage, indexed by its number."""
-    require_setting(schedule in SCHEDULES, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
+    import pandas as pd
+
+    require_setting(schedule in SCHEDULES, "schedule", schedule, one_of(schedule, SCHEDULES))
     rows = [recipe_row(stage) for stage in SCHEDULES[schedule]]
     return pd.DataFrame(rows).rename(columns={"number": "stage"}).set_index("stage").drop(columns="schedule")
 
 
-def compare_recipes(recipe: Stage, parent: Stage | None) -> pd.DataFrame:
+def compare_recipes(recipe: Stage, parent: Stage | None) -> "pd.DataFrame":
     """Differences of a stage from its parent: one row per field that differs, columns ``parent`` and ``this``.
 
     Without a parent every field is listed, with "–" as ``parent``.
     """
+    import pandas as pd
+
     new = recipe_row(recipe)
     old = recipe_row(parent) if parent is not None else dict.fromkeys(new, "–")
     changed = [name for name in new if name not in ("number", "purpose") and new[name] != old[name]]

@@ -3,7 +3,11 @@
 Nothing heavy is imported before a command runs, so that ``cxr --help`` answers at once.
 """
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +17,12 @@ from cxrlib import UserError, paths
 
 LOSSES = {"focalloss": "focal", "focal": "focal", "bce": "bce", "bceloss": "bce"}
 
-Data = Annotated[str, typer.Option("--data", "--data_path", "--data-path", help="Folder in the NIH layout.")]
-Run = Annotated[str, typer.Option("--run", help="Name of the run: its results go to outputs/RUN.")]
+Data = Annotated[
+    str, typer.Option("--data", "--data_path", "--data-path", help="Folder in the NIH layout, from where you stand.")
+]
+Run = Annotated[
+    str, typer.Option("--run", help="Name of the run: letters, digits, - and _. Its results go to outputs/RUN.")
+]
 Schedule = Annotated[str, typer.Option("--schedule", help="seed, modern, control or scratch.")]
 Size = Annotated[int | None, typer.Option("--size", help="Side of the images in pixels.")]
 BatchSize = Annotated[int | None, typer.Option("--batch_size", "--batch-size", "--bs", help="Films per training step.")]
@@ -32,7 +40,10 @@ Processes = Annotated[int | None, typer.Option("--processes", help="Processes th
 Parameter = Annotated[
     list[str] | None,
     typer.Option(
-        "-p", "--parameter", metavar="NAME=VALUE", help="Any notebook parameter; stage3.lr=1e-4 for one stage."
+        "-p",
+        "--parameter",
+        metavar="NAME=VALUE",
+        help="Any notebook parameter; stage3.lr=1e-4 for one stage; loss= for the default.",
     ),
 ]
 Again = Annotated[
@@ -41,7 +52,9 @@ Again = Annotated[
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
 ]
-Checkpoint = Annotated[str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file.")]
+Checkpoint = Annotated[
+    str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file, from where you stand.")
+]
 
 
 def given_settings(
@@ -55,9 +68,6 @@ def given_settings(
     processes: int | None = None,
 ) -> dict:
     """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
-    for name, value in (("size", size), ("batch_size", batch_size), ("processes", processes)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} must be 1 or more")
     named = {
         "data": data,
         "schedule": schedule,
@@ -72,23 +82,17 @@ def given_settings(
 
 
 def stage_settings(prefix: str, lr: float | None, epochs: int | None, loss: str, override: str) -> dict[str, Any]:
-    """Settings of a stage; with a stage's prefix all of them, so that those of an earlier call do not stay."""
-    if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"--lr {lr} is not a learning rate; give a number above 0 such as 1e-4")
-    if epochs is not None and epochs < 0:
-        raise UserError(f"--epochs {epochs} must be 0 or more")
-    if loss and loss.lower() not in LOSSES:
-        raise UserError(f"--loss {loss!r} is unknown; choose focal (FocalLoss) or bce (BCE)")
-    unset = {"lr": 0.0, "epochs": -1, "loss": "", "override": ""}
-    values = {"lr": lr, "epochs": epochs, "loss": LOSSES.get(loss.lower()), "override": override or None}
-    values = {name: value for name, value in values.items() if value is not None}
-    return {prefix + name: value for name, value in ({**unset, **values} if prefix else values).items()}
+    """Settings of a stage. With a stage's prefix a flag without a value takes back that of an earlier call."""
+    values = {"lr": lr, "epochs": epochs, "loss": LOSSES.get(loss.lower(), loss), "override": override}
+    values = {prefix + name: "" if value is None else value for name, value in values.items()}
+    return {name: value for name, value in values.items() if prefix or value != ""}
 
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
 EVALUATIONS = ("evaluation", "localisation")
 """Notebooks of one evaluation; all evaluate the same checkpoint."""
-STOPPED = 130  # exit code of a shell after Ctrl-C
+STOPPED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and after SIGTERM, as a shell gives them."""
 
 app = typer.Typer(
     name="cxr",
@@ -96,7 +100,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train and evaluate a ResNet-50 on chest X-rays, in five stages, as notebooks.\n\nExample: cxr run",
+    help="Train and evaluate a ResNet-50 on chest X-rays, in five stages, as notebooks.\n\n"
+    "A relative path starts from the folder that you stand in, in every command.\n\nExample: cxr run",
 )
 
 
@@ -120,7 +125,8 @@ def run(
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
     With --data the defaults are 224 pixels, batch 64, ImageNet weights and the schedule "modern". A run keeps its
-    settings for later calls. Notebooks that are finished and unchanged are not run again.
+    settings for later calls, and -p NAME= gives a default back. Notebooks that are finished and unchanged are not run
+    again.
 
     Example: cxr run --data data --run base -p stage3.lr=1e-4
     """
@@ -156,7 +162,8 @@ def train(
     """Train one stage: execute its notebook. Accepts the flags of the original program.
 
     A new run on real films follows the original: schedule "seed", 224 pixels, batch 128. Without --ckpt the stage
-    starts from the best checkpoint of the stage before it in the run.
+    starts from the best checkpoint of the stage before it in the run. Of an earlier call's --lr, --epochs, --loss and
+    --override for this stage nothing stays.
 
     Example: cxr train --data_path data --bs 128 --lr 1e-5 --stage 1
 
@@ -270,7 +277,7 @@ def store(
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the set.")],
     images: Annotated[int, typer.Option("--images", min=1, help="Number of films.")] = 2000,
-    size: Annotated[int, typer.Option("--size", min=16, help="Side in pixels.")] = 128,
+    size: Annotated[int, typer.Option("--size", min=32, help="Side in pixels.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same set.")] = 0,
     folders: Annotated[int, typer.Option("--folders", help="12: the folders of the download; 0: images/ alone.")] = 0,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that draw.")] = None,
@@ -315,6 +322,12 @@ def main() -> None:
 
 def call(words: list[str]) -> int:
     """Run ``cxr`` with these arguments and return its exit code."""
+    with _terminable() as signals:
+        code = _call(words)
+        return TERMINATED if code == STOPPED and signals else code
+
+
+def _call(words: list[str]) -> int:
     try:
         code = app(_joined(words), prog_name="cxr", standalone_mode=False) or 0
         return _stopped() if code == STOPPED else code  # after Ctrl-C some versions of Typer return, others raise
@@ -330,6 +343,29 @@ def call(words: list[str]) -> int:
             print(context.get_help())
             return 0
         return _complain(f"{error.format_message()} See {context.command_path if context else 'cxr'} --help.")
+
+
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """Let SIGTERM do what Ctrl-C does inside the block: the state is saved first. Yields the signals that came.
+
+    A second SIGTERM changes nothing, because a cluster sends several while the state is being saved.
+    """
+    signals: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        signals.append(number)
+        if len(signals) == 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where no signal can be handled
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _joined(words: list[str]) -> list[str]:

@@ -8,18 +8,20 @@ goes on there.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from cxrlib import UserError, paths, provenance
-from cxrlib.report import report
-from cxrlib.workbook import console as console_lines
-from cxrlib.workbook import kernels as kernel_rooms
 from cxrlib.workbook import run_record, settings
 from cxrlib.workbook.settings import Scalar
+
+if TYPE_CHECKING:  # imported in the functions, since they are slow and a wrong setting should be reported at once
+    from rich.console import Console
+
+    from cxrlib.workbook import console as console_lines
+    from cxrlib.workbook import kernels as kernel_rooms
 
 USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
 """Starting weights that are not checked, which saves the import of PyTorch."""
@@ -64,11 +66,20 @@ def first_lines(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Map
     return list(dict.fromkeys(filter(None, words)))
 
 
+def remembered_lines(earlier: Mapping[str, Scalar], defaults: Mapping[str, Scalar]) -> list[str]:
+    """A sentence on settings of earlier calls that still hold, and how to take one back; none if all are defaults."""
+    kept = {name: value for name, value in earlier.items() if value != defaults.get(name, "")}
+    if not kept:
+        return []
+    words = ", ".join(f"{name} {value}" for name, value in kept.items())
+    return [f"Remembered from earlier calls: {words}. Take one back with -p {next(reversed(kept))}="]
+
+
 def forecast_lines(
     books: list[Path],
     shares: Mapping[str, Mapping[str, Scalar]],
     films: Mapping,
-    kernels: kernel_rooms.KernelSource,
+    kernels: "kernel_rooms.KernelSource",
 ) -> list[str]:
     """Lines on the device, speed and duration of these notebooks' training; empty where they cannot be measured.
 
@@ -119,38 +130,48 @@ def run(
     once: Mapping[str, Scalar] | None = None,
     base: Mapping[str, Scalar] = settings.REAL,
     folder: Path | None = None,
-    console: Console | None = None,
+    console: "Console | None" = None,
 ) -> Path:
     """Execute the notebooks of a run that are not up to date, and return the path of its report.
 
     ``given``: settings as ``settings.share`` takes them. A run keeps the settings of earlier calls; ``given`` overrides
-    them. ``once``: settings for this call only. ``base``: defaults of a new run with the user's films. ``stages``,
+    them, and an empty value takes one back. They are kept once they were judged right and the first notebook has begun.
+    ``once``: settings for this call only. ``base``: defaults of a new run with the user's films. ``stages``,
     ``exploration`` and ``evaluation`` choose the notebooks. ``again``: execute unchanged ones too, and train again.
 
-    Raises UserError for settings that no notebook has, for films that cannot be read, for a run that is in use or was
-    made on other films, and for a notebook that fails; the message names the cell.
+    Raises UserError for settings that no notebook has and for wrong values, for films that cannot be read, for a run
+    that is in use or was made on other films, and for a notebook that fails; the message names the cell.
     """
-    console = console or Console()
     home = paths.Run(name)
     before = run_record.read(home)
-    wanted = _merged(name, before, given or {}, base)
-    books = settings.chain(folder)
-    shares = settings.share(books, {**wanted, **settings.located(once or {})})
+    given, remembered, books = dict(given or {}), settings.remembered(before), settings.chain(folder)
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
+    settings.check_names(books, given.keys() - remembered.keys())
+    wanted, defaults = settings.merge(name, before, given, base)
+    earlier = {name: value for name, value in remembered.items() if name not in given}
+    all_settings = {**wanted, **settings.located(once or {})}
+    shares = settings.judge(books, all_settings, kept=earlier, done=run_record.done(before), chosen=chosen)
     judge_weights(home, chosen, shares, before)
     parameters = settings.common(books, wanted)
     types, values = {"seed": int, "size": int, "allow_missing": bool}, {**wanted, **parameters}
     how = {name: kind(values[name]) for name, kind in types.items() if name in values}
+    from rich.console import Console
+
+    from cxrlib.report import report
+    from cxrlib.workbook import kernels as kernel_rooms
+
+    console = console or Console()
     with kernel_rooms.KernelSource() as kernels:
         if not before:  # a new run always executes something
             kernels.begin()
         films = data(str(wanted.get("data", "")), console, known=bool(before), **how)
         run_record.check_same_films(before, films)
         _print([f"Run {name}: " + ", ".join(_words(parameters, wanted))], console)
+        _print(remembered_lines(earlier, defaults), console)
         _print([f"{words}." for words in first_lines(home, chosen, shares)], console)
         _print_doubts(films.get("doubts", []), console)
-        with paths.lock_folder(home.root), _board(home, chosen, console) as board:
-            current = run_record.open_record(before, wanted, parameters, films)
+        with _lock(home), _board(home, chosen, console) as board:
+            current = run_record.open_record(before, wanted, parameters, films) | {"defaults": defaults}
             executed, forecast = 0, False
             for book in chosen:
                 made_by = run_record.fingerprint(book, books, shares, current)
@@ -173,12 +194,14 @@ def run(
                 current["report"] = report.code_version()
                 paths.write_json(home.run_json, current)
                 report.build(name)
+            elif current["settings"] != before.get("settings"):  # of notebooks that this call did not choose
+                paths.write_json(home.run_json, current)
     return home.report
 
 
 def data(
     folder: str,
-    console: Console | None = None,
+    console: "Console | None" = None,
     *,
     known: bool = False,
     allow_missing: bool = False,
@@ -224,11 +247,11 @@ def _decoded(films: Any, size: int) -> Any:
     return store.load(folder) if (folder / store.MANIFEST).is_file() else None
 
 
-def _print_doubts(doubts: Iterable[str], console: Console) -> None:
+def _print_doubts(doubts: Iterable[str], console: "Console") -> None:
     _print([f"In doubt: {doubt}." for doubt in doubts], console, style="yellow")
 
 
-def _print(lines: Iterable[str], console: Console, style: str | None = None) -> None:
+def _print(lines: Iterable[str], console: "Console", style: str | None = None) -> None:
     for line in lines:
         console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
 
@@ -239,11 +262,20 @@ def _phantoms() -> Path:
     return phantom.default()
 
 
-def _merged(name: str, before: Mapping, new: Mapping[str, Scalar], base: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    new = settings.located(new)
-    if "settings" in before:
-        return {**before["settings"], **new, "run": name}
-    return {**(base if new.get("data") else {}), **new, "run": name}
+@contextmanager
+def _lock(home: paths.Run) -> Iterator[None]:
+    """Lock the run's folder. A new run that was stopped before its first notebook began leaves no folder."""
+    new = not home.root.exists()
+    held = False
+    try:
+        with paths.lock_folder(home.root):
+            held = True
+            yield
+    finally:
+        if new and held and not home.run_json.exists():
+            with suppress(OSError):  # something else lies there
+                (home.root / ".lock").unlink()
+                home.root.rmdir()
 
 
 def _words(parameters: Mapping[str, Scalar], wanted: Mapping[str, Scalar]) -> list[str]:
@@ -259,7 +291,9 @@ def _chosen(book: Path, stages: set[int], exploration: bool, evaluation: bool) -
     return exploration if book.stem.startswith("00") else evaluation
 
 
-def _board(home: paths.Run, books: Iterable[Path], console: Console) -> console_lines.ConsoleBoard:
+def _board(home: paths.Run, books: Iterable[Path], console: "Console") -> "console_lines.ConsoleBoard":
+    from cxrlib.workbook import console as console_lines
+
     watched = ((book.stem, home.root / settings.part(book) / "progress.json") for book in books)
     return console_lines.ConsoleBoard([console_lines.Line(name, file) for name, file in watched], console)
 
@@ -270,8 +304,8 @@ def _execute(
     share: Mapping,
     current: dict[str, Any],
     made_by: str,
-    board: console_lines.ConsoleBoard,
-    kernels: kernel_rooms.KernelSource,
+    board: "console_lines.ConsoleBoard",
+    kernels: "kernel_rooms.KernelSource",
 ) -> None:
     """Execute one notebook and record its state in run.json; the last good execution stays until this one succeeds."""
     name, began = book.stem, time.time()
@@ -324,7 +358,7 @@ def _papermill(
     output: Path,
     share: Mapping[str, Scalar],
     watch: Callable[[int], None],
-    kernels: kernel_rooms.KernelSource,
+    kernels: "kernel_rooms.KernelSource",
 ) -> None:
     """Execute one notebook in its own folder with this Python; ``watch`` is called with each cell's index.
 

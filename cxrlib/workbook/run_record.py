@@ -30,6 +30,12 @@ def read(home: paths.Run) -> dict[str, Any]:
     return paths.read_json(home.run_json) if home.run_json.exists() else {}
 
 
+def done(record: Mapping) -> dict[str, dict[str, Scalar]]:
+    """Parameters of the notebooks that are finished, by stem."""
+    entries = record.get("notebooks", {}).items()
+    return {stem: entry.get("parameters", {}) for stem, entry in entries if entry.get("state") == "done"}
+
+
 def open_record(
     before: Mapping, asked: Mapping[str, Scalar], parameters: Mapping[str, Scalar], films: Mapping
 ) -> dict[str, Any]:

@@ -1,20 +1,26 @@
 """Settings of a run: the notebooks, their parameters, and the values that each notebook gets.
 
 A setting is ``name=value``, for every notebook that has the parameter, or ``part.name=value`` for one notebook, as in
-``stage3.lr=1e-4``; a part is a notebook's name without its number. Names and types are checked here before anything
-starts, because papermill only warns of a parameter that a notebook does not have.
+``stage3.lr=1e-4``; a part is a notebook's name without its number. Names, types and values are checked before anything
+starts, because papermill only warns of a parameter that a notebook does not have. ``training.parameters`` has the rules
+for values.
+
+A run remembers its settings for later calls. ``name=`` without a value takes a setting back.
 """
 
 import ast
 import difflib
 import json
-import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 from cxrlib import UserError, paths
-
-Scalar = str | int | float | bool
+from cxrlib.training import parameters as rules
+from cxrlib.training import schedules
+from cxrlib.training.parameters import Scalar
 
 REAL: Mapping[str, Scalar] = {"size": 224, "batch_size": 64, "weights": "IMAGENET1K_V2", "schedule": "modern"}
 """Defaults for the user's films, where they differ from the notebooks' own defaults (the demo)."""
@@ -23,7 +29,7 @@ SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed", "we
 """The same for the original program's commands, with its own schedule, to which its learning rates belong."""
 
 FILES = ("data", "ckpt", "weights")
-"""Parameters that may name a file, relative to the user's current folder."""
+"""Parameters that may name a file or folder, relative to the user's current folder."""
 
 OWN = ("lr", "epochs", "loss", "override", "ckpt")
 """Parameters with a separate value for each stage."""
@@ -90,33 +96,134 @@ def parse(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def located(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Settings with absolute file paths, since notebooks run in their own folder."""
+    """Settings with absolute file paths, since notebooks run in their own folder and later calls in any."""
     absolute = dict(settings)
     for name, value in settings.items():
         word = name.rpartition(".")[2]
-        if word == "data" and value:
-            absolute[name] = str(paths.resolve(str(value)))
-        elif word in FILES and isinstance(value, str) and Path(value).suffix and Path(value).expanduser().is_file():
-            absolute[name] = str(Path(value).expanduser().resolve())
+        if word in FILES and isinstance(value, str) and (word == "data" or _is_path(word, value)):
+            absolute[name] = str(paths.resolve(value)) if value else ""
     return absolute
 
 
-def share(books: Iterable[Path], settings: Mapping[str, Scalar]) -> dict[str, dict[str, Scalar]]:
+def _is_path(word: str, value: str) -> bool:
+    """Whether a value names a file, not a checkpoint or known weights."""
+    if not value or value in (rules.NO_WEIGHTS, *rules.WEIGHTS):
+        return False
+    ending = paths.CHECKPOINT if word == "ckpt" and not value.endswith((paths.CHECKPOINT, ".json")) else ""
+    return Path(value).name != value or paths.resolve(value + ending).is_file()
+
+
+def merge(
+    run: str, before: Mapping[str, Any], given: Mapping[str, Scalar], base: Mapping[str, Scalar]
+) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+    """All settings of a run in this call, and the defaults that a setting falls back to when it is taken back.
+
+    before: the run's record. ``given``: settings of this call; an empty value takes a setting back. ``base``: defaults
+    of a new run on the user's films.
+    """
+    kept, given = remembered(before), located(given)
+    films = given.get("data") or kept.get("data")
+    defaults = dict(before.get("defaults", base if films else {}))
+    wanted = {**({} if "settings" in before else defaults), **kept, **given}
+    for name in [name for name, value in given.items() if value == ""]:
+        del wanted[name]
+        wanted |= {name: defaults[name]} if name in defaults else {}
+    return {**wanted, "run": run}, defaults
+
+
+def remembered(before: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Settings of earlier calls, from the run's record."""
+    return {name: value for name, value in before.get("settings", {}).items() if name != "run"}
+
+
+def check_names(books: Iterable[Path], names: Iterable[str]) -> None:
+    """Raise UserError for a setting that no notebook has, and for the run's name, which ``-p`` does not set."""
+    for name in names:
+        if name.rpartition(".")[2] == "run":
+            raise UserError(f"-p {name}= does not name the run; use --run NAME")
+    list(_received({book: parameters(book) for book in books}, dict.fromkeys(names, ""), ()))
+
+
+def share(
+    books: Iterable[Path], settings: Mapping[str, Scalar], kept: Collection[str] = ()
+) -> dict[str, dict[str, Scalar]]:
     """Settings of each notebook (by stem), in the types of its defaults.
 
+    kept: settings that are remembered from an earlier call; the message says how to take one back.
     Raises UserError for a setting that no notebook has, with similar names, and for a value of a wrong type.
     """
-    books = list(books)
     defaults = {book: parameters(book) for book in books}
-    shared: dict[str, dict[str, Scalar]] = {book.stem: {} for book in books}
-    for setting, value in sorted(settings.items(), key=lambda item: "." in item[0]):  # those of one notebook last
-        prefix, _, name = setting.rpartition(".")
-        receivers = [book for book in books if prefix in ("", part(book), book.stem) and name in defaults[book]]
-        if not receivers:
-            raise UserError(_unknown(setting, defaults))
-        for book in receivers:
-            shared[book.stem][name] = typed(setting, value, defaults[book][name])
+    shared: dict[str, dict[str, Scalar]] = {book.stem: {} for book in defaults}
+    for book, name, setting in _received(defaults, settings, kept):
+        try:
+            shared[book.stem][name] = typed(setting, settings[setting], defaults[book][name])
+        except UserError as error:
+            raise UserError(f"{error}{_take_back(setting, kept)}") from None
     return shared
+
+
+def judge(
+    books: Iterable[Path],
+    settings: Mapping[str, Scalar],
+    *,
+    kept: Collection[str] = (),
+    done: Mapping[str, Mapping[str, Scalar]] | None = None,
+    chosen: Collection[Path] | None = None,
+) -> dict[str, dict[str, Scalar]]:
+    """``share``, with every value checked, those in the notebooks' own cells too.
+
+    kept: as in ``share``. ``done``: parameters of finished notebooks, by stem, which are not judged again.
+    ``chosen``: notebooks of this call; of the others no files are looked for.
+    Raises UserError for the first wrong name or value.
+    """
+    books = list(books)
+    shared, defaults = share(books, settings, kept), {book: parameters(book) for book in books}
+    origins = {(book, name): setting for book, name, setting in _received(defaults, settings, kept)}
+    for book in books:
+        if (done or {}).get(book.stem) == shared[book.stem]:
+            continue
+        values = {**defaults[book], **shared[book.stem]}
+        if chosen is not None and book not in chosen:
+            values = {name: value for name, value in values.items() if name not in FILES}
+        for name, fault in rules.faults(part(book), values):
+            setting = origins.get((book, name))
+            if setting is None:
+                raise UserError(f"{book.name}: {fault}")
+            raise UserError(f"{setting}{fault.removeprefix(name)}{_take_back(setting, kept)}")
+    return shared
+
+
+def _take_back(setting: str, kept: Collection[str]) -> str:
+    if setting not in kept:
+        return ""
+    return f"; it is remembered from an earlier call, and -p {setting}= gives the default back"
+
+
+def _received(
+    defaults: Mapping[Path, Mapping[str, Scalar]], settings: Mapping[str, Scalar], kept: Collection[str]
+) -> Iterator[tuple[Path, str, str]]:
+    """(notebook, parameter, setting) of all settings; those of one notebook last, so that they win."""
+    for setting in sorted(settings, key=lambda setting: "." in setting):
+        prefix, _, name = setting.rpartition(".")
+        receivers = [book for book in defaults if prefix in ("", part(book), book.stem) and name in defaults[book]]
+        if not receivers:
+            unknown = _unknown(setting, defaults)
+            raise UserError(_outdated(setting, settings[setting], unknown) if setting in kept else unknown)
+        for book in receivers:
+            yield book, name, setting
+
+
+def _outdated(setting: str, value: Scalar, unknown: str) -> str:
+    """What to do about a remembered setting that no notebook has any more."""
+    prefix, dot, name = setting.rpartition(".")
+    new = schedules.OLD_NAMES.get(name)
+    if new is None:
+        return f"{unknown}; it is remembered from an earlier call, and -p {setting}= forgets it"
+    text = re.sub(r"\w+(?==)", lambda word: schedules.OLD_NAMES.get(word[0], word[0]), str(value))
+    if new not in rules.RULES:  # it became a word of override
+        new, text = "override", f"{new}={text}"
+    again = quote(f"{prefix}{dot}{new}={text}")
+    return f"the run remembers {setting}, which is now called {new}; add once: -p {setting}= -p {again}"
 
 
 def common(books: Iterable[Path], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -127,30 +234,39 @@ def common(books: Iterable[Path], given: Mapping[str, Scalar]) -> dict[str, Scal
 
 
 def typed(setting: str, value: Scalar, default: Scalar) -> Scalar:
-    """The value in the type of ``default``; text is parsed. Raises UserError if the value does not fit the type."""
-    kind = type(default)
+    """The value in the parameter's type; text is parsed. Raises UserError if the value does not fit the type.
+
+    Of a parameter without a rule the type is that of ``default``.
+    """
+    name = setting.rpartition(".")[2]
+    kind = rules.RULES[name].kind if name in rules.RULES else type(default)
     try:
         if isinstance(value, str) and kind is bool:
-            return TRUTH[value.lower()]
+            value = TRUTH[value.lower()]
         if isinstance(value, str) and kind in (int, float):
             value = kind(value)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        if not rules.fits(value, kind):
             raise ValueError
     except (KeyError, ValueError):
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-        raise UserError(f"{setting} = {value!r} is not {expected} (its default is {json.dumps(default)})") from None
-    return value
+        expected = f"{schedules.KINDS[kind]} (its default is {json.dumps(default)})"
+        raise UserError(f"{setting} is {schedules.shown(value)}; it must be {expected}") from None
+    return schedules.to_float(value) if kind is float else value
 
 
 def _unknown(setting: str, defaults: Mapping[Path, Mapping[str, Scalar]]) -> str:
     names = {name for own in defaults.values() for name in own}
     names |= {f"{part(book)}.{name}" for book, own in defaults.items() for name in own}
+    word = setting.rpartition(".")[2]
+    new = schedules.OLD_NAMES.get(word, word)
+    if new in names and new != word:
+        return f"no notebook has the parameter {setting!r} any more; it is now called {new}"
+    if "override" in names and new in schedules.SETTABLE:
+        called = "" if new == word else f" {word} is now called {new}, and"
+        return f"no notebook has the parameter {setting!r};{called} it is a word of override: -p override={new}=VALUE"
     close = difflib.get_close_matches(setting, sorted(names), n=3)
     hint = (
         f"did you mean {' or '.join(close)}?"
         if close
         else f"there are {', '.join(sorted(n for n in names if '.' not in n))}"
     )
-    return f"no notebook has the parameter {setting!r}; {hint}"
+    return f"no notebook has the parameter {schedules.shown(setting)}; {hint}"

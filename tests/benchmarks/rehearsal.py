@@ -107,11 +107,7 @@ class Plan:
 
 def check(plan: Plan) -> None:
     """Raise UserError for settings that the chain would refuse, before films are drawn for it."""
-    from cxrlib.training import schedules
-
-    settings.share(settings.chain(), plan.settings)
-    for number in range(1, 6):
-        schedules.recipe(plan.schedule, number)
+    settings.judge(settings.chain(), {name: value for name, value in plan.settings.items() if name != "data"})
 
 
 def announce(plan: Plan) -> None:

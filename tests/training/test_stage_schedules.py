@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -68,18 +69,24 @@ def test_further_fields_are_read_from_words():
         ({"epochs": 2.5}, "epochs is 2.5"),
         ({"epochs": -2}, "epochs is -2"),
         ({"loss": "mse"}, "loss is 'mse'"),
+        ({"loss": "BCE"}, "did you mean bce"),
+        ({"lr": 10**400}, "lr is inf"),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"groups": ("head",)}, "groups"),
         ({"learning_rate": 1e-3}, "no learning_rate to set"),
         ({"purpose": "fun"}, "no purpose to set"),
-        ({"keep_moments": 1}, "keep_moments is 1; it must be of type bool"),
+        ({"keep_moments": 1}, "keep_moments is 1; it must be true or false"),
         ({"plateau": 0}, "plateau is 0"),
         ({"precision": "bf16"}, "precision is 'bf16'"),
         ({"override": "positive_weight"}, "override is 'positive_weight'"),
         ({"override": "accumulte=2"}, "no accumulte to set; did you mean accumulate"),
-        ({"override": "accumulate=two"}, "accumulate is 'two'; it must be of type int"),
+        ({"override": "accumulate=two"}, "accumulate is 'two'; it must be a whole number"),
         ({"override": "keep_moments=perhaps"}, "keep_moments is 'perhaps'"),
         ({"override": "ema=2"}, "ema is 2.0"),
+        ({"override": "groups=layer4+head"}, "groups is 'layer4.head'"),
+        ({"override": "carry=no"}, "carry is now called keep_moments"),
+        ({"override": "halve=yes"}, "halve is now called split_on_oom"),
+        ({"override": "views=2"}, "views is now called variants"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(values, message):
@@ -93,6 +100,21 @@ def test_tables_are_complete():
     assert {"lr", "groups", "optimizer"} <= set(first.index)
 
 
-def test_a_recipe_is_checked_without_torch():
-    code = "import sys; from cxrlib.training import schedules; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("name", schedules.SETTABLE)
+@pytest.mark.parametrize("text", ["-1", "9" * 400, "nan", "", "nosuch"])
+def test_every_word_of_an_override_is_refused_where_it_makes_no_sense(name, text):
+    """What remains: 9 … 9 is beyond each upper bound, and no choice, no truth and no group is called so."""
+    with pytest.raises(UserError, match=name) as caught:
+        schedules.recipe("scratch", 1, override=f"{name}={text}")
+    assert len(str(caught.value)) < 400
+
+
+def test_every_number_of_a_recipe_has_limits_and_every_word_choices():
+    kinds = {field.name: field.type for field in dataclasses.fields(schedules.Stage)}
+    assert {name for name, kind in kinds.items() if kind in (int, float)} == set(schedules.LIMITS)
+    assert {name for name, kind in kinds.items() if kind is str} == {*schedules.CHOICES, "schedule", "purpose"}
+
+
+def test_a_recipe_is_checked_without_torch_and_pandas():
+    code = "import sys; from cxrlib.training import schedules; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from cxrlib import paths
+from cxrlib.training import parameters
 from cxrlib.workbook import pipeline, run_record
 
 COMMON = 'run = "demo"\ndata = ""\nschedule = "scratch"\nsize = 64\nbatch_size = 32\nweights = "none"\nseed = 0'
@@ -43,6 +44,7 @@ def chain(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("CXR_PROJECT", str(folder.parent))
     films = {"films": 4, "patients": 2, "fingerprint": "f" * 16}
     monkeypatch.setattr(pipeline, "data", lambda data, console=None, **_: {"folder": data, **films})
+    monkeypatch.setattr(parameters, "capacity", lambda: (8, "cores"))  # whatever machine this is
     monkeypatch.setattr(run_record, "code_version", lambda book: "c" * 16)  # the code may be edited while tests run
     return folder
 

@@ -1,6 +1,9 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -64,7 +67,7 @@ def test_the_originals_first_training(called):
     assert cli.call(words.split()) == 0
     ((name, given, chosen),) = called
     assert name == "original"
-    own = {"stage1.lr": 1e-5, "stage1.epochs": -1, "stage1.loss": "", "stage1.override": ""}
+    own = {"stage1.lr": 1e-5, "stage1.epochs": "", "stage1.loss": "", "stage1.override": ""}
     assert given == {"data": "data", "batch_size": 128, **own}
     assert chosen["base"] is settings.SEED
     assert chosen["once"] == {}
@@ -138,17 +141,21 @@ def test_a_parameter_may_be_given_in_papermills_way_too(called, words):
         ("train --stage two", "'--stage'"),
         ("train", "--stage"),
         ("train --stage 1 --lr fast", "'--lr'"),
-        ("train --stage 1 --lr nan", "not a learning rate"),
-        ("train --stage 1 --lr -1", "not a learning rate"),
-        ("train --stage 1 --loss_func mse", "focal (FocalLoss) or bce (BCE)"),
-        ("run --size 0", "--size 0"),
-        ("run --epochs -3", "--epochs -3"),
-        ("run --processes 0", "--processes 0"),
+        ("train --stage 1 --lr nan", "stage1.lr is nan"),
+        ("train --stage 1 --lr -1", "stage1.lr is -1"),
+        ("train --stage 1 --loss_func mse", "one of focal, bce"),
+        ("run --size 0", "size is 0; it must be 8 to 4,096"),
+        ("run --epochs -3", "epochs is -3"),
+        ("run --processes 0", "processes is 0"),
+        ("run --schedule modem", "did you mean modern?"),
         ("run -p loss", "name=value"),
         ("run --runs x", "--runs"),
         ("walk", "walk"),
         ("report nothing", "there is no run 'nothing'"),
-        ("run --run a/b", "cannot be a folder name"),
+        ("run --run a/b", "cannot name a run"),
+        ("report a/b", "cannot name a run"),
+        ("test --run -x", "cannot name a run"),
+        ("run -p run=other", "use --run NAME"),
     ],
 )
 def test_a_mistake_is_told_in_two_lines_at_most(capsys, words, said):
@@ -180,6 +187,51 @@ def test_an_interrupted_run_says_how_to_go_on(called, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "run", interrupted)
     assert cli.call(["run"]) == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+def test_sigterm_does_what_ctrl_c_does_and_is_told_apart_by_the_exit_code(called, capsys, monkeypatch):
+    """Also where several are sent, as a cluster does; afterwards the signal does what it did before."""
+    saved = []
+
+    def terminated(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            saved.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(pipeline, "run", terminated)
+    assert cli.call(["run"]) == 143
+    assert saved
+    assert "goes on from here" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("command", ["check", "store", "phantom", "run", "train", "test"])
+def test_a_relative_path_starts_from_where_the_user_stands_in_every_command(command, tmp_path, monkeypatch, capsys):
+    """The project has the folder too, and it is never meant."""
+    (tmp_path / "project").mkdir()
+    for folder in ("project", "elsewhere"):
+        (tmp_path / folder / "films").mkdir(parents=True)
+    (tmp_path / "project" / "notebooks").symlink_to(paths.notebooks())
+    monkeypatch.setenv("CXR_PROJECT", str(tmp_path / "project"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    words = {"run": ["--data"], "train": ["--stage", "1", "--data"], "test": ["--data"]}.get(command, [])
+    code = cli.call([command, *words, "films", *(["--images", "20", "--size", "32"] if command == "phantom" else [])])
+    out, err = capsys.readouterr()
+    assert str(tmp_path / "elsewhere" / "films") in out + err
+    assert str(tmp_path / "project" / "films") not in out + err
+    assert code == {"phantom": 0, "check": 1}.get(command, 2)
+
+
+def test_a_folder_that_only_the_project_has_is_pointed_out(tmp_path, monkeypatch, capsys):
+    (tmp_path / "project" / "films").mkdir(parents=True)
+    (tmp_path / "project" / "notebooks").symlink_to(paths.notebooks())
+    monkeypatch.setenv("CXR_PROJECT", str(tmp_path / "project"))
+    monkeypatch.chdir(tmp_path)
+    assert f"the project's is {tmp_path / 'project' / 'films'}" in complaint(capsys, "run", "--data", "films")
 
 
 def test_a_fault_of_the_programme_is_not_hidden(monkeypatch):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import shutil
 import sys
 
@@ -11,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from cxrlib import UserError, paths
+from cxrlib.report import report
 from cxrlib.training import job, progress
 from cxrlib.workbook import console as console_lines
-from cxrlib.workbook import pipeline, run_record, settings
+from cxrlib.workbook import kernels, pipeline, run_record, settings
 from tests.workbook.conftest import HOME, STAGE, TRAIN, write
 
 HERE = paths.Run("demo")
@@ -199,6 +201,119 @@ def test_nothing_is_written_for_a_wrong_setting(chain, log):
     assert not HERE.root.exists()
 
 
+@pytest.fixture
+def quick(chain, monkeypatch):
+    """The chain with notebooks that are only copied; returns what each call gave them, by stem."""
+    given = []
+
+    def copy(book, output, share, watch, kernels):
+        shutil.copy(book, output)
+        given[-1][book.stem] = share
+
+    def run(wanted=None, **chosen):
+        given.append({})
+        log = Console(file=io.StringIO(), width=200)
+        pipeline.run("demo", wanted, console=log, **chosen)
+        return given[-1], log.file.getvalue()
+
+    monkeypatch.setattr(pipeline, "_papermill", copy)
+    monkeypatch.setattr(pipeline, "forecast_lines", lambda *_: [])
+    monkeypatch.setattr(report, "build", lambda name: paths.write_text(paths.Run(name).report, "page"))
+    monkeypatch.setattr(kernels.KernelSource, "server", None)
+    monkeypatch.setattr(kernels.KernelSource, "device", "cpu")
+    return run
+
+
+WRONG = [
+    *({"loss": "xx"}, {"seed": "9" * 25}, {"stage2.lr": "-1"}),
+    *({"nosuch": "1"}, {"data": "/nosuch"}, {"weights": "x"}),
+]
+
+
+def kept():
+    return {name: value for name, value in paths.read_json(HERE.run_json)["settings"].items() if name != "run"}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: next(iter(wrong)))
+def test_a_refused_setting_leaves_no_trace(quick, wrong, own_outputs):
+    with pytest.raises(UserError):
+        quick(wrong)
+    assert list(own_outputs.iterdir()) == []
+    quick({"loss": "bce"})
+    before = HERE.run_json.read_bytes()
+    with pytest.raises(UserError):
+        quick(wrong)
+    assert HERE.run_json.read_bytes() == before
+    quick()
+    assert kept() == {"loss": "bce"}
+
+
+@pytest.mark.parametrize("place", ["data", "judge_weights", "forecast_lines"])
+def test_a_call_that_is_cut_off_before_its_first_notebook_leaves_no_trace(quick, place, monkeypatch, own_outputs):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, place, cut)
+        with pytest.raises(KeyboardInterrupt):
+            quick({"seed": 3}, exploration=False)
+    assert list(own_outputs.iterdir()) == []
+    quick({"loss": "bce"})
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, place, cut)
+        with pytest.raises(KeyboardInterrupt):
+            quick({"seed": 3}, exploration=False)
+    assert kept() == {"loss": "bce"}
+
+
+def test_what_a_notebook_left_in_a_run_that_is_cut_off_stays(quick, monkeypatch):
+    """By hand, without run.json."""
+    mine = paths.write_text(HERE.stage(1) / "stage1_1_1.safetensors", "weights")
+    monkeypatch.setattr(pipeline, "forecast_lines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        quick({"seed": 3}, exploration=False)
+    assert mine.read_text() == "weights"
+
+
+def test_the_first_lines_tell_what_is_remembered_and_taking_it_back_gives_the_default(quick, tmp_path):
+    (tmp_path / "films").mkdir()
+    shares, said = quick({"data": str(tmp_path / "films"), "loss": "bce", "stage2.lr": 1e-4, "size": 32})
+    assert "Remembered" not in said
+    assert shares["02_stage2"] | {"loss": "bce", "lr": 1e-4, "size": 32} == shares["02_stage2"]
+    _, said = quick({"seed": 1})
+    (line,) = [line for line in said.splitlines() if line.startswith("Remembered from earlier calls: ")]
+    for words in (f"data {tmp_path / 'films'}", "loss bce", "stage2.lr 0.0001", "size 32"):
+        assert words in line
+    assert "seed" not in line
+    assert "batch_size" not in line, "it is a default"
+    advice = line.rpartition("-p ")[2]
+    assert advice in ("size=", "stage2.lr=", "loss=")
+    shares, said = quick(settings.parse(["size=", "loss=", "stage2.lr=", "seed="]))
+    assert "loss" not in shares["01_stage1"]
+    assert "lr" not in shares["02_stage2"]
+    assert shares["02_stage2"]["size"] == settings.REAL["size"]
+    assert kept() == {"data": str(tmp_path / "films"), **settings.REAL}
+
+
+def test_a_setting_of_a_notebook_that_is_not_chosen_is_remembered_and_forgotten(quick):
+    quick()
+    for given, expected in (({"stage2.lr": "1e-4"}, {"stage2.lr": "1e-4"}), ({"stage2.lr": ""}, {})):
+        quick(given, stages=[1], exploration=False, evaluation=False)
+        assert kept() == expected
+
+
+def test_a_run_that_remembers_an_old_name_is_told_in_one_line_and_the_advice_helps(quick, chain):
+    write(chain / "01_stage1.ipynb", STAGE + '\noverride = ""', HOME)
+    quick()
+    record = paths.read_json(HERE.run_json)
+    paths.write_json(HERE.run_json, record | {"settings": {"run": "demo", "also": "carry=no"}})
+    with pytest.raises(UserError, match=r"also, which is now called override.*override=keep_moments=no$") as caught:
+        quick()
+    assert "\n" not in str(caught.value)
+    quick({"also": "", "override": "keep_moments=no"})
+    assert kept() == {"override": "keep_moments=no"}
+
+
 def test_a_run_in_use_is_refused_naming_the_holder(chain, log):
     with paths.lock_folder(HERE.root), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         pipeline.run("demo", console=log)
@@ -230,14 +345,6 @@ def test_films_that_moved_or_grew_are_the_same_run():
     old = {"run": "a", "data": {"folder": "/a", "fingerprint": "1", "films": 3}}
     run_record.check_same_films(old, {"folder": "/b", "fingerprint": "1", "films": 3})
     run_record.check_same_films(old, {"folder": "/a", "fingerprint": "2", "films": 4})
-
-
-def test_given_films_bring_the_settings_of_real_films(tmp_path):
-    base = {"size": 224, "schedule": "modern"}
-    fresh = pipeline._merged("base", {}, {"data": str(tmp_path), "size": 96}, base)
-    assert fresh == {"size": 96, "schedule": "modern", "data": str(tmp_path), "run": "base"}
-    assert pipeline._merged("demo", {}, {"seed": 1}, base) == {"seed": 1, "run": "demo"}
-    assert pipeline._merged("base", {"settings": fresh}, {"size": 64}, base) == {**fresh, "size": 64}
 
 
 def test_another_checkpoint_of_the_same_name_is_a_change(chain):
@@ -290,14 +397,14 @@ def test_clock(seconds, text):
 
 def test_wrong_weights_and_checkpoints_are_told_before_the_films_are_read(chain, log, monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "data", lambda *_, **__: pytest.fail("films were read"))
-    (tmp_path / "w.pth").write_text("<html>not found</html>")
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(tmp_path))
     for wrong, message in (("IMAGENET", "neither a file"), (str(tmp_path / "w.pth"), "never loaded")):
         with pytest.raises(UserError, match=message):
             pipeline.run("demo", {"weights": wrong}, console=log)
     for part in ("stage2", "evaluation"):
         with pytest.raises(UserError, match="there is no checkpoint 'stage1_1_1'"):
             pipeline.run("demo", {f"{part}.ckpt": "stage1_1_1"}, console=log)
-    cut = paths.write_text(tmp_path / "stage1_1_1.safetensors", "half a file")
+    cut = paths.write_text(tmp_path / "stage1_1_1.safetensors", "01234567{half a file")
     paths.write_json(cut.with_suffix(".json"), {"sha256": "0" * 64})
     with pytest.raises(UserError, match="does not describe a checkpoint"):
         pipeline.run("demo", {"stage2.ckpt": str(cut)}, console=log)

@@ -1,13 +1,20 @@
 import json
+import shlex
 from pathlib import Path
 
 import papermill
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torchvision.models import ResNet50_Weights
 
-from cxrlib import UserError
+from cxrlib import UserError, dataset, paths
+from cxrlib.evaluation import predict
+from cxrlib.training import losses, parameters, schedules
 from cxrlib.workbook import settings
+from tests.cells import execute
 
 
 def test_a_general_setting_goes_to_every_notebook_that_has_it(chain):
@@ -41,8 +48,6 @@ def test_a_parameter_of_a_stage_is_not_one_of_exploration(chain):
     ("name", "value"),
     [
         ("lr", "fast"),
-        ("lr", "nan"),
-        ("lr", "inf"),
         ("lr", True),
         ("size", "64.5"),
         ("size", 64.5),
@@ -51,7 +56,7 @@ def test_a_parameter_of_a_stage_is_not_one_of_exploration(chain):
     ],
 )
 def test_a_value_of_another_type_is_an_error(chain, name, value):
-    with pytest.raises(UserError, match=rf"{name} = .* is not"):
+    with pytest.raises(UserError, match=rf"{name} is .*; it must be"):
         settings.share(settings.chain(), {name: value})
 
 
@@ -99,10 +104,205 @@ def test_files_are_located_from_where_the_user_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("films").mkdir()
     Path("mine.pth").touch()
-    found = settings.located({"data": "films", "weights": "mine.pth", "stage2.ckpt": "stage1_1e-05_2", "loss": "bce"})
-    assert found == {
+    Path("stage2_1e-05_2.safetensors").touch()
+    Path("none").touch()
+    given = {"data": "films", "weights": "mine.pth", "stage1.weights": "none", "loss": "bce"}
+    given |= {"stage2.ckpt": "stage1_1e-05_2", "stage3.ckpt": "stage2_1e-05_2", "stage4.ckpt": "stage3/stage3_1e-05_2"}
+    assert settings.located(given) == {
         "data": str(tmp_path / "films"),
         "weights": str(tmp_path / "mine.pth"),
-        "stage2.ckpt": "stage1_1e-05_2",
+        "stage1.weights": "none",
         "loss": "bce",
+        "stage2.ckpt": "stage1_1e-05_2",
+        "stage3.ckpt": str(tmp_path / "stage2_1e-05_2"),
+        "stage4.ckpt": str(tmp_path / "stage3" / "stage3_1e-05_2"),
     }
+
+
+def test_given_films_bring_the_settings_of_real_films(tmp_path):
+    base = {"size": 224, "schedule": "modern"}
+    fresh, defaults = settings.merge("base", {}, {"data": str(tmp_path), "size": 96}, base)
+    assert fresh == {"size": 96, "schedule": "modern", "data": str(tmp_path), "run": "base"}
+    assert defaults == base
+    assert settings.merge("demo", {}, {"seed": 1}, base) == ({"seed": 1, "run": "demo"}, {})
+    before = {"settings": fresh, "defaults": defaults}
+    assert settings.merge("base", before, {"size": 64}, {})[0] == {**fresh, "size": 64}
+
+
+def test_an_empty_value_takes_a_setting_back_to_the_runs_own_default(tmp_path):
+    base = {"size": 224, "schedule": "modern"}
+    kept = {"data": str(tmp_path), "size": 96, "schedule": "seed", "loss": "bce", "stage3.lr": 1e-4, "run": "base"}
+    before = {"settings": kept, "defaults": base}
+    taken = settings.merge("base", before, {"size": "", "loss": "", "stage3.lr": "", "tta": ""}, {"size": 32})[0]
+    assert taken == {"data": str(tmp_path), "size": 224, "schedule": "seed", "run": "base"}
+
+
+def test_an_empty_value_of_an_unknown_name_is_an_error(chain):
+    with pytest.raises(UserError, match="did you mean loss"):
+        settings.check_names(settings.chain(), ["lsos"])
+
+
+BOOKS = sorted(paths.notebooks().glob("*.ipynb")) + sorted(paths.notebooks().glob("solutions/*.ipynb"))
+EACH = [(book, name) for book in BOOKS for name in settings.parameters(book)]
+VALUES = ["0", "-1", "9" * 400, "1e400", "nan", "", "nosuch", "\0"]
+SENSIBLE = {
+    ("lr", "0"): "the schedule's",
+    ("epochs", "0"): "the stage trains nothing",
+    ("epochs", "-1"): "the schedule's",
+    ("seed", "0"): "a seed",
+    ("allow_missing", "0"): "false",
+    ("allow_leak", "0"): "false",
+    ("data", ""): "the phantom set",
+    ("ckpt", ""): "the stage before",
+    ("loss", ""): "the schedule's",
+    ("override", ""): "the schedule's",
+    ("run", "0"): "a name",
+    ("run", "nosuch"): "a name",
+    ("run", "nan"): "a name",
+    ("run", "1e400"): "a name",
+}
+"""Values that mean something, and what."""
+each_parameter = pytest.mark.parametrize(("book", "name"), EACH, ids=lambda it: getattr(it, "stem", it))
+
+
+def sensible(book, name, value):
+    own_size = (name, value) == ("size", "0") and settings.part(book) in parameters.TESTS
+    return own_size or (name, value) in SENSIBLE
+
+
+@each_parameter
+def test_every_parameter_of_every_notebook_has_a_rule_of_its_defaults_type(book, name):
+    default = settings.parameters(book)[name]
+    assert type(default) is parameters.RULES[name].kind
+    assert not list(parameters.faults(settings.part(book), settings.parameters(book)))
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:6])
+@each_parameter
+def test_every_value_is_refused_in_one_line_or_means_something(book, name, value):
+    def judged():
+        return settings.judge([book], {f"{settings.part(book)}.{name}": value})
+
+    if sensible(book, name, value):
+        assert judged()
+        return
+    with pytest.raises(UserError, match=rf"\b{name}\b") as caught:
+        judged()
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+@each_parameter
+def test_by_hand_or_under_papermill_a_value_of_another_type_is_refused(book, name):
+    """Where a user edits the cell, or papermill reads ``-p run 7`` as a number."""
+    other = 7 if parameters.RULES[name].kind in (str, bool) else "7"
+    with pytest.raises(UserError, match=rf"^{name} is {other!r}; it must be"):
+        parameters.judge(settings.part(book), {**settings.parameters(book), name: other})
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: f"{book.parent.name}-{book.stem}")
+def test_a_notebook_judges_its_parameters_before_it_reads_a_film(book):
+    _, first, *later = [settings.source(cell) for cell in settings.cells(book) if cell["cell_type"] == "code"]
+    call = f'parameters.judge("{settings.part(book)}", globals())'
+    assert first.count(call) == 1
+    assert not any(word in first.partition(call)[0] for word in ("dataset.open", "lineage.", "records.read"))
+    assert not any("parameters.judge" in source for source in later)
+
+
+def test_a_notebook_executed_by_hand_refuses_a_wrong_word(monkeypatch):
+    monkeypatch.setattr(dataset, "open", lambda *_, **__: pytest.fail("a film was read"))
+    with pytest.raises(UserError, match=r"^schedule is 'modem'.*did you mean modern\?$"):
+        execute(paths.notebooks() / "02_stage2.ipynb", schedule="modem")
+
+
+def test_the_rules_choices_are_those_of_the_rooms_that_use_them():
+    assert [entry.name for entry in ResNet50_Weights] == [*parameters.WEIGHTS]
+    assert schedules.OLD_NAMES.keys().isdisjoint({*parameters.RULES, *schedules.SETTABLE})
+    for mode in parameters.MODES:
+        assert predict._variants(mode)
+    assert set(losses.NAMES) == set(schedules.CHOICES["loss"])
+
+
+def test_processes_are_counted_against_the_cards_or_else_the_cores(monkeypatch):
+    book = [paths.notebooks() / "01_stage1.ipynb"]
+    for count, what in ((1, "cores"), (4, "cores"), (8, "cards")):
+        monkeypatch.setattr(parameters, "capacity", lambda found=(count, what): found)
+        settings.judge(book, {"processes": count})
+        with pytest.raises(UserError, match=f"this machine has {count} {what}"):
+            settings.judge(book, {"processes": count + 1})
+    with pytest.raises(UserError, match="batch_size must be 16 or more"):
+        settings.judge(book, {"processes": 8, "batch_size": 15})
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"stage1,0.5\n", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_weights_file_is_refused_by_its_first_bytes(tmp_path, content):
+    for name, ending in (("weights", "pth"), ("weights", "safetensors"), ("ckpt", "safetensors")):
+        file = tmp_path / f"w.{ending}"
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} .* is no file of weights"):
+            settings.judge([paths.notebooks() / "01_stage1.ipynb"], {name: str(file)})
+
+
+def test_real_files_of_weights_pass(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "zip.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors")
+    for file in tmp_path.iterdir():
+        settings.judge([paths.notebooks() / "01_stage1.ipynb"], {"weights": str(file)})
+
+
+def test_a_wrong_default_in_a_notebook_is_refused_with_its_name(chain):
+    book = chain / "01_stage1.ipynb"
+    book.write_text(book.read_text().replace('schedule = \\"scratch\\"', 'schedule = \\"scratsh\\"'))
+    with pytest.raises(UserError, match=r"^01_stage1.ipynb: schedule is 'scratsh'.*did you mean scratch"):
+        settings.judge(settings.chain(), {})
+
+
+def test_a_finished_notebook_is_not_judged_again(chain, tmp_path):
+    """Its weights or its checkpoint may be gone since."""
+    given = {"stage1.weights": str(tmp_path / "gone.pth")}
+    with pytest.raises(UserError, match="neither a file"):
+        settings.judge(settings.chain(), given)
+    settings.judge(settings.chain(), given, done={"01_stage1": given_by_name(given)})
+
+
+def given_by_name(given):
+    return {name.rpartition(".")[2]: value for name, value in given.items()}
+
+
+OLD = [
+    ("also", "patience=3", "-p also= -p override=patience=3"),
+    ("also", "carry=no halve=yes views=2", "-p also= -p 'override=keep_moments=no split_on_oom=yes variants=2'"),
+    ("stage3.also", "carry=no", "-p stage3.also= -p stage3.override=keep_moments=no"),
+    ("carry", "no", "-p carry= -p override=keep_moments=no"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "advice"), OLD)
+def test_an_old_name_that_a_run_remembers_is_told_in_one_line_whose_advice_helps(name, value, advice):
+    books = settings.chain(paths.notebooks())
+    before = {"settings": {"run": "demo", name: value}}
+    with pytest.raises(UserError) as caught:
+        settings.judge(books, settings.merge("demo", before, {}, {})[0], kept={name})
+    message = str(caught.value)
+    assert message.endswith(advice)
+    assert "\n" not in message
+    given = settings.parse(word for word in shlex.split(advice) if word != "-p")
+    wanted = settings.merge("demo", before, given, {})[0]
+    assert name not in wanted
+    assert settings.judge(books, wanted)
+
+
+@pytest.mark.parametrize(("old", "new"), schedules.OLD_NAMES.items())
+def test_an_old_name_is_told_with_its_new_one(old, new):
+    books = settings.chain(paths.notebooks())
+    for wrong in ({old: "1"}, {f"stage2.{old}": "1"}, {"override": f"{old}=1"}):
+        with pytest.raises(UserError, match=f"now called {new}"):
+            settings.judge(books, wrong)
+
+
+def test_a_remembered_value_that_is_wrong_is_told_with_how_to_take_it_back(chain):
+    for wrong in ({"stage2.loss": "xx"}, {"seed": "9" * 25}, {"size": "old"}):
+        (name,) = wrong
+        with pytest.raises(UserError, match=rf"^{name} is .*-p {name}= gives the default back$"):
+            settings.judge(settings.chain(), wrong, kept={name})
