@@ -417,7 +417,7 @@ def _complete(folder: Path, size: int, films: pd.DataFrame, sources: SourceFiles
 def _gone(films: pd.DataFrame, stamps: dict) -> set[str]:
     """Names in the store that are not in ``films`` and whose files no longer exist."""
     extra = stamps.keys() - set(films["image"])
-    return extra - records.scan(data_folder(films)).keys() if extra else set()
+    return extra - records.files_of_films(extra, records.scan(data_folder(films)))[0].keys() if extra else set()
 
 
 def _others(folder: Path, films: pd.DataFrame) -> set[str]:
@@ -465,7 +465,8 @@ def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
     and of ``dataset.txt``. ``boxes`` covers the bytes of the box file.
     """
     sources = source_files(films, allow_missing=True)
-    tables = {"labels": records.find_table(folder), **splits.find_lists(folder), "dataset": folder / records.DATASET}
+    tables = {"labels": records.find_table(folder), "dataset": records.find_dataset(folder)}
+    tables |= splits.find_lists(folder)
     return {
         "films": provenance.digest([sources.names, [list(stamp) for stamp in sources.stamps]]),
         "tables": provenance.digest({name: _file_hash(path) for name, path in tables.items()}),
