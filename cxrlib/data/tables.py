@@ -222,12 +222,13 @@ def parse_words(
 ) -> np.ndarray:
     """Meaning of each cell, (N,) object. ``meaning`` has the allowed words in capitals, and what each stands for."""
     codes, values = distinct_values(column)
-    values = values.str.upper()
-    valid = values.isin(list(meaning)).to_numpy()
+    words = values.str.upper()
+    valid = words.isin(list(meaning)).to_numpy()
     advice = "expected " + " or ".join(value or "nothing" for value in dict.fromkeys(meaning.values()))
     on_wrong(csv, column, ~valid[codes], header, advice)
-    read = values.map(meaning).where(valid, values)
-    on_assumed(f"{header} in other words", _changes(values, read))
+    read = words.map(meaning).where(valid, words)
+    in_other_words = (words != read).to_numpy()
+    on_assumed(f"{header} in other words", _changes(values[in_other_words], read[in_other_words]))
     return read.to_numpy(object)[codes]
 
 

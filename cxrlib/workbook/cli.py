@@ -315,6 +315,7 @@ def main() -> None:
 
 def call(words: list[str]) -> int:
     """Run ``cxr`` with these arguments and return its exit code."""
+    _replace_what_the_console_lacks()
     try:
         code = app(_joined(words), prog_name="cxr", standalone_mode=False) or 0
         return _stopped() if code == STOPPED else code  # after Ctrl-C some versions of Typer return, others raise
@@ -330,6 +331,13 @@ def call(words: list[str]) -> int:
             print(context.get_help())
             return 0
         return _complain(f"{error.format_message()} See {context.command_path if context else 'cxr'} --help.")
+
+
+def _replace_what_the_console_lacks() -> None:
+    """Let stdout and stderr print ``?`` for a character that their encoding lacks, as in many shells of Windows."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _joined(words: list[str]) -> list[str]:
