@@ -113,6 +113,11 @@ Files = dict[str, list[tuple[str, int]]]
 
 def examine(report: FolderReport, size: int, workers: int | None, progress: bool) -> None:
     """Run all checks on the report's folder. Parameters as in ``check.folder``."""
+    try:
+        records.places(report.folder)
+    except UserError as error:
+        report.add("layout", "error", "several data folders in one", [error], "check each of them")
+        return
     films = _table(report)
     files = _layout(report) if report.folder.is_dir() else {}
     if films is not None:
