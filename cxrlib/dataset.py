@@ -30,14 +30,14 @@ class Dataset:
         return records.fingerprint(self.films)
 
     def batches(
-        self, batch_size: int, *, augment: str = "none", cap: int = 0, views: int = 0
+        self, batch_size: int, *, augment: str = "none", cap: int = 0, variants: int = 0
     ) -> tuple[Batches, Batches]:
         """Batches of the training part, shuffled and augmented, and of the validation part, in order and as they are.
 
         ``augment`` names a preset, ``cap`` and ``variants`` are as in ``Batches``. Validation batches are
         twice as large.
         """
-        how = {"augment": augmentation.preset(augment), "cap": cap, "views": views}
+        how = {"augment": augmentation.preset(augment), "cap": cap, "variants": variants}
         train = Batches(self.store, self.parts.train, batch_size=batch_size, seed=self.parts.seed, shuffle=True, **how)
         return train, Batches(self.store, self.parts.val, batch_size=2 * batch_size)
 
