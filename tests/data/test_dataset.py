@@ -27,9 +27,9 @@ def test_it_is_what_its_steps_give(tiny_phantom):
 
 def test_its_batches_are_shuffled_for_training_and_in_order_for_validation(tiny_phantom):
     opened = dataset.open(str(tiny_phantom), SIZE, seed=3)
-    train, val = opened.batches(8, augment="light", cap=20, views=2)
+    train, val = opened.batches(8, augment="light", cap=20, variants=2)
     assert (train.batch_size, val.batch_size, train.seed) == (8, 16, 3)
-    assert (train.augment, train.cap, train.views) == (augmentation.preset("light"), 20, 2)
+    assert (train.augment, train.cap, train.variants) == (augmentation.preset("light"), 20, 2)
     assert train.films is opened.parts.train
     assert val.films is opened.parts.val
     assert val.order(0).tolist() == list(range(len(opened.parts.val)))
