@@ -99,12 +99,13 @@ def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assu
 def _refuse_cut_patient(last: pd.DataFrame, csv: Path, on_wrong: Refuse) -> None:
     """Refuse the last row of a file without a last line end if its patient is the start of the one in the film's name.
 
-    Such as patient 5 of film 00000051_001.png: the line was cut in the middle of a cell.
+    Such as patient 5 of film 00000051_001.png: the line was cut off in the middle of a cell.
     """
-    named = last["image"].str.extract(r"^0*([0-9]+)_", expand=False).fillna("")
     own = last["patient"].astype(str)
-    cut = np.array([a != b and b.startswith(a) for a, b in zip(own, named, strict=True)])
-    on_wrong(csv, own, cut, "Patient ID", "the film's name has another patient: the line was cut off; restore it")
+    named = re.match(r"(\d{8})_\d{3}\.", last["image"].iloc[0])
+    cut = own.map(lambda number: bool(named) and number != (whole := named[1].lstrip("0")) and whole.startswith(number))
+    advice = "the film's name has another patient: the line was cut off; restore it"
+    on_wrong(csv, own, cut.to_numpy(bool), "Patient ID", advice)
 
 
 def places(folder: Path) -> list[Path]:
@@ -115,7 +116,8 @@ def places(folder: Path) -> list[Path]:
     """
     result, parts = [folder], _has_table(folder) + _has_images(folder)
     if folder.is_dir() and parts < 2:
-        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "images")))
+        inner = [path for path in sorted(folder.glob("*")) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+        inner = [path for path in inner if not path.name.startswith((".", "images", "__MACOSX"))]
         below = [path for path in inner if _has_table(path) or _has_images(path)]
         if len(below) == 1:
             result += below

@@ -261,3 +261,11 @@ def test_the_cases_that_were_refused(name, nih_1k):
     pd.testing.assert_frame_equal(films.set_index("image")[numbers.columns], numbers)
     assert len(store.build(films, 32, progress=False).names) == 9
     assert len(splits.make(films, folder).test) >= 1
+
+
+def test_what_lies_beside_the_data_by_chance_is_no_data_folder(whole):
+    move(whole, "nih", "*")
+    (whole / "__MACOSX" / "images").mkdir(parents=True)
+    (whole / ".trash" / "images").mkdir(parents=True)
+    (whole / "notes").mkdir()
+    assert len(records.read(whole)) == 40
