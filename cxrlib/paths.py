@@ -8,7 +8,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,20 +215,23 @@ def _umask() -> int:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Lock ``folder`` for this process. The lock ends with the process, also if the process is killed.
 
-    Raises UserError with the other process's id if another process has the lock.
+    Raises UserError with the other process's id if another process has the lock, and if the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".holder.json"
-    lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder} is in use by {_lock_holder(holder)}; wait for it, or use another --run") from None
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; set CXR_OUTPUTS to a folder that you own") from None
     try:
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": provenance.now()})
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may have become read-only in between
+            holder.unlink(missing_ok=True)
         lock.release()
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cxrlib import UserError, labels, paths
-from cxrlib.data import film_identity, film_quality, images, parallel, records, splits
+from cxrlib.data import film_identity, film_quality, images, parallel, records, splits, tables
 
 LEVELS = ("error", "missing", "warning", "note")
 EXAMPLES = 5
@@ -120,9 +120,15 @@ Files = dict[str, list[tuple[str, int]]]
 
 def examine(report: FolderReport, size: int, workers: int | None, progress: bool) -> None:
     """Run all checks on the report's folder. Parameters as in ``check.folder``."""
+    try:
+        records.places(report.folder)
+    except UserError as error:
+        report.add("layout", "error", "several data folders in one", [error], "check each of them")
+        return
     films = _table(report)
     files = _layout(report) if report.folder.is_dir() else {}
     if films is not None:
+        files = _by_film(report, films, files)
         _files(report, films, files)
         _lists(report, films)
         _boxes(report, films)
@@ -135,7 +141,16 @@ def examine(report: FolderReport, size: int, workers: int | None, progress: bool
         _sample(report, paths_by_name)
 
 
-def _collector(report: FolderReport, group: str) -> records.Refuse:
+def _listener(report: FolderReport, group: str) -> tables.Assume:
+    """Handler that notes in the report what was assumed."""
+
+    def note(what: str, cases: list) -> None:
+        report.add(group, "note", what, cases, "it was read so; make sure that this is right")
+
+    return note
+
+
+def _collector(report: FolderReport, group: str) -> tables.Refuse:
     """Handler that puts all wrong cells into the report, instead of an exception at the first."""
 
     def collect(csv: Path, column: pd.Series, wrong: np.ndarray, header: str, advice: str) -> None:
@@ -150,21 +165,30 @@ def _table(report: FolderReport) -> pd.DataFrame | None:
     """Films of the CSV, with wrong cells reported and replaced. None if there is no readable table."""
     try:
         csv = records.find_table(report.folder)
-        films = records.read_csv(csv, on_wrong=_collector(report, "table"))
+        films = records.read_csv(csv, on_wrong=_collector(report, "table"), on_assumed=_listener(report, "table"))
         films["dataset"] = records.dataset(report.folder)
     except UserError as error:
         report.add("table", "error", "unusable table", [error], "a run needs the CSV of the NIH download")
         return None
+    _deeper(report)
     rivals = records.rivals(report.folder)
     report.add("table", "warning", "tables that differ", [rivals] if rivals else [], "only one of them is used")
     report.facts |= {"table": csv.name, "films_in_table": len(films), "patients": films["patient"].nunique()}
     unknown = films["image"][films["age"].isna()].tolist()
     advice = "the age counts as unknown"
-    report.add("table", "warning", f"films without an age up to {records.OLDEST}", unknown, advice)
+    report.add("table", "warning", f"films without an age up to {tables.OLDEST}", unknown, advice)
     misnamed = films["image"][film_identity.named_after_another_patient(films)].tolist()
     advice = "splits use the Patient ID of the row; make sure that it is right"
     report.add("table", "warning", "films with another patient in their name than in their row", misnamed, advice)
     return films.drop_duplicates("image").reset_index(drop=True)
+
+
+def _deeper(report: FolderReport) -> None:
+    """Note the parts of a data folder that do not lie in it directly."""
+    found = [records.find_table(report.folder), records.find_boxes(report.folder), records.find_dataset(report.folder)]
+    found += [*splits.find_lists(report.folder).values(), next(records.image_folders(report.folder), None)]
+    cases = [path.relative_to(report.folder).as_posix() for path in found if path and path.parent != report.folder]
+    report.add("layout", "note", "parts in a folder below", cases, "they are used as if they were in the folder itself")
 
 
 def _layout(report: FolderReport) -> Files:
@@ -192,6 +216,16 @@ def _layout(report: FolderReport) -> Files:
     return files
 
 
+def _by_film(report: FolderReport, films: pd.DataFrame, files: Files) -> Files:
+    """Files by the names of their films in the table, where these have another ending."""
+    found, doubtful = records.files_of_films(films["image"], files)
+    report.add("files", "error", "films that several files may be", doubtful, records.ONE_FILE)
+    renamed = {file: name for name, file in found.items() if file != name}
+    cases = [f"{file} is {name}" for file, name in renamed.items()]
+    report.add("files", "note", "films with another ending than in the table", cases, "they are used")
+    return {renamed.get(file, file): entries for file, entries in files.items()}
+
+
 def _files(report: FolderReport, films: pd.DataFrame, files: Files) -> None:
     names = set(films["image"])
     absent = [name for name in films["image"] if name not in files]
@@ -205,23 +239,27 @@ def _files(report: FolderReport, films: pd.DataFrame, files: Files) -> None:
 
 
 def _lists(report: FolderReport, films: pd.DataFrame) -> None:
-    advice = "download the lists again"
     try:
-        lists = splits.read_lists(report.folder)
+        lists = splits.read_lists(report.folder, _listener(report, "lists"))
     except UserError as error:
-        report.add("lists", "error", "unusable list", [error], advice)
+        report.add("lists", "error", "unusable list", [error], splits.RIGHT_LISTS)
         return
     absent = [name for name in (splits.TRAIN_LIST, splits.TEST_LIST) if name not in lists]
     one = "the absent list then has all films that are not in the other list"
     both = "the films are then split at random by patient; do not compare the result with published results"
     report.add("lists", "warning", "official lists absent", absent, both if len(absent) == 2 else one)
     for fault, cases in splits.contradictions(films, lists) if lists else ():
-        report.add("lists", "error", fault, cases, advice)
+        report.add("lists", "error", fault, cases, splits.RIGHT_LISTS)
+    for name, others in splits.unlisted(films, lists).items():
+        advice = "they are not used: the table is a part of the dataset"
+        report.add("lists", "note", f"films of {name} that are not in the table", others, advice)
 
 
 def _boxes(report: FolderReport, films: pd.DataFrame) -> None:
     try:
-        boxes = records.read_boxes(report.folder, on_wrong=_collector(report, "boxes"))
+        boxes = records.read_boxes(
+            report.folder, on_wrong=_collector(report, "boxes"), on_assumed=_listener(report, "boxes")
+        )
     except UserError as error:
         report.add("boxes", "error", "unusable box file", [error], "download it again, or remove it")
         return

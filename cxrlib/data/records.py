@@ -4,17 +4,14 @@ Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN
 view ("PA", "AP" or ""), dataset (who numbers the patients, "" where the folder does not say: see ``film_identity``),
 then the 15 labels as uint8. In code, *films* are rows of this table, *image* is a file name, *pixels* are grey values.
 
-Every check looks at whole columns; where values repeat, at the distinct ones only. Messages name the file, the line
-(the header is line 1) and the value of the first wrong row, and count the others.
+A data folder may be one folder deeper than it is named, and its parts may be in ``images/``: see ``places``.
 """
 
-import gzip
 import hashlib
 import os
 import re
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,137 +19,12 @@ import numpy as np
 import pandas as pd
 
 from cxrlib import UserError, labels
-from cxrlib.data import images
+from cxrlib.data import images, tables
+from cxrlib.data.tables import Assume, Refuse, keep_silent, refuse_row
 
-OLDEST = 120
-"""Highest valid age in years. Higher ages are typing errors (the file of 2017 has 412) and count as unknown."""
+TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")
+"""Names of the label table, best first. The last one is that of Kaggle's 5 % sample."""
 
-FILE_NAME = r"[^\W_][\w .()+-]*\.(?:png|jpe?g)"
-_AGE = r"(?P<number>\d{1,4})(?:\.0+)?(?P<unit>[YMD]?)"
-_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
-
-
-def read_cells(csv: Path, *, rows: bool = True) -> pd.DataFrame:
-    """Cells of a CSV as text. The index is the line number minus 2. Blank lines are dropped.
-
-    Raises UserError if the CSV is not readable or, with ``rows``, has no rows.
-    """
-    try:
-        table = pd.read_csv(
-            csv,
-            dtype=str,
-            keep_default_na=False,
-            na_values=[],
-            index_col=False,
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-            usecols=lambda name: True,
-        )
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{csv} is empty; download it again") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{csv} is not a readable CSV ({str(error).strip().splitlines()[-1]})") from None
-    except (OSError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{csv} cannot be read ({error}); download it again") from None
-    table = table.fillna("")
-    table = table[(table.iloc[:, 0] != "") | (table.iloc[:, 1:] != "").any(axis=1)]
-    if rows and table.empty:
-        raise UserError(f"{csv} has a header but no rows; download it again")
-    return table
-
-
-Refuse = Callable[[Path, pd.Series, np.ndarray, str, str], None]
-"""Handler of wrong cells: (file, column, wrong rows (N,) bool, header of the column, advice for the user)."""
-
-
-def refuse_row(csv: Path, column: pd.Series, wrong: np.ndarray, header: str, advice: str) -> None:
-    """Raise UserError for the first row where ``wrong`` is True, if there is one."""
-    if wrong.any():
-        more = f" ({int(wrong.sum())} such rows)" if wrong.sum() > 1 else ""
-        raise UserError(f"{csv}, {first_line(column, wrong)}{more}: {header} {column[wrong].iloc[0]!r}; {advice}")
-
-
-def first_line(column: pd.Series, wrong: np.ndarray) -> str:
-    """Line of the first wrong row, such as "line 17". The header is line 1."""
-    return f"line {column.index[int(np.argmax(wrong))] + 2}"
-
-
-def distinct_values(column: pd.Series) -> tuple[np.ndarray, pd.Series]:
-    """Codes (N,) of the rows and the distinct values, stripped. There are far fewer values than rows to validate."""
-    codes, values = pd.factorize(column)
-    return codes, pd.Series(values, dtype="str").str.strip()
-
-
-def parse_image_names(column: pd.Series, csv: Path, unique: bool = True, on_wrong: Refuse = refuse_row) -> pd.Series:
-    valid = column.str.fullmatch(FILE_NAME, case=False).to_numpy(bool)
-    on_wrong(csv, column, ~valid, "Image Index", "expected a plain file name such as 00000001_000.png")
-    if unique:
-        duplicates = column.duplicated().to_numpy()
-        on_wrong(csv, column, duplicates, "Image Index", "a film must have one row only; delete the others")
-    return column
-
-
-def parse_integers(column: pd.Series, csv: Path, header: str, on_wrong: Refuse = refuse_row) -> np.ndarray:
-    codes, values = distinct_values(column)
-    valid = values.str.fullmatch(r"[0-9]{1,12}").to_numpy(bool)
-    on_wrong(csv, column, ~valid[codes], header, "expected a whole number of 0 or more")
-    return values.where(valid, "0").astype("int64").to_numpy()[codes]
-
-
-def parse_ages(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
-    """Ages in years, float64. The file of 2017 also has 058Y, 013M or 009D. Empty and above ``OLDEST`` become NaN."""
-    codes, values = distinct_values(column)
-    parts = values.str.upper().str.extract(f"^(?:{_AGE})$")
-    number = pd.to_numeric(parts["number"], errors="coerce").to_numpy(float)
-    wrong = np.isnan(number) & (values != "").to_numpy()
-    on_wrong(csv, column, wrong[codes], "Patient Age", "expected years such as 58 or 058Y")
-    years = number * parts["unit"].map(_YEARS).to_numpy(float)
-    return np.where(years > OLDEST, np.nan, years)[codes]
-
-
-def parse_choice(
-    column: pd.Series, csv: Path, header: str, allowed: tuple[str, ...], on_wrong: Refuse = refuse_row
-) -> np.ndarray:
-    codes, values = distinct_values(column)
-    values = values.str.upper()
-    advice = "expected " + " or ".join(value or "nothing" for value in allowed)
-    on_wrong(csv, column, ~values.isin(allowed).to_numpy()[codes], header, advice)
-    return values.to_numpy(object)[codes]
-
-
-def parse_labels(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
-    """Label matrix of a column, (N, 15) uint8. Each distinct cell (836 in the dataset) is encoded once."""
-    codes, values = pd.factorize(column)
-    encoded = np.zeros((len(values), len(labels.LABELS)), np.uint8)
-    advice: dict[int, str] = {}
-    for i, text in enumerate(values):
-        try:
-            encoded[i] = labels.encode(text)
-        except UserError as error:
-            advice[i] = str(error)
-    wrong = np.isin(codes, list(advice))
-    on_wrong(csv, column, wrong, "Finding Labels", next(iter(advice.values()), ""))
-    return encoded[codes]
-
-
-def parse_box_findings(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
-    codes, values = distinct_values(column)
-    names = values.map(lambda name: labels.ALIASES.get(name, name))
-    on_wrong(
-        csv, column, ~names.isin(labels.FINDINGS).to_numpy()[codes], "Finding Label", "expected one of the 14 findings"
-    )
-    return names.to_numpy(object)[codes]
-
-
-def parse_coordinates(column: pd.Series, csv: Path, name: str, on_wrong: Refuse = refuse_row) -> np.ndarray:
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    on_wrong(csv, column, ~np.isfinite(numbers), f"box {name}", "expected a number of pixels")
-    if name in "wh":
-        on_wrong(csv, column, numbers <= 0, f"box {name}", "expected more than 0")
-    return numbers
-
-
-TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 BOXES = "BBox_List_2017.csv"
 OTHER_BOXES = "BBox_List_2017_Official_NIH.csv"
 """Name of the box file in resized copies of the dataset."""
@@ -166,16 +38,6 @@ UNNAMED = "unnamed"
 BOX_PIXELS = 1024
 """Side of the original films in pixels. Boxes are in these pixels, also if the folder's films have another size."""
 
-_HEADERS = {
-    "Image Index": "image",
-    "Finding Labels": "finding_labels",
-    "Follow-up #": "follow_up",
-    "Patient ID": "patient",
-    "Patient Age": "age",
-    "Patient Gender": "sex",
-    "Patient Sex": "sex",
-    "View Position": "view",
-}
 COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", "dataset", *labels.LABELS)
 
 
@@ -187,8 +49,11 @@ def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
     """
     folder = Path(folder)
     films = read_csv(find_table(folder))
-    files = scan(folder)
-    films["path"] = [files.get(name, "") for name in films["image"]]
+    names, files = films["image"], scan(folder)
+    found, doubtful = files_of_films(names, files)
+    if doubtful:
+        raise UserError(f"{folder}: {len(doubtful)} films have no file of their own; first {doubtful[0]}; {ONE_FILE}")
+    films["path"] = [files.get(found.get(name, ""), "") for name in names]
     films["dataset"] = dataset(folder)
     absent = (films["path"] == "").to_numpy()
     missing = films.loc[absent, "image"].tolist()
@@ -204,43 +69,113 @@ def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
     return films[list(COLUMNS)]
 
 
-def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row) -> pd.DataFrame:
-    """Films of ``Data_Entry_2017.csv`` (header of 2017 or 2020, gzip or not), validated, without path and dataset.
+def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assume = keep_silent) -> pd.DataFrame:
+    """Films of a label table (header of 2017 or 2020, gzip or not), validated, without path and dataset.
 
+    ``on_assumed`` is told what was read in another than the dataset's form: see ``tables``.
     Raises UserError with file, line and value of the first wrong row. With another ``on_wrong`` that does not raise,
     wrong cells become 0, NaN, "" or no label.
     """
-    csv = Path(csv)
-    table = _columns(read_cells(csv), csv)
-    films = pd.DataFrame({"image": parse_image_names(table["image"], csv, on_wrong=on_wrong)})
-    films["patient"] = parse_integers(table["patient"], csv, "Patient ID", on_wrong)
-    films["follow_up"] = parse_integers(table["follow_up"], csv, "Follow-up #", on_wrong)
-    films["age"] = parse_ages(table["age"], csv, on_wrong)
-    films["sex"] = parse_choice(table["sex"], csv, "Patient Gender", ("M", "F", ""), on_wrong)
-    films["view"] = parse_choice(table["view"], csv, "View Position", ("PA", "AP", ""), on_wrong)
-    matrix = parse_labels(table["finding_labels"], csv, on_wrong)
+    csv, how = Path(csv), {"on_wrong": on_wrong, "on_assumed": on_assumed}
+    cells = tables.read_cells(csv, **how)
+    table = tables.film_columns(cells, csv, on_assumed)
+    films = pd.DataFrame({"image": tables.parse_image_names(table["image"], csv, on_wrong=on_wrong)})
+    films["patient"] = tables.parse_integers(table["patient"], csv, "Patient ID", **how)
+    if cells.attrs["cut"]:
+        _refuse_cut_patient(films.tail(1), csv, on_wrong)
+    films["follow_up"] = tables.parse_integers(table["follow_up"], csv, "Follow-up #", **how)
+    films["age"] = tables.parse_ages(table["age"], csv, on_wrong)
+    films["sex"] = tables.parse_words(table["sex"], csv, "Patient Gender", tables.SEXES, **how)
+    films["view"] = tables.parse_words(table["view"], csv, "View Position", tables.VIEWS, **how)
+    matrix = None
+    if "finding_labels" in table:
+        matrix = tables.parse_labels(table["finding_labels"], csv, **how)
+    if matrix is None or set(table.columns) & {*labels.LABELS}:
+        matrix = tables.parse_finding_columns(table, csv, matrix, **how)
     matrix = pd.DataFrame(matrix, index=films.index, columns=list(labels.LABELS))
     return pd.concat([films, matrix], axis=1).reset_index(drop=True)
+
+
+def _refuse_cut_patient(last: pd.DataFrame, csv: Path, on_wrong: Refuse) -> None:
+    """Refuse the last row of a file without a last line end if its patient is the start of the one in the film's name.
+
+    Such as patient 5 of film 00000051_001.png: the line was cut off in the middle of a cell.
+    """
+    own = last["patient"].astype(str)
+    named = re.match(r"(\d{8})_\d{3}\.", last["image"].iloc[0])
+    cut = own.map(lambda number: bool(named) and number != (whole := named[1].lstrip("0")) and whole.startswith(number))
+    advice = "the film's name has another patient: the line was cut off; restore it"
+    on_wrong(csv, own, cut.to_numpy(bool), "Patient ID", advice)
+
+
+def places(folder: Path) -> list[Path]:
+    """Folders that may hold the parts of a data folder, best first: itself, a folder in it, and ``images/`` in these.
+
+    A folder in it is looked at only if the data folder lacks its table or its films. Raises UserError if there are
+    several such folders and the data folder has neither.
+    """
+    result, parts = [folder], _has_table(folder) + _has_images(folder)
+    if folder.is_dir() and parts < 2:
+        inner = [path for path in sorted(folder.glob("*")) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+        inner = [path for path in inner if not path.name.startswith((".", "images", "__MACOSX"))]
+        below = [path for path in inner if _has_table(path) or _has_images(path)]
+        if len(below) == 1:
+            result += below
+        elif below and not parts:
+            names = ", ".join(path.name for path in below[:5])
+            raise UserError(f"{folder} holds {len(below)} data folders ({names}); give one of them")
+    return result + [place / "images" for place in result]
+
+
+def find(folder: Path, names: Iterable[str]) -> Path | None:
+    """Path of a part of a data folder: the first file in ``places`` with one of these names, else None."""
+    return next((path for place in places(folder) for name in names if (path := place / name).is_file()), None)
 
 
 def find_table(folder: Path) -> Path:
     """Path of a data folder's CSV. Raises UserError if the folder or the CSV is absent."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds {TABLES[0]} and images/")
-    for name in TABLES:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
-    raise UserError(f"{folder} holds no {TABLES[0]}; take it from the NIH download and put it beside images/")
+    if table := find(folder, _table_files()):
+        return table
+    raise UserError(f"{folder} holds no {TABLES[0]}; {_nearest_table(folder)}")
+
+
+def _nearest_table(folder: Path) -> str:
+    """Advice for a folder without a label table, from the CSVs that lie in it or beside it."""
+    if any((folder.parent / name).is_file() for name in _table_files()):
+        return f"give {folder.parent}, which holds the table"
+    for csv in sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")]):
+        try:
+            tables.film_columns(tables.read_cells(csv, on_wrong=lambda *_: None), csv)
+        except UserError as error:
+            if "has no column" in str(error):
+                return f"{error}. Take the table from the NIH download"
+        else:
+            return f"{csv.name} has the columns of a label table: name it {TABLES[0]} if it is one"
+    return "take it from the NIH download and put it beside images/"
+
+
+def _table_files() -> list[str]:
+    return [file for name in TABLES for file in (name, f"{name}.gz")]
+
+
+def _has_table(folder: Path) -> bool:
+    return any((place / name).is_file() for place in (folder, folder / "images") for name in _table_files())
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.is_dir() for path in folder.glob("images*"))
 
 
 def rivals(folder: Path) -> str:
     """Warning about several label tables in a data folder that differ: which one is used. "" if there is none."""
-    files = [path for name in TABLES for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
-    others = [path.name for path in files[1:] if _content(path) != _content(files[0])]
+    files = [path for place in places(folder) for name in _table_files() if (path := place / name).is_file()]
+    first, *others = (path.relative_to(folder).as_posix() for path in files)
+    others = [name for name, path in zip(others, files[1:], strict=True) if _content(path) != _content(files[0])]
     if not others:
         return ""
-    return f"{files[0].name} is used, and {' and '.join(others)} beside it differs; remove the wrong file"
+    return f"{first} is used, and {' and '.join(others)} beside it differs; remove the wrong file"
 
 
 def _content(csv: Path) -> str:
@@ -251,14 +186,18 @@ def _content(csv: Path) -> str:
 
 def find_boxes(folder: Path) -> Path | None:
     """Path of a data folder's box file, or None."""
-    candidates = (folder / name for name in (BOXES, f"{BOXES}.gz", OTHER_BOXES))
-    return next((path for path in candidates if path.is_file()), None)
+    return find(folder, (BOXES, f"{BOXES}.gz", OTHER_BOXES))
+
+
+def find_dataset(folder: Path) -> Path | None:
+    """Path of a data folder's ``dataset.txt``, or None."""
+    return find(folder, (DATASET,))
 
 
 def dataset(folder: Path) -> str:
     """Name of the dataset in ``dataset.txt``, "" without this file. Raises UserError if the name is not valid."""
-    file = folder / DATASET
-    if not file.is_file():
+    file = find_dataset(folder)
+    if file is None:
         return ""
     try:
         word = file.read_text("utf-8-sig").strip()
@@ -317,7 +256,7 @@ def fingerprint(films: pd.DataFrame) -> str:
     return sha.hexdigest()[:16]
 
 
-def read_boxes(folder: str | Path, *, on_wrong: Refuse = refuse_row) -> pd.DataFrame:
+def read_boxes(folder: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assume = keep_silent) -> pd.DataFrame:
     """Boxes drawn by radiologists: image, finding, x, y, w, h in pixels of the original 1024² film.
 
     The table is empty if the folder has no box file. Raises UserError with the line of a wrong row.
@@ -325,14 +264,14 @@ def read_boxes(folder: str | Path, *, on_wrong: Refuse = refuse_row) -> pd.DataF
     file, names = find_boxes(Path(folder)), ["image", "finding", "x", "y", "w", "h"]
     if file is None:
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
-    raw = read_cells(file, rows=False)  # a file without boxes is valid
+    raw = tables.read_cells(file, rows=False, on_wrong=on_wrong, on_assumed=on_assumed)  # a file without boxes is valid
     if raw.shape[1] < len(names):
         raise UserError(f"{file}: the header needs Image Index, Finding Label and the four columns of the box")
     boxes = raw.iloc[:, : len(names)].set_axis(names, axis=1)
-    boxes["image"] = parse_image_names(boxes["image"], file, unique=False, on_wrong=on_wrong)
-    boxes["finding"] = parse_box_findings(boxes["finding"], file, on_wrong)
+    boxes["image"] = tables.parse_image_names(boxes["image"], file, unique=False, on_wrong=on_wrong)
+    boxes["finding"] = tables.parse_box_findings(boxes["finding"], file, on_wrong)
     for name in names[2:]:
-        boxes[name] = parse_coordinates(boxes[name], file, name, on_wrong)
+        boxes[name] = tables.parse_coordinates(boxes[name], file, name, on_wrong, on_assumed)
     return boxes.reset_index(drop=True)
 
 
@@ -343,11 +282,53 @@ def scale_boxes(boxes: pd.DataFrame, width: float, height: float) -> pd.DataFram
 
 
 def image_folders(folder: Path) -> Iterator[Path]:
-    """Folders that may hold films: ``images*`` in the data folder, and ``images*`` in these."""
-    for outer in sorted(folder.glob("images*")):
-        if outer.is_dir():
-            yield outer
-            yield from (inner for inner in sorted(outer.glob("images*")) if inner.is_dir())
+    """Folders that may hold films: ``images*`` in a data folder, ``images*`` in these, and once more in ``images/``.
+
+    They are those of the first of ``places`` that has any.
+    """
+    for place in places(folder):
+        if _has_images(place):
+            for outer in filter(Path.is_dir, sorted(place.glob("images*"))):
+                yield outer
+                for inner in filter(Path.is_dir, sorted(outer.glob("images*"))):
+                    yield inner
+                    if outer.name == "images":  # the download's twelve folders, put into images/
+                        yield from filter(Path.is_dir, sorted(inner.glob("images*")))
+            return
+
+
+ONE_FILE = "give each film one file, and one row"
+"""Advice for films that could be several files, or files that could be several films."""
+
+
+def files_of_films(names: Iterable[str], files: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """File name of each film that has a file, and the films for which it is ambiguous.
+
+    A file of the film's own name counts first. Otherwise it is the file with another ending, such as .jpg for .png: it
+    must be the only one, and of this film only.
+    """
+    names, files = list(names), set(files)
+    found = {name: name for name in names if name in files}
+    if len(found) == len(names):
+        return found, []
+    others, films = defaultdict(list), defaultdict(list)
+    for name in sorted(files - found.keys()):
+        others[stem(name)].append(name)
+    for name in names:
+        films[stem(name)].append(name)
+    doubtful = []
+    for name in names:
+        candidates = others.get(stem(name), []) if name not in found else []
+        if len(candidates) == 1 and len(films[stem(name)]) == 1:
+            found[name] = candidates[0]
+        elif candidates:
+            doubtful.append(f"{name} ({' or '.join(candidates)})")
+    return found, doubtful
+
+
+def stem(name: str) -> str:
+    """Name of a film without its ending."""
+    return name.rpartition(".")[0]
 
 
 def scan(folder: Path) -> dict[str, str]:
@@ -362,15 +343,3 @@ def scan(folder: Path) -> dict[str, str]:
             if first is not entry.path and Path(first).stat().st_size != entry.stat().st_size:
                 raise UserError(f"{first} and {entry.path} have the same name and differ; keep the right one")
     return files
-
-
-def _columns(table: pd.DataFrame, csv: Path) -> pd.DataFrame:
-    table = table.rename(columns=lambda name: _HEADERS.get(name.strip(), name))
-    absent = [header for header, name in _HEADERS.items() if name not in table and header != "Patient Sex"]
-    if absent:
-        raise UserError(f"{csv} has no column {', '.join(map(repr, absent))}; its header must be that of {TABLES[0]}")
-    repeated = any(f"{header}.1" in table for header in _HEADERS)  # pandas adds .1 to a repeated name
-    table = table[list(dict.fromkeys(_HEADERS.values()))]
-    if repeated or table.columns.has_duplicates:
-        raise UserError(f"{csv} has a column twice; its header must be that of {TABLES[0]}")
-    return table

@@ -5,6 +5,7 @@ patients are drawn from the rest. Each finding is about as frequent among them a
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from cxrlib import UserError, labels, paths, randomness
-from cxrlib.data import records
+from cxrlib.data import images, records, tables
+from cxrlib.data.tables import Assume, keep_silent
 
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 OTHER_NAMES = {TRAIN_LIST: "train_val_list_NIH.txt", TEST_LIST: "test_list_NIH.txt"}
@@ -24,14 +26,25 @@ OFFICIAL_FILMS = 25_596
 OFFICIAL_NAMES = "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"
 """SHA-256 of the names in the dataset's ``test_list.txt``, sorted, one per line."""
 
+RIGHT_LISTS = "take the lists that belong to these films, or remove both to split by patient at random"
+"""Advice for lists that contradict the films."""
+
 TEST_FRACTION = 0.2
 """Test share without official lists: 70 % of the films train, 10 % validation, 20 % test."""
 
 ROUNDS, SWAPS = 200, 64
 """Steps that improve a random draw of patients towards equal prevalence, and swaps tried per step: see ``_draw``."""
 
+NIH_STEM = r"\d{8}_\d{3}"
+"""Name of an NIH film without its ending."""
+
 _NAMES = ("train", "val", "test")
 _ORDER, _SWAPS = 2, 3  # purposes of random numbers; ``batches`` uses 0 and 1
+_LINE = re.compile(
+    r"""["']?(?P<folders>.*[/\\])?(?P<name>[^/\\,;\t"']+?)["']?"""
+    r"""(?P<labels>(?:[\s,;]+[01](?:\.0)?){14,15})?[\s,;]*""",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -92,41 +105,81 @@ def write(parts: Parts, path: Path) -> Path:
     return paths.write_text(path, table.to_csv(index=False))
 
 
-def read_list(path: Path) -> pd.Index:
-    """Film names of an official list, one per line. Raises UserError if it is empty, unreadable or repeats a name."""
-    try:
-        names = pd.Index([line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()], dtype=str)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); download it again") from None
-    if names.empty:
+def read_list(path: Path, on_assumed: Assume = keep_silent) -> pd.Index:
+    """Films of an official list, one per line: their names without the ending, in the list's order.
+
+    A line may have folders before the name, no ending, or 14 or 15 labels of 0 and 1 behind it, which are not used. The
+    first line may be a header. ``on_assumed`` is told of these.
+    Raises UserError if the list is empty or unreadable, if a line is no film's name, or if a film is there twice.
+    """
+    text = tables.read_text(path, on_assumed)
+    lines = [(i + 1, line) for i, line in enumerate(map(str.strip, text.splitlines())) if line]
+    if lines and _is_header(lines[0][1]):
+        on_assumed(f"{path.name} with a header", [lines.pop(0)[1][:60]])
+    if not lines:
         raise UserError(f"{path} is empty; download it again, or remove both lists to split by patient at random")
+    if any(mark in text for mark in "/\\,;\t\"' "):
+        names = _parse_lines(lines, path, on_assumed)
+    else:
+        names = [line for _, line in lines]
+    bare = [name for name in names if not name.lower().endswith(images.SUFFIXES)]
+    on_assumed(f"{path.name} with names without an ending", bare)
+    names = pd.Index(map(_bare if bare else records.stem, names), dtype=str)
     if names.has_duplicates:
         raise UserError(f"{path} has {names[names.duplicated()][0]} twice; download it again")
     return names
 
 
-def read_lists(folder: Path) -> dict[str, pd.Index]:
-    """Film names of a data folder's official lists, by the list's usual name. Raises as ``read_list``."""
-    return {name: read_list(path) for name, path in find_lists(folder).items()}
+def _parse_lines(lines: list[tuple[int, str]], path: Path, on_assumed: Assume) -> list[str]:
+    """Names in the numbered lines of a list that have more than a name. Raises UserError for another line."""
+    matches = [_LINE.fullmatch(line) for _, line in lines]
+    if wrong := next((row for row, match in zip(lines, matches, strict=True) if match is None), None):
+        raise UserError(f"{path}, line {wrong[0]}: {wrong[1][:60]!r} is no film's name; write one name a line")
+    for part, what in (("folders", "folders before the names"), ("labels", "labels behind the names, not used")):
+        on_assumed(f"{path.name} with {what}", [match[0][:60] for match in matches if match[part]])
+    return [match["name"] for match in matches]
+
+
+def _bare(name: str) -> str:
+    return records.stem(name) if name.lower().endswith(images.SUFFIXES) else name
+
+
+def _is_header(line: str) -> bool:
+    """Whether the first line of a list is a header, such as ``Image Index``: a word for names, and no digit in it."""
+    is_word = re.match(r"\W*(image|film|file|name|path)", line, re.IGNORECASE)
+    return bool(is_word) and not re.search(r"\d|[/\\]|\.(png|jpe?g)\W*$", line, re.IGNORECASE)
+
+
+def read_lists(folder: Path, on_assumed: Assume = keep_silent) -> dict[str, pd.Index]:
+    """Films of a data folder's official lists, by the list's usual name. Raises as ``read_list``."""
+    return {name: read_list(path, on_assumed) for name, path in find_lists(folder).items()}
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
     """Paths of a data folder's official lists, by the list's usual name."""
-    candidates = {name: [folder / name, folder / other] for name, other in OTHER_NAMES.items()}
-    existing = {name: [path for path in files if path.is_file()] for name, files in candidates.items()}
-    return {name: files[0] for name, files in existing.items() if files}
+    found = {name: records.find(folder, (name, other)) for name, other in OTHER_NAMES.items()}
+    return {name: path for name, path in found.items() if path}
+
+
+def unlisted(films: pd.DataFrame, lists: dict[str, pd.Index]) -> dict[str, list[str]]:
+    """Names in each list that are not in the table: of films that a part of the dataset does not have."""
+    stems = _stems([*films["image"].tolist(), *films.attrs.get("missing", [])])
+    return {name: list(listed[~listed.isin(stems)]) for name, listed in lists.items()}
 
 
 def contradictions(films: pd.DataFrame, lists: dict[str, pd.Index]) -> Iterator[tuple[str, list]]:
     """Contradictions between lists and films: a description of each, and the films or patients concerned (or [])."""
-    names = pd.Index(films["image"]).append(pd.Index(films.attrs.get("missing", []), dtype=str))
-    for name, listed in lists.items():
-        yield f"films are in {name} and not in the CSV", list(listed.difference(names, sort=False))
+    if len(lists) == 1:  # a misspelt name would put its film into the other part
+        for name, others in unlisted(films, lists).items():
+            strange = [other for other in others if not re.fullmatch(NIH_STEM, other)]
+            yield f"films are in {name}, are not in the CSV, and are not named as NIH's", strange
     in_train, in_test = _sides(films, lists)
     yield "films are in both lists", films["image"][in_train & in_test].tolist()
     yield "films of the CSV are in neither list", films["image"][~(in_train | in_test)].tolist()
     shared = np.intersect1d(films["patient"][in_train], films["patient"][in_test])
     yield "patients are in both lists, a leak", shared.tolist()
+    empty = [name for name, side in ((TRAIN_LIST, in_train), (TEST_LIST, in_test)) if not side.any()]
+    yield "parts of the official split have no film of the CSV", empty
 
 
 def _official(films: pd.DataFrame, folder: Path) -> tuple[np.ndarray | None, str]:
@@ -136,17 +189,24 @@ def _official(films: pd.DataFrame, folder: Path) -> tuple[np.ndarray | None, str
         return None, ""
     for fault, cases in contradictions(films, lists):
         if cases:
-            raise UserError(f"{folder}: {len(cases)} {fault}, first {cases[0]}; download the lists again")
-    return _sides(films, lists)[1], f"official lists of {folder.name} ({' and '.join(lists)})"
+            raise UserError(f"{folder}: {len(cases)} {fault}, first {cases[0]}; {RIGHT_LISTS}")
+    others = sum(map(len, unlisted(films, lists).values()))
+    source = f"official lists of {folder.name} ({' and '.join(lists)})"
+    return _sides(films, lists)[1], source + (f", {others:,} of their films not in the table" if others else "")
 
 
 def _sides(films: pd.DataFrame, lists: dict[str, pd.Index]) -> tuple[np.ndarray, np.ndarray]:
     """Whether each film is for training, and for testing, (N,) bool each. An absent list counts as all other films."""
-    inside = {name: films["image"].isin(listed).to_numpy() for name, listed in lists.items()}
+    stems = _stems(films["image"].tolist())
+    inside = {name: stems.isin(listed) for name, listed in lists.items()}
     if len(inside) == 1:
         other = TEST_LIST if TRAIN_LIST in inside else TRAIN_LIST
         inside[other] = ~next(iter(inside.values()))
     return inside[TRAIN_LIST], inside[TEST_LIST]
+
+
+def _stems(names: Iterable[str]) -> pd.Index:
+    return pd.Index(map(records.stem, names), dtype=str)
 
 
 def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int) -> np.ndarray:

@@ -494,7 +494,7 @@ def _tried_again(missing: dict[str, Any], sources: SourceFiles) -> dict[str, str
 def _gone(films: pd.DataFrame, stamps: dict) -> set[str]:
     """Names in the store that are not in ``films`` and whose files no longer exist."""
     extra = stamps.keys() - set(films["image"])
-    return extra - records.scan(data_folder(films)).keys() if extra else set()
+    return extra - records.files_of_films(extra, records.scan(data_folder(films)))[0].keys() if extra else set()
 
 
 def _others(folder: Path, films: pd.DataFrame) -> set[str]:
@@ -542,7 +542,8 @@ def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
     the label table, of the official lists and of ``dataset.txt``. ``boxes`` covers the bytes of the box file.
     """
     sources = source_files(films, allow_missing=True)
-    tables = {"labels": records.find_table(folder), **splits.find_lists(folder), "dataset": folder / records.DATASET}
+    tables = {"labels": records.find_table(folder), "dataset": records.find_dataset(folder)}
+    tables |= splits.find_lists(folder)
     locked = [name for name, path in zip(sources.names, sources.paths, strict=True) if not os.access(path, os.R_OK)]
     seen = [sources.names, [list(stamp) for stamp in sources.stamps], *([locked] if locked else [])]
     return {

@@ -322,6 +322,7 @@ def main() -> None:
 
 def call(words: list[str]) -> int:
     """Run ``cxr`` with these arguments and return its exit code."""
+    _replace_what_the_console_lacks()
     with _terminable() as signals:
         code = _call(words)
         return TERMINATED if code == STOPPED and signals else code
@@ -366,6 +367,13 @@ def _terminable() -> Iterator[list[int]]:
         yield signals
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _replace_what_the_console_lacks() -> None:
+    """Let stdout and stderr print ``?`` for a character that their encoding lacks, as in many shells of Windows."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _joined(words: list[str]) -> list[str]:

@@ -176,7 +176,12 @@ FAULTS = {
     "films identical under two patients": (lambda f: twin(f, 30), "films", "warning"),
     "list absent": (lambda f: (f / splits.TEST_LIST).unlink(), "lists", "warning"),
     "list empty": (lambda f: (f / splits.TEST_LIST).write_text(""), "lists", "error"),
-    "list of other films": (lambda f: append(f, splits.TEST_LIST, "77777777_000.png"), "lists", "error"),
+    "list of more films": (lambda f: append(f, splits.TEST_LIST, "77777777_000.png"), "lists", "note"),
+    "list with a line cut off": (
+        lambda f: edit(f, "00000001_000.png", "00000001_0", splits.TRAIN_LIST),
+        "lists",
+        "error",
+    ),
     "lists overlap": (lambda f: append(f, splits.TEST_LIST, "00000001_000.png"), "lists", "error"),
     "film in no list": (lambda f: edit(f, "00000001_000.png\n", "", splits.TRAIN_LIST), "lists", "error"),
     "list names a film twice": (lambda f: append(f, splits.TRAIN_LIST, "00000001_000.png"), "lists", "error"),

@@ -109,10 +109,9 @@ WRONG_FILES = {
     "blank": b"\n\n",
     "header only": HEADER.encode() + b"\n",
     "no labels column": HEADER.replace("Finding Labels", "Findings").encode() + b"\n" + row(1, 0).encode(),
-    "semicolons": (HEADER + "\n" + row(1, 0)).replace(",", ";").encode(),
     "column twice": (HEADER + ",Patient ID\n" + row(1, 0) + ",1").encode(),
     "both sexes": (HEADER + ",Patient Sex\n" + row(1, 0) + ",F").encode(),
-    "UTF-16": (HEADER + "\n" + row(1, 0)).encode("utf-16"),
+    "UTF-16 without a mark": (HEADER + "\n" + row(1, 0)).encode("utf-16-le"),
     "open quote": (HEADER + '\n"' + row(1, 0)).encode(),
     "binary": bytes(range(256)) * 8,
     "zeros": bytes(500),
@@ -125,9 +124,6 @@ WRONG_FILES = {
 def test_a_wrong_file_is_named(name, tmp_path):
     path = tmp_path / "Data_Entry_2017.csv"
     path.write_bytes(WRONG_FILES[name])
-    if name == "row far too long":  # the columns in use are right
-        assert len(records.read_csv(path)) == 2
-        return
     with pytest.raises(UserError, match=r"Data_Entry_2017\.csv") as caught:
         records.read_csv(path)
     assert "\n" not in str(caught.value)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from cxrlib import UserError, paths
+from cxrlib.phantom import phantom
 from cxrlib.workbook import cli, pipeline, settings
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
@@ -249,3 +251,36 @@ def test_a_users_mistake_in_the_pipeline_ends_in_its_message(capsys, monkeypatch
 
     monkeypatch.setattr(pipeline, "run", refused)
     assert complaint(capsys, "run") == "cxr: no such film: a.png in data/images\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252", "utf-8"])
+def test_a_console_that_lacks_a_character_gets_another_one(encoding, tmp_path, monkeypatch):
+    """As most shells of Windows: an ellipsis, a superscript or a file's name must not end a command."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+    folder = phantom.write(tmp_path / "größe ² 胸", images=8, size=32)
+    for film in (folder / "images").iterdir():
+        film.unlink()
+    assert cli.call(["check", str(folder), "--fast"]) == 1
+    assert cli.call(["store", str(folder)]) == 2
+    pipeline.Console().print("… ² 胸 ▸ ✓")
+    for command in COMMANDS:
+        assert cli.call([command, "--help"]) == 0
+    out, err = (stream.buffer.getvalue().decode(encoding, "replace") for stream in streams)  # click's help is UTF-8
+    assert "films of the table absent (8)" in out
+    assert "8 of the 8 films" in err
+
+
+@pytest.mark.parametrize(
+    "words", ["run", "run --data {films}", "train --data {films} --stage 1", "test --data {films}"]
+)
+def test_outputs_that_cannot_be_written_are_told_in_one_line(words, tmp_path, monkeypatch, capsys):
+    films = phantom.write(tmp_path / "films", images=60, size=32)
+    (tmp_path / "file").touch()  # no folder can be made below a file, by whoever runs the tests
+    monkeypatch.setenv("CXR_OUTPUTS", str(tmp_path / "file" / "outputs"))
+    weights = "" if words.startswith("test") else " --weights none"
+    assert cli.call((words.format(films=films) + weights).split()) == 2
+    assert "Traceback" not in (err := capsys.readouterr().err)
+    assert "cannot write" in err
+    assert len(err.strip().splitlines()) == 1
