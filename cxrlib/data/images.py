@@ -1,4 +1,4 @@
-"""Image files to grey pixels: PNG of any mode and depth or JPEG, decoded whole or refused by name, brought to size.
+"""Image files to grey pixels: PNG of any mode and depth, JPEG or DICOM, whole or refused by name, brought to size.
 
 OpenCV decodes, but it returns half a picture for half a file. So the file is checked first: Pillow reads the header,
 and the chunks of a PNG are checked against their own checksums. Nothing is allocated for a file whose header promises
@@ -15,6 +15,7 @@ What each kind of file becomes:
   negative, so it is refused.
 - EXIF orientation, of JPEG and PNG: the film is turned and mirrored as it says. An orientation that is not 1 to 8 is
   ignored.
+- DICOM: by its header, see ``dicom``.
 - A film that is not square: squeezed by ``shrink``, wherever a film is brought to a store's size.
 """
 
@@ -43,7 +44,7 @@ try:
 except ImportError:
     decode_image_png_u8 = None
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_PIXELS = 64_000_000
 """Most pixels of a film: 8000². A full-field digital chest film has about 9 million."""
 
@@ -100,7 +101,8 @@ class Film(NamedTuple):
 def read(path: str | Path) -> np.ndarray:
     """Pixels of a film file, (height, width) uint8, 0 black, upright.
 
-    Raises UserError with the path if the file is absent, empty, truncated, damaged, too large, or not PNG or JPEG.
+    Raises UserError with the path if the file is absent, empty, truncated, damaged, too large, or not PNG, JPEG or
+    DICOM.
     """
     return decode(load(path), path)
 
@@ -150,11 +152,21 @@ def decode(data: bytes, path: str | Path) -> np.ndarray:
     return decode_film(data, path).pixels
 
 
+def is_dicom(data: bytes, path: str | Path) -> bool:
+    """Whether a file is DICOM: by its mark after 128 bytes, or by its name, since old files have no mark."""
+    named = str(path).lower().endswith((".dcm", ".dicom"))
+    return data[128:132] == b"DICM" or (named and not data.startswith((_PNG_SIGNATURE, b"\xff\xd8")))
+
+
 def decode_film(data: bytes, path: str | Path) -> Film:
     """Film from the bytes of its file, with what was assumed.
 
     ``path`` names the film in messages, and its folder decides the depth of a 16-bit PNG. Raises as ``read``.
     """
+    if is_dicom(data, path):
+        from cxrlib.data import dicom
+
+        return Film(dicom.decode(data, path), "DICOM")
     mode, (width, height), exif = _header(data, path)
     png = data.startswith(_PNG_SIGNATURE)
     damage, said = _png_chunks(data) if png else (_jpeg_damage(data), {b"eXIf": exif} if exif else {})
@@ -332,9 +344,10 @@ def size(path: str | Path) -> tuple[int, int]:
 
 
 def header(data: bytes, path: str | Path) -> tuple[str, tuple[int, int]]:
-    """Pillow mode (``L``, ``RGBA``, ``I;16``, ``P`` …) and (width, height) of the upright film from a film's bytes.
+    """Pillow mode (``L``, ``RGBA``, ``I;16``, ``P`` …; ``DICOM``) and (width, height) of the upright film from a film's
+    bytes.
 
-    Raises UserError if the bytes are neither PNG nor JPEG, or if the header has more than ``MAX_PIXELS``.
+    Raises UserError if the bytes are neither PNG, JPEG nor DICOM, or if the header has more than ``MAX_PIXELS``.
     """
     mode, (width, height), exif = _header(data, path)
     if data.startswith(_PNG_SIGNATURE) and b"eXIf" in data:
@@ -344,12 +357,17 @@ def header(data: bytes, path: str | Path) -> tuple[str, tuple[int, int]]:
 
 def _header(data: bytes, path: str | Path) -> tuple[str, tuple[int, int], bytes]:
     """Mode and (width, height) as stored, and the EXIF data of a JPEG. Raises as ``header``."""
+    if is_dicom(data, path):
+        from cxrlib.data import dicom
+
+        facts = dicom.header(data, path)
+        return "DICOM", (facts.columns, facts.rows), b""
     try:
         mode, (width, height), exif = _plain_header(data) or _any_header(data)
     except _BOMBS:
         raise UserError(f"{path} has more than {MAX_PIXELS:,} pixels in its header; remove it") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path} is neither PNG nor JPEG, or its header is damaged; download it again") from None
+        raise UserError(f"{path} is neither PNG, JPEG nor DICOM, or its header is damaged; download it again") from None
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise UserError(f"{path} is damaged ({error}); download it again") from None
     if width * height > MAX_PIXELS:

@@ -147,7 +147,7 @@ def _bare(name: str) -> str:
 def _is_header(line: str) -> bool:
     """Whether the first line of a list is a header, such as ``Image Index``: a word for names, and no digit in it."""
     is_word = re.match(r"\W*(image|film|file|name|path)", line, re.IGNORECASE)
-    return bool(is_word) and not re.search(r"\d|[/\\]|\.(png|jpe?g)\W*$", line, re.IGNORECASE)
+    return bool(is_word) and not re.search(r"\d|[/\\]|\.(png|jpe?g|dcm|dicom)\W*$", line, re.IGNORECASE)
 
 
 def read_lists(folder: Path, on_assumed: Assume = keep_silent) -> dict[str, pd.Index]:

@@ -24,7 +24,7 @@ from cxrlib import UserError, labels
 OLDEST = 120
 """Highest valid age in years. Higher ages are typing errors (the file of 2017 has 412) and count as unknown."""
 
-FILE_NAME = r"[^\W_][\w .()+-]*\.(?:png|jpe?g)"
+FILE_NAME = r"[^\W_][\w .()+-]*\.(?:png|jpe?g|dcm|dicom)"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 HEADERS = {
     "Image Index": "image",

@@ -258,11 +258,11 @@ def test_a_film_refused_for_another_reason_says_the_new_one(films, tmp_path, mon
     with open(films["path"][4], "wb") as file:  # noqa: PTH123
         file.write(damaged)
     os.utime(films["path"][4], ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(UserError, match="neither PNG nor JPEG"):
+    with pytest.raises(UserError, match="neither PNG, JPEG nor DICOM"):
         build(films, tmp_path / "store")
     assert contents(tmp_path / "store") == before
     (reason,) = build(films, tmp_path / "store", allow_missing=True).missing.values()
-    assert "neither PNG nor JPEG" in reason
+    assert "neither PNG, JPEG nor DICOM" in reason
 
 
 def test_a_film_that_may_not_be_read_is_known_by_what_lies_in_the_folder(films, folder, monkeypatch):
