@@ -38,9 +38,11 @@ rehearsal: $(READY)  ## run the whole chain at full size on drawn films and tell
 bench-gpu: $(READY)  ## measure what an NVIDIA card makes of it, the rehearsal included: under six minutes on an H100
 	@$(BIN)/python -m tests.benchmarks --only gpu.
 
+SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
+
 # Executed where they lie, with the committed defaults, so that they read as documents; then their metadata is cleaned.
 notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03_stage3 for one of them)
-	@set -e; for book in $(if $(ONLY),notebooks/$(ONLY).ipynb,$(sort $(wildcard notebooks/[0-9]*.ipynb))); do \
+	@set -e; for book in $(if $(ONLY),notebooks/$(ONLY).ipynb,$(sort $(wildcard notebooks/[0-9]*.ipynb)) $(SOLUTIONS)); do \
 		CXR_QUIET=1 $(BIN)/papermill --cwd notebooks --kernel python3 --no-progress-bar "$$book" "$$book"; \
 	done
 	@$(MAKE) --no-print-directory clean-notebooks
@@ -50,8 +52,8 @@ notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03
 STRIP := --keep-output --keep-count --keep-metadata-keys "metadata.widgets" --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version"
 
 clean-notebooks: $(READY)  ## take timings and machine traces out of the notebooks, keep their outputs, pictures in fewer colours
-	@$(BIN)/nbstripout $(STRIP) notebooks/*.ipynb
-	@$(BIN)/python -m tests.pictures notebooks/*.ipynb
+	@$(BIN)/nbstripout $(STRIP) notebooks/*.ipynb $(SOLUTIONS)
+	@$(BIN)/python -m tests.pictures notebooks/*.ipynb $(SOLUTIONS)
 
 UV = $$(uv --version >/dev/null 2>&1 && echo uv || echo "$(BIN)/python -m uv")
 
