@@ -201,13 +201,17 @@ def parse_integers(
     return whole.where(valid, "0").astype("int64").to_numpy()[codes]
 
 
-def parse_ages(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
+def parse_ages(
+    column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row, on_assumed: Assume = keep_silent
+) -> np.ndarray:
     """Ages in years, float64. The file of 2017 also has 058Y, 013M or 009D. Empty and above ``OLDEST`` become NaN."""
     codes, values = distinct_values(column)
     parts = values.str.upper().str.extract(f"^(?:{_AGE})$")
     number = pd.to_numeric(parts["number"], errors="coerce").to_numpy(float)
     wrong = np.isnan(number) & (values != "").to_numpy()
     on_wrong(csv, column, wrong[codes], "Patient Age", "expected years such as 58 or 058Y")
+    with_comma = values.str.contains(",", regex=False).to_numpy() & ~wrong
+    on_assumed("Patient Age with a decimal comma", [f"{value!r}" for value in values[with_comma]])
     years = number * parts["unit"].map(_YEARS).to_numpy(float)
     return np.where(years > OLDEST, np.nan, years)[codes]
 
