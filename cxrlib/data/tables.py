@@ -134,7 +134,7 @@ def read_cells(
 
 def find_separator(text: str, file: Path) -> str:
     """Separator of a table's cells: the one that gives the header most known names. Raises UserError for a tie."""
-    header = io.StringIO(text, newline="").readline()
+    header = re.match(r"[^\r\n]*", text)[0]
     known = {name: sum(map(_is_known, next(csv.reader([header], delimiter=name), []))) for name in SEPARATORS}
     best = [name for name in SEPARATORS if known[name] == max(known.values()) and name in header]
     if max(known.values()) and len(best) > 1:
