@@ -142,10 +142,8 @@ def find_checkpoint(ckpt: str, run: Run | None = None) -> Path:
             raise UserError(f"checkpoint {ckpt!r} is in several runs; give a path: {', '.join(map(str, matches))}")
     names = sorted({path.stem for root, pattern in places for path in root.glob(f"{pattern}/stage*{CHECKPOINT}")})
     similar = difflib.get_close_matches(title, names, 1)
-    hint = f"did you mean {similar[0]}? There" if similar else "there"
-    raise UserError(
-        f"there is no checkpoint {ckpt!r}; {hint} are: {', '.join(names) or 'none yet, train a stage first'}"
-    )
+    there = (", ".join(names) or "none yet, train a stage first") + (f"; did you mean {similar[0]}?" if similar else "")
+    raise UserError(f"there is no checkpoint {ckpt!r}; there are: {there}")
 
 
 @contextmanager

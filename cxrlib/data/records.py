@@ -84,7 +84,7 @@ def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assu
     if cells.attrs["cut"]:
         _refuse_cut_patient(films.tail(1), csv, on_wrong)
     films["follow_up"] = tables.parse_integers(table["follow_up"], csv, "Follow-up #", **how)
-    films["age"] = tables.parse_ages(table["age"], csv, on_wrong)
+    films["age"] = tables.parse_ages(table["age"], csv, **how)
     films["sex"] = tables.parse_words(table["sex"], csv, "Patient Gender", tables.SEXES, **how)
     films["view"] = tables.parse_words(table["view"], csv, "View Position", tables.VIEWS, **how)
     matrix = None

@@ -134,7 +134,7 @@ def read_cells(
 
 def find_separator(text: str, file: Path) -> str:
     """Separator of a table's cells: the one that gives the header most known names. Raises UserError for a tie."""
-    header = io.StringIO(text, newline="").readline()
+    header = re.match(r"[^\r\n]*", text)[0]
     known = {name: sum(map(_is_known, next(csv.reader([header], delimiter=name), []))) for name in SEPARATORS}
     best = [name for name in SEPARATORS if known[name] == max(known.values()) and name in header]
     if max(known.values()) and len(best) > 1:
@@ -201,13 +201,17 @@ def parse_integers(
     return whole.where(valid, "0").astype("int64").to_numpy()[codes]
 
 
-def parse_ages(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
+def parse_ages(
+    column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row, on_assumed: Assume = keep_silent
+) -> np.ndarray:
     """Ages in years, float64. The file of 2017 also has 058Y, 013M or 009D. Empty and above ``OLDEST`` become NaN."""
     codes, values = distinct_values(column)
     parts = values.str.upper().str.extract(f"^(?:{_AGE})$")
     number = pd.to_numeric(parts["number"], errors="coerce").to_numpy(float)
     wrong = np.isnan(number) & (values != "").to_numpy()
     on_wrong(csv, column, wrong[codes], "Patient Age", "expected years such as 58 or 058Y")
+    with_comma = values.str.contains(",", regex=False).to_numpy() & ~wrong
+    on_assumed("Patient Age with a decimal comma", [f"{value!r}" for value in values[with_comma]])
     years = number * parts["unit"].map(_YEARS).to_numpy(float)
     return np.where(years > OLDEST, np.nan, years)[codes]
 

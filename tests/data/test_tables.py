@@ -15,7 +15,7 @@ from cxrlib import UserError, labels
 from cxrlib.data import records, tables
 
 PLAIN = [name for name in HEADER.split(",")[:7] if name]
-AGES = {"58": 58, "0": 0, "": np.nan, "412": np.nan}
+AGES = {"58": 58, "058Y": 58, "58,0": 58, "0": 0, "": np.nan, "412": np.nan}
 
 films = st.lists(
     st.tuples(
@@ -135,6 +135,7 @@ ASSUMED = {
     "labels written in another way": text_of(rows=[row(1, 0, finding="No finding"), row(2, 0, finding="mass")]),
     "Patient Gender in other words": text_of(rows=[row(1, 0, sex="female")]),
     "Patient ID with decimals": text_of(rows=[row(1, 0).replace(",1,50", ",1.0,50")]),
+    "Patient Age with a decimal comma": text_of(rows=[row(1, 0, age='"58,0"')]),
     "columns named in another way": text_of(header=HEADER.replace("Patient ID", "patient_id")),
     "columns of 0 and 1 in place of Finding Labels": findings_table(zeros(1), zeros()),
     "No Finding is where all 14 findings are 0": findings_table(zeros(1), zeros()),

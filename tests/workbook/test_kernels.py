@@ -130,10 +130,10 @@ def test_without_its_server_a_kernel_is_started(tmp_path, kernels):
 CHAIN = """
 import sys, time
 from cxrlib.workbook import kernels
-with kernels.KernelSource() as kernels:
+with kernels.KernelSource() as source:
     code = "import time; time.sleep(100)"
-    made = kernels.server.fork(["-c", code], ".", kernels.environment(), out="/dev/null")
-    print(kernels.server.process.pid, made.pid, flush=True)
+    made = source.server.fork(["-c", code], ".", kernels.environment(), out="/dev/null")
+    print(source.server.process.pid, made.pid, flush=True)
     time.sleep(100)
 """
 
