@@ -48,3 +48,16 @@ def test_images_know_a_dicom_film_by_its_content_and_its_size_by_its_header(tmp_
     (tmp_path / "text.dcm").write_text("no film at all, whatever its name says")
     with pytest.raises(UserError, match=r"text\.dcm"):
         images.read(tmp_path / "text.dcm")
+
+
+def test_a_table_of_png_names_finds_dicom_films_of_the_same_stem(tmp_path):
+    folder = samples.write_folder(tmp_path / "png")
+    names = list(records.read(folder)["image"])
+    tables = {file: file.read_text() for file in (*folder.glob("*.csv"), *folder.glob("*.txt"))}
+    as_dicom(folder)
+    for file, text in tables.items():
+        file.write_text(text)
+    films = records.read(folder)
+    assert list(films["image"]) == names
+    assert {path[-4:] for path in films["path"]} == {".dcm"}
+    assert len(store.build(films, 16, folder=tmp_path / "store", progress=False).present(films)) == len(names)
