@@ -42,6 +42,7 @@ SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
 # Executed where they lie, with the committed defaults, so that they read as documents; then their metadata is cleaned.
 notebooks: $(READY)  ## execute notebooks/ in place with their defaults (ONLY=03_stage3 for one of them)
+	@$(BIN)/python -c "from cxrlib.phantom import phantom; phantom.default()"  # drawn before, so that no bar is kept
 	@set -e; for book in $(if $(ONLY),notebooks/$(ONLY).ipynb,$(sort $(wildcard notebooks/[0-9]*.ipynb)) $(SOLUTIONS)); do \
 		CXR_QUIET=1 $(BIN)/papermill --cwd notebooks --kernel python3 --no-progress-bar "$$book" "$$book"; \
 	done

@@ -15,6 +15,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+from cxrlib.phantom import phantom
+
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -46,7 +48,9 @@ def nbval(outputs, *books):
 
 @pytest.mark.slow
 @pytest.mark.notebooks
-def test_the_notebooks_say_what_they_said(tmp_path):
+def test_the_notebooks_say_what_they_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXR_OUTPUTS", str(tmp_path))
+    phantom.default()  # drawn before, as by make notebooks, or a slow machine shows its progress
     code, said = nbval(tmp_path, *BOOKS)
     assert code == 0, said[-12_000:]
     tested = pd.read_csv(tmp_path / "demo" / "tables" / "auc_test.csv")

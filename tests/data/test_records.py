@@ -90,7 +90,7 @@ WRONG_ROWS = {
     "name of Windows": row(2, 0).replace("00000002_000.png", "C:\\film.png"),
     "name a folder": row(2, 0).replace("00000002_000.png", "images/00000002_000.png"),
     "name hidden": row(2, 0).replace("00000002_000.png", ".png"),
-    "name not of a film": row(2, 0).replace("00000002_000.png", "film.dcm"),
+    "name not of a film": row(2, 0).replace("00000002_000.png", "film.gif"),
     "name with a line break": '"a\nb.png"' + row(2, 0).removeprefix("00000002_000.png"),
 }
 

@@ -12,7 +12,7 @@ from cxrlib.metrics import MEAN
 ALL = "all findings"
 
 
-def run(name: str = "a & b", *, seed: int = 0, films: int = 120, noise: float = 1.0) -> paths.Run:
+def run(name: str = "a-b", *, seed: int = 0, films: int = 120, noise: float = 1.0) -> paths.Run:
     """Write the folder. Its predictions and AUC table agree; ``noise``, drawn from ``seed``, lowers its AUC."""
     home = paths.Run(name)
     _predictions(home, seed, films, noise)

@@ -10,7 +10,7 @@ import pytest
 
 from cxrlib import UserError, paths
 from cxrlib.phantom import phantom
-from cxrlib.workbook import cli, pipeline, settings
+from cxrlib.workbook import cli, console, pipeline, settings
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
 
@@ -264,7 +264,7 @@ def test_a_console_that_lacks_a_character_gets_another_one(encoding, tmp_path, m
         film.unlink()
     assert cli.call(["check", str(folder), "--fast"]) == 1
     assert cli.call(["store", str(folder)]) == 2
-    pipeline.Console().print("… ² 胸 ▸ ✓")
+    console.Console().print("… ² 胸 ▸ ✓")
     for command in COMMANDS:
         assert cli.call([command, "--help"]) == 0
     out, err = (stream.buffer.getvalue().decode(encoding, "replace") for stream in streams)  # click's help is UTF-8
