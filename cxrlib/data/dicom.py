@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-SUFFIXES = (".dcm", ".dicom")
-"""Usual endings of names. Many archives give none, so ``looks_like`` looks at the content."""
-
 MAX_BYTES = 4 * images.MAX_PIXELS
 """Most bytes of a file, and of a deflated file once inflated."""
 

@@ -44,7 +44,8 @@ try:
 except ImportError:
     decode_image_png_u8 = None
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 MAX_PIXELS = 64_000_000
 """Most pixels of a film: 8000². A full-field digital chest film has about 9 million."""
 
@@ -154,7 +155,7 @@ def decode(data: bytes, path: str | Path) -> np.ndarray:
 
 def is_dicom(data: bytes, path: str | Path) -> bool:
     """Whether a file is DICOM: by its mark after 128 bytes, or by its name, since old files have no mark."""
-    named = str(path).lower().endswith((".dcm", ".dicom"))
+    named = str(path).lower().endswith(DICOM_SUFFIXES)
     return data[128:132] == b"DICM" or (named and not data.startswith((_PNG_SIGNATURE, b"\xff\xd8")))
 
 

@@ -55,7 +55,7 @@ def draw_resamples(patients: np.ndarray, replicates: int, seed: int) -> tuple[np
 
 
 def running_weights(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> RunningWeights:
-    """Running weights of one finding: labels (N,), scores (N,), counts and rows as from ``draw``."""
+    """Running weights of one finding: labels (N,), scores (N,), counts and rows as from ``draw_resamples``."""
     order = np.argsort(scores, kind="stable")
     positive = labels[order] == 1
     scores, rows = scores[order], rows[order]

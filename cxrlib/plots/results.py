@@ -345,7 +345,7 @@ def groups(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def thresholds(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Sensitivity and specificity of each rule's thresholds, with intervals, one axes per rule of ``RULES``.
+    """Sensitivity and specificity of each rule's thresholds, with intervals, one axes per rule of ``RULE_TITLES``.
 
     Frame as ``thresholds.judge``; "No Finding" is left out.
     """

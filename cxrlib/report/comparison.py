@@ -31,7 +31,7 @@ class RunPredictions(NamedTuple):
 
 
 def read_predictions(home: paths.Run) -> sections.Found:
-    """The run's predictions as a ``Reading``, or why there are none."""
+    """The run's predictions as ``RunPredictions``, or why there are none."""
     from cxrlib.evaluation import predict  # imports torch, which the report of one run does not need
 
     def reader(file) -> RunPredictions:

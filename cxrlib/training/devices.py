@@ -229,7 +229,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_failures(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
-    """Raise UserError for out of memory and for a GPU failure inside the block. Includes ``keeping_memory``.
+    """Raise UserError for out of memory and for a GPU failure inside the block. Includes ``keep_memory``.
 
     The message has the batch size that fits, where the error's ``fits`` has it.
     """

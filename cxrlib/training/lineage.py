@@ -129,7 +129,7 @@ def pack_numbers(numbers: np.ndarray) -> str:
 
 
 def unpack_numbers(text: str) -> np.ndarray:
-    """Inverse of ``pack``, sorted. Raises ValueError or zlib.error where the text is damaged."""
+    """Inverse of ``pack_numbers``, sorted. Raises ValueError or zlib.error where the text is damaged."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").cumsum().astype(np.int64)
 
 

@@ -196,7 +196,7 @@ class ResumeState:
 
 
 def save_state(folder: Path, steps: int, values: dict[str, Tensor], data: dict[str, Any]) -> Path:
-    """Write a state. After that, delete all but the ``KEPT`` newest.
+    """Write a state. After that, delete all but the ``STATES_KEPT`` newest.
 
     Two states can have the same ``steps``, for example before and after a validation. The later one counts as newer.
     """
@@ -276,7 +276,7 @@ def join_tensors(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def part_of_tensors(values: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """One dict from those that ``prefixed`` joined; empty where it is absent."""
+    """One dict from those that ``join_tensors`` joined; empty where it is absent."""
     return {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
 
 

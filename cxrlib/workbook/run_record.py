@@ -66,7 +66,7 @@ def check_same_films(before: Mapping, films: Mapping) -> None:
 
 
 def code_version(book: Path) -> str:
-    """Fingerprint of the code that a notebook imports, directly or indirectly, except ``APART``."""
+    """Fingerprint of the code that a notebook imports, directly or indirectly, except ``NOT_IN_CODE``."""
     imports: set[str] = set()
     for cell in settings.cells(book):
         if cell["cell_type"] == "code":
