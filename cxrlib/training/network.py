@@ -1,21 +1,16 @@
 """Network: torchvision's ResNet-50 with one grey input channel and 15 logits, in six layer groups."""
 
-import pickle
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from zipfile import BadZipFile
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from cxrlib import UserError, paths
+from cxrlib import UserError
 from cxrlib.labels import LABELS
-from cxrlib.training import schedules
+from cxrlib.training import schedules, starting_weights
 
 GROUPS = schedules.GROUPS
 RESNET50 = (3, 4, 6, 3)
@@ -37,7 +32,8 @@ class Network(ResNet):
     ``layers`` are the blocks per group, (3, 4, 6, 3) for ResNet-50. The last BatchNorm of each block starts at 0, so
     that a new block passes its input through (Goyal et al., Accurate, Large Minibatch SGD, 2017).
     Weights have torchvision's names. ``train()`` leaves the BatchNorm of frozen groups in eval mode. Images can be on
-    any device. ``precision`` is that of the recipe that trained the weights; predictions use it too.
+    any device. ``precision`` is that of the recipe that trained the weights; predictions use it too. ``start`` says in
+    words what the weights were before any training.
     """
 
     def __init__(self, layers: Sequence[int] = RESNET50) -> None:
@@ -46,6 +42,7 @@ class Network(ResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.trainable: tuple[str, ...] = GROUPS
         self.precision = "auto"
+        self.start = "random weights"
 
     @property
     def device(self) -> torch.device:
@@ -91,16 +88,18 @@ class Network(ResNet):
 def build(weights: str, *, seed: int = 0, layers: Sequence[int] = RESNET50) -> Network:
     """Build the network with its starting weights. The head is always new.
 
-    ``weights``: "none" (random), a torchvision name such as "IMAGENET1K_V2" (downloaded where there is a network),
-    or a file of a ResNet-50 state dict (.pth or .safetensors). ``seed`` decides every random weight, and the random
-    state of the process does not change. Raises UserError where the weights are not available or do not fit.
+    ``weights``: "none" (random), a torchvision name such as "IMAGENET1K_V1" (downloaded where there is a network),
+    or a file of a ResNet-50 state dict (.pth or .safetensors), see ``starting_weights``. ``seed`` decides every random
+    weight, and the random state of the process does not change. The network's ``start`` says what was taken over.
+    Raises UserError where the weights are not available or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = Network(layers)
     if weights != "none":
-        # strict=False: the head's weights are left out, since its classes differ
-        model.load_state_dict(_fitting(model, _fetch(weights), weights), strict=False)
+        start = starting_weights.read(weights, model.state_dict())
+        model.load_state_dict(start.state, strict=False)  # the head's weights are left out, since its classes differ
+        model.start = str(start)
     return model
 
 
@@ -108,8 +107,8 @@ def judge(weights: str) -> None:
     """Check starting weights: raise the UserError of ``build``, without a download or the memory of a network."""
     if weights != "none" and weights not in ResNet50_Weights.__members__:
         with torch.device("meta"):
-            model = Network()
-        _fitting(model, _fetch(weights), weights)
+            expected = Network().state_dict()
+        starting_weights.read(weights, expected)
 
 
 def train_only(model: Network, groups: Sequence[str]) -> Network:
@@ -165,79 +164,6 @@ def distance_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) ->
         weights = [name for name in names if "running_" not in name]
         rows.append({"weights": _distance(before, after, weights), "statistics": _distance(before, after, statistics)})
     return pd.DataFrame(rows, index=pd.Index(GROUPS, name="group"))
-
-
-def grey(kernels: Tensor) -> Tensor:
-    """Grey kernels (64, 1, 7, 7) from first-layer kernels (64, 3, 7, 7): the sum over the colour channels.
-
-    This equals the three-channel layer on a grey image that is repeated three times, with a third of the work.
-    """
-    return kernels.sum(1, keepdim=True)
-
-
-def _fetch(weights: str) -> dict[str, Tensor]:
-    names = [entry.name for entry in ResNet50_Weights]  # without DEFAULT, whose meaning can change
-    if weights in names:
-        return _download(ResNet50_Weights[weights])
-    path = paths.resolve(weights) if weights else Path()
-    if not path.is_file():
-        raise UserError(
-            f"weights {weights!r} are neither a file nor a known name; "
-            f"give none, {', '.join(names)} or a .pth or .safetensors file"
-        )
-    return _read(path)
-
-
-def _download(entry: ResNet50_Weights) -> dict[str, Tensor]:
-    try:
-        return entry.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, refused, or a damaged file
-        raise UserError(
-            f"weights {entry.name} could not be downloaded ({error}); "
-            f"fetch {entry.url} where there is a network and give weights=/path/to/{Path(entry.url).name}"
-        ) from None
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError) as error:
-        raise UserError(
-            f"weights {path} cannot be read as a state dict: {_why_unreadable(path, error)}; "
-            "give a file of model.state_dict() alone, best as .safetensors"
-        ) from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"weights {path} hold no state dict of tensors; save model.state_dict() alone")
-    return state
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """Reason without torch's own text, which advises to load an unknown file unsafely."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "it holds Python objects besides tensors, or is no weights file, and such objects are never loaded"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "it is cut short, damaged or of another kind than its ending says"
-
-
-def _fitting(model: Network, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights without the head, with grey kernels. Raises UserError where they do not fit or are not finite."""
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    if "conv1.weight" in state and state["conv1.weight"].shape[1:2] == (3,):
-        state["conv1.weight"] = grey(state["conv1.weight"])
-    expected = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
-    for fault, names in (("lack", missing), ("have unknown", unexpected), ("have another shape of", shapes)):
-        if names:
-            raise UserError(
-                f"weights {source} do not fit a ResNet-50: they {fault} {len(names)} entries such as {names[0]}"
-            )
-    bad = [name for name, value in state.items() if not value.isfinite().all()]
-    if bad:
-        raise UserError(f"weights {source} are not finite in {len(bad)} entries such as {bad[0]}; take other weights")
-    return state
 
 
 def _distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: list[str]) -> float:

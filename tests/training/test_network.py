@@ -65,7 +65,10 @@ def test_the_seed_decides_and_the_process_keeps_its_random_state():
     ("spoil", "message"),
     [
         (lambda state: state.pop("layer3.0.conv1.weight"), "lack 1 entries such as layer3.0.conv1.weight"),
-        (lambda state: state.update(extra=torch.zeros(1)), "unknown 1 entries such as extra"),
+        (
+            lambda state: state.update({"layer3.6.conv1.weight": torch.zeros(1)}),
+            "unknown 1 entries such as layer3.6.conv1",
+        ),
         (lambda state: state.update({"bn1.bias": torch.zeros(7)}), "another shape of 1 entries such as bn1.bias"),
     ],
 )
