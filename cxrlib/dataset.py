@@ -32,14 +32,15 @@ class Dataset:
     def batches(
         self, batch_size: int, *, augment: str = "none", cap: int = 0, variants: int = 0
     ) -> tuple[Batches, Batches]:
-        """Batches of the training part, shuffled and augmented, and of the validation part, in order and as they are.
+        """Batches of the training part, shuffled and augmented, and of the validation part, in order and unvaried.
 
-        ``augment`` names a preset, ``cap`` and ``variants`` are as in ``Batches``. Validation batches are
-        twice as large.
+        ``augment`` names a preset. Validation takes the middle of a film where training takes smaller crops. ``cap``
+        and ``variants`` are as in ``Batches``. Validation batches are twice as large.
         """
-        how = {"augment": augmentation.preset(augment), "cap": cap, "variants": variants}
+        variation = augmentation.preset(augment)
+        how = {"augment": variation, "cap": cap, "variants": variants}
         train = Batches(self.store, self.parts.train, batch_size=batch_size, seed=self.parts.seed, shuffle=True, **how)
-        return train, Batches(self.store, self.parts.val, batch_size=2 * batch_size)
+        return train, Batches(self.store, self.parts.val, batch_size=2 * batch_size, augment=variation.unvaried)
 
     def summary(self) -> pd.DataFrame:
         """Films, patients and films with each label: a row for each, columns train, val and test."""

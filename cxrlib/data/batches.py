@@ -137,7 +137,7 @@ def _synchronised(result: tuple, done: torch.cuda.Event, device: torch.device) -
 class Batch(NamedTuple):
     """A batch on its device. ``rows`` are positions in the ``films`` of ``Batches``, always on the CPU."""
 
-    images: torch.Tensor | None  # (B, 1, S, S) float32, normalised; None without images
+    images: torch.Tensor | None  # (B, 1, T, T) float32, normalised; None without images
     labels: torch.Tensor  # (B, 15) float32, 0 or 1
     rows: torch.Tensor  # (B,) int64
 
@@ -196,7 +196,7 @@ class Batches:
 
     def variant(self, epoch: int) -> int | None:
         """Number of the variant that an epoch uses. None if each epoch augments differently."""
-        if self.augment == augmentation.Augment():
+        if not self.augment.varies:
             return 0
         return epoch % self.variants if self.variants else None
 

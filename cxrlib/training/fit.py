@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from cxrlib import UserError, metrics, paths
 from cxrlib.data import batches, records
-from cxrlib.training import checkpoint, devices, frozen, lineage, network, optim, stage_folder
+from cxrlib.training import checkpoint, devices, frozen, lineage, network, optim, schedules, stage_folder
 from cxrlib.training.devices import ProcessGroup
 from cxrlib.training.frozen import FrozenFeatures, Inference
 from cxrlib.training.progress import Progress, Watch
@@ -255,8 +255,9 @@ class Result:
     """Result of a stage. The network passed to ``fit`` holds the best weights.
 
     ``history``: one row per epoch · ``batches``: one row per batch, with its loss · ``best``: the checkpoint of the
-    epoch with the highest mean validation AUC over the 14 findings · ``trained``: False where the stage was finished
-    before · ``resumed_from``: epoch and batch in words, "" for a start from the beginning.
+    epoch with the highest mean validation AUC over the 14 findings, or the lowest loss, as the recipe says ·
+    ``trained``: False where the stage was finished before · ``resumed_from``: epoch and batch in words, "" for a start
+    from the beginning.
     """
 
     history: pd.DataFrame
@@ -295,6 +296,7 @@ def fit(
     starting weights again, so that the same call resumes.
     """
     folder, process_group = Path(folder), devices.launched_group(device)
+    recipe = schedules.for_batch_size(recipe, train.batch_size)
     network.train_only(model, recipe.groups)
     model.precision = recipe.precision
     line = lineage.of_stage(parent, weights, train, val)
@@ -402,7 +404,7 @@ class _Training:
         return self.epoch >= self.recipe.epochs or self.stops_early()
 
     def stops_early(self) -> bool:
-        return optim.exhausted([row["val_auc"] for row in self.history], self.recipe.patience)
+        return optim.exhausted(optim.scores(self.history, self.recipe.chosen_by), self.recipe.patience)
 
     def train_epoch(self) -> None:
         """Train the rest of the epoch. A step comes after ``accumulate`` batches and at the end of the epoch."""
@@ -485,7 +487,9 @@ class _Training:
         return self.average.lent_to_model() if self.average else nullcontext()
 
     def rate(self, step: int) -> float:
-        plateaus = optim.halvings([row["val_auc"] for row in self.history], self.recipe.plateau)
+        chosen_by = self.recipe.chosen_by
+        values = optim.scores(self.history, chosen_by)
+        plateaus = optim.halvings(values, self.recipe.plateau, optim.BETTER[chosen_by])
         return optim.rate(step, self.all_steps, self.recipe, plateaus)
 
     def highest_rate(self) -> float:

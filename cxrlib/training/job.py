@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train one stage, in every process that the launcher starts, with its notebook's parameters.",
         fromfile_prefix_chars="@",  # torchrun would read some flags as its own, so launch passes them in a file
         epilog="Example: accelerate launch --multi_gpu --num_processes 8 -m cxrlib.training.job --stage 1 --run base "
-        "--data data --schedule modern --size 224 --batch_size 512 --weights IMAGENET1K_V2",
+        "--data data --schedule modern --size 224 --batch_size 512 --weights IMAGENET1K_V1",
     )
     for name, parameter in inspect.signature(train).parameters.items():
         required = parameter.default is inspect.Parameter.empty

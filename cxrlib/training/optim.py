@@ -1,7 +1,7 @@
 """Optimizer by layer group, learning rate of each step, moving average of the weights, loss scaling."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,24 +50,34 @@ def rate(step: int, steps: int, recipe: Stage, halvings: int = 0) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def halvings(aucs: Sequence[float], plateau: int) -> int:
-    """Number of plateaus so far: ``plateau`` epochs in a row without a better validation AUC.
+BETTER = {"auc": 0.0, "loss": 1e-4}
+"""Share by which a validation number must be better to end a plateau. That of the loss is torch's default."""
 
-    The count of epochs restarts after each plateau. Epochs with an undefined AUC (NaN) are left out.
+
+def scores(history: Sequence[Mapping[str, float]], chosen_by: str) -> list[float]:
+    """Validation numbers by which epochs are compared, higher is better: the mean AUC, or minus the loss."""
+    return [row["val_auc"] if chosen_by == "auc" else -row["val_loss"] for row in history]
+
+
+def halvings(scores: Sequence[float], plateau: int, margin: float = 0.0) -> int:
+    """Number of plateaus so far: ``plateau`` epochs in a row that are not better than the best by the share ``margin``.
+
+    The count of epochs restarts after each plateau. Epochs with an undefined score (NaN) are left out. With minus the
+    losses and a margin of 1e-4 this is torch's ReduceLROnPlateau of patience ``plateau`` - 1.
     """
     best, since, count = -math.inf, 0, 0
-    for auc in (auc for auc in aucs if not math.isnan(auc)):
-        better = auc > best
-        best, since = (auc, 0) if better else (best, since + 1)
+    for score in (score for score in scores if not math.isnan(score)):
+        better = math.isinf(best) or score > best + margin * abs(best)
+        best, since = (score, 0) if better else (best, since + 1)
         if since == plateau:
             count, since = count + 1, 0
     return count
 
 
-def exhausted(aucs: Sequence[float], patience: int) -> bool:
-    """Early stopping: whether the last ``patience`` epochs brought no better validation AUC. 0 means never."""
-    best = max((auc for auc in aucs if not math.isnan(auc)), default=math.nan)
-    since = len(aucs) - 1 - list(aucs).index(best) if not math.isnan(best) else 0
+def exhausted(scores: Sequence[float], patience: int) -> bool:
+    """Early stopping: whether the last ``patience`` epochs brought no better score. 0 means never."""
+    best = max((score for score in scores if not math.isnan(score)), default=math.nan)
+    since = len(scores) - 1 - list(scores).index(best) if not math.isnan(best) else 0
     return bool(patience) and since >= patience
 
 

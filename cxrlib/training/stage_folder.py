@@ -25,7 +25,7 @@ from torch import Tensor
 from cxrlib import UserError, metrics, paths, provenance
 from cxrlib.data import batches, records
 from cxrlib.labels import FINDINGS
-from cxrlib.training import checkpoint, lineage, losses, network
+from cxrlib.training import checkpoint, lineage, losses, network, optim
 from cxrlib.training.schedules import Stage
 
 BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment", "variants")
@@ -116,10 +116,11 @@ def history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*HISTORY_COLUMNS, *EXTRA])
 
 
-def best_epoch(rows: list[dict[str, Any]]) -> int:
-    """Epoch with the highest validation AUC, the first of equals. If no AUC is defined, the last epoch."""
-    defined = [row for row in rows if not math.isnan(row["val_auc"])]
-    return max(defined, key=lambda row: row["val_auc"])["epoch"] if defined else rows[-1]["epoch"]
+def best_epoch(rows: list[dict[str, Any]], chosen_by: str = "auc") -> int:
+    """Epoch with the highest validation AUC or the lowest loss, the first of equals; the last if none is defined."""
+    values = optim.scores(rows, chosen_by)
+    defined = [position for position, value in enumerate(values) if not math.isnan(value)]
+    return rows[max(defined, key=values.__getitem__) if defined else -1]["epoch"]
 
 
 def loss_rows(epoch: int, part: str, values: Sequence[float], films: Sequence[int]) -> list[tuple]:
@@ -415,7 +416,7 @@ class StageFolder:
 
     def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
         start_time = time.monotonic()
-        best = self._title(best_epoch(from_json(data["history"]))) if data["history"] else ""
+        best = self._title(self._best(from_json(data["history"]))) if data["history"] else ""
         save_state(self.states, steps, values, {**data, "best": best, "who": self.who, "start": self.start})
         self.safe = [*self.safe[-1:], best]
         self._prune({*self.safe})
@@ -428,7 +429,7 @@ class StageFolder:
         ``batches`` are the losses of all finished epochs, as rows of ``stage_folder.BATCH_COLUMNS``.
         """
         epoch = history[-1]["epoch"]
-        if last or best_epoch(history) == epoch:
+        if last or self._best(history) == epoch:
             self._checkpoint(model, epoch, history[-1])
         write_history(self.folder, history_frame(history), batches)
 
@@ -445,13 +446,13 @@ class StageFolder:
         if moments:
             meta = {"fingerprint": self.fingerprint, "optimizer": self.recipe.optimizer}
             checkpoint.write_tensors((self.folder / MOMENTS).with_suffix(""), moments, meta)
-        epoch = best_epoch(history) if history else 0
+        epoch = self._best(history) if history else 0
         best, last = self._title(epoch), self._title(len(history))
         loaded = checkpoint.load_into(model, self.folder / (best + checkpoint.SUFFIX)).checkpoint
         content = {
             "best": best,
             "last": last,
-            "why": _why(history_frame(history), epoch),
+            "why": _why(history_frame(history), epoch, self.recipe.chosen_by),
             "epoch": epoch,
             "val_auc": loaded.meta["metrics"].get("val_auc"),
             "sha256": loaded.meta["sha256"],
@@ -464,6 +465,9 @@ class StageFolder:
         self._prune({best, last})
         clear_states(self.states)
         return loaded.path
+
+    def _best(self, history: list[dict[str, Any]]) -> int:
+        return best_epoch(history, self.recipe.chosen_by)
 
     def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
         _ = self.line.past  # computed once and cached; its time must not count as the cost of a checkpoint
@@ -522,9 +526,12 @@ class StageFolder:
                 checkpoint.remove_tensors(file.with_suffix(checkpoint.SUFFIX))
 
 
-def _why(history: pd.DataFrame, epoch: int) -> str:
+def _why(history: pd.DataFrame, epoch: int, chosen_by: str) -> str:
     if history.empty:
         return "no epochs: the starting weights, unchanged"
+    if chosen_by == "loss":
+        loss = history.set_index("epoch")["val_loss"][epoch]
+        return f"lowest validation loss, {loss:.5f}, of {len(history)} epochs"
     auc = history.set_index("epoch")["val_auc"][epoch]
     if math.isnan(auc):
         return f"validation AUC is undefined on these films; epoch {epoch} is the last"

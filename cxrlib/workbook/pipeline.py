@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported in the functions, since they are slow and a wrong 
     from cxrlib.workbook import console as console_lines
     from cxrlib.workbook import kernels as kernel_rooms
 
-USUAL = ("none", settings.REAL["weights"], settings.SEED["weights"])
+USUAL = ("none", settings.REAL["weights"])
 """Starting weights that are not checked, which saves the import of PyTorch."""
 
 

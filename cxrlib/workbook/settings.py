@@ -22,11 +22,18 @@ from cxrlib.training import parameters as rules
 from cxrlib.training import schedules
 from cxrlib.training.parameters import Scalar
 
-REAL: Mapping[str, Scalar] = {"size": 224, "batch_size": 64, "weights": "IMAGENET1K_V2", "schedule": "modern"}
-"""Defaults for the user's films, where they differ from the notebooks' own defaults (the demo)."""
+REAL: Mapping[str, Scalar] = {"size": 224, "batch_size": 64, "weights": "IMAGENET1K_V1", "schedule": "modern"}
+"""Defaults for the user's films, where they differ from the notebooks' own defaults (the demo).
 
-SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed", "weights": "IMAGENET1K_V1"}
+Every published figure of a ResNet-50 on the official split starts from torchvision's first ImageNet weights (V1). The
+second (V2) are better on ImageNet, but less usable as they stand for another task, and ``modern`` begins with the head
+alone on frozen features."""
+
+SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed"}
 """The same for the original program's commands, with its own schedule, to which its learning rates belong."""
+
+OF_SCHEDULE: Mapping[str, Mapping[str, Scalar]] = {"published": {"size": 256, "batch_size": 32, "tta": "tencrop"}}
+"""Defaults that belong to a schedule, on the user's films."""
 
 FILES = ("data", "ckpt", "weights")
 """Parameters that may name a file or folder, relative to the user's current folder."""
@@ -123,7 +130,8 @@ def merge(
     """
     kept, given = remembered(before), located(given)
     films = given.get("data") or kept.get("data")
-    defaults = dict(before.get("defaults", base if films else {}))
+    of_schedule = OF_SCHEDULE.get(str(given.get("schedule", "")), {})
+    defaults = dict(before.get("defaults", {**base, **of_schedule} if films else {}))
     wanted = {**({} if "settings" in before else defaults), **kept, **given}
     for name in [name for name, value in given.items() if value == ""]:
         del wanted[name]

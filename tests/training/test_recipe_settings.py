@@ -11,7 +11,7 @@ import torch
 
 from cxrlib import UserError
 from cxrlib.data.augmentation import preset
-from cxrlib.training import checkpoint, devices, fit, frozen, job, losses, network, optim, stage_folder
+from cxrlib.training import checkpoint, devices, fit, frozen, job, losses, network, optim, schedules, stage_folder
 
 STEADY = {"warmup": 0.0, "decay": "none", "optimizer": "adamw", "precision": "float32"}
 
@@ -97,6 +97,51 @@ def test_a_plateau_halves_the_rate(tmp_path):
     how = {"epochs": 6, "groups": ("fc",), "decay": "plateau", "plateau": 2, "warmup": 0.0}
     result = tiny.train(tmp_path, how, score=lambda *_: np.full(15, next(aucs)))
     assert result.history["lr"].tolist() == [1e-3, 1e-3, 1e-3, 1e-3, 5e-4, 5e-4]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_plateaus_of_the_loss_are_torchs(seed):
+    """ReduceLROnPlateau with patience 5 and its default threshold, on losses that fall, stand still and rise."""
+    random = np.random.default_rng(seed)
+    losses = 0.2 * 0.97 ** np.cumsum(random.random(60) < 0.2) * (1 + 5e-5 * random.standard_normal(60))
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([weight], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+    for epoch, loss in enumerate(losses, 1):
+        scheduler.step(loss)
+        scores = optim.scores([{"val_loss": value} for value in losses[:epoch]], "loss")
+        assert 0.5 ** optim.halvings(scores, 6, optim.BETTER["loss"]) == optimizer.param_groups[0]["lr"]
+
+
+def test_the_optimizer_of_the_published_recipe_is_torchs_adam():
+    recipe = schedules.recipe("published", 1)
+    ours, theirs = tiny.net(), tiny.net()
+    theirs.load_state_dict(ours.state_dict())
+    steps = optim.make(ours, recipe), torch.optim.Adam(theirs.parameters(), lr=2e-4)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=random)
+            other.grad = one.grad.clone()
+        for optimizer in steps:
+            optimizer.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_recipe_can_choose_its_epoch_by_the_loss(tmp_path):
+    aucs = iter([0.9, 0.8, 0.7, 0.6])
+    how = {"epochs": 4, "groups": ("fc",), "lr": 1e-2, "chosen_by": "loss"}
+    result = tiny.train(tmp_path, how, score=lambda *_: np.full(15, next(aucs)))
+    lowest = int(result.history["val_loss"].argmin())
+    assert lowest > 0
+    assert result.best.stem == f"stage1_0.01_{lowest + 1}"
+    assert "lowest validation loss" in (tmp_path / "best.json").read_text()
+
+
+def test_the_rate_follows_the_batch_size(tmp_path):
+    result = tiny.train(tmp_path, {"epochs": 1, "groups": ("fc",), "lr": 1e-3, "lr_batch": 2})
+    assert result.history["lr"].tolist() == [2e-3]  # batches of 8
 
 
 def test_undefined_aucs_are_no_plateau_and_wear_out_no_patience():

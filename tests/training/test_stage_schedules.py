@@ -118,3 +118,27 @@ def test_every_number_of_a_recipe_has_limits_and_every_word_choices():
 def test_a_recipe_is_checked_without_torch_and_pandas():
     code = "import sys; from cxrlib.training import schedules; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_published_is_the_recipe_of_the_best_plain_resnet_50():
+    """As FIELD and the authors' code have it: BCE, Adam 2e-4 without decay, batch 32, everything trains."""
+    first, *rest = schedules.SCHEDULES["published"]
+    assert first.groups == schedules.GROUPS
+    assert (first.loss, first.positive_weight, first.optimizer, first.lr) == ("bce", 0, "adam", 2e-4)
+    assert (first.weight_decay, first.warmup, first.lower_rate, first.ema, first.clip) == (0, 0, 1, 0, 0)
+    assert (first.decay, first.plateau, first.patience, first.chosen_by, first.augment) == (
+        "plateau",
+        6,
+        10,
+        "loss",
+        "crops",
+    )
+    assert [stage.epochs for stage in rest] == [0] * 4
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "factor"), [(32, 1, 1), (128, 1, 2), (32, 4, 2), (8, 1, 0.5)])
+def test_a_larger_batch_has_a_higher_rate_where_the_recipe_says_to_which_batch_it_belongs(batch, accumulate, factor):
+    recipe = schedules.recipe("published", 1, accumulate=accumulate)
+    assert schedules.for_batch_size(recipe, batch).lr == pytest.approx(factor * 2e-4)
+    plain = schedules.recipe("modern", 1)
+    assert schedules.for_batch_size(plain, batch) == plain
