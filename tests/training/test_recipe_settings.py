@@ -140,7 +140,9 @@ def test_a_recipe_can_choose_its_epoch_by_the_loss(tmp_path):
 
 
 def test_the_rate_follows_the_batch_size(tmp_path):
-    result = tiny.train(tmp_path, {"epochs": 1, "groups": ("fc",), "lr": 1e-3, "lr_batch": 2})
+    result = tiny.train(
+        tmp_path, {"epochs": 1, "groups": ("fc",), "lr": 1e-3, "lr_batch": 2, "warmup": 0.0, "decay": "none"}
+    )
     assert result.history["lr"].tolist() == [2e-3]  # batches of 8
 
 
