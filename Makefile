@@ -14,8 +14,11 @@ help:  ## say what there is
 run: $(READY)  ## run the whole workbook on the phantom set: outputs/demo/report.html (ARGS="--data data" for your films)
 	@$(BIN)/cxr run $(ARGS)
 
-test: lint  ## check style, then run every test, the notebooks among them
-	@$(BIN)/python -m pytest $(ARGS)
+# Two processes, a file of tests at a time; each takes up to 3 GB.
+WORKERS ?= 2
+
+test: lint  ## check style, then run every test, the notebooks among them (WORKERS=1 for one process)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## check style and format
 	@$(BIN)/ruff check

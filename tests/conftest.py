@@ -1,8 +1,12 @@
 """Fixtures of every floor: the real films beside the checkout, a tiny phantom set, an outputs folder of its own."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and so do the programs that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -15,8 +19,10 @@ def _shared(name: str) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``cuda`` skip where there is no card."""
+    """Tests marked ``cuda`` skip where there is no card. The notebooks, which take longest, begin first."""
     import torch
+
+    items.sort(key=lambda item: item.path.name != "test_nbval.py")
 
     if not torch.cuda.is_available():
         for item in items:
