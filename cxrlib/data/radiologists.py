@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrlib import UserError, randomness
-from cxrlib.data import records, tables
+from cxrlib import UserError, paths, randomness
+from cxrlib.data import records, splits, tables
 
 FILES = (
     "google2019_nih-chest-xray-labels.csv",
@@ -91,6 +91,27 @@ def _sets(cells: pd.DataFrame, names: dict[str, str], file: Path) -> np.ndarray:
     if not words.isin(SETS).all():
         raise UserError(f"{file}, Set Id: {words[~words.isin(SETS)].iloc[0]!r} is neither test nor val; restore it")
     return words.to_numpy()
+
+
+def labels_for(folder: Path, file: str, parts: splits.Parts, *, drawn: bool) -> pd.DataFrame:
+    """Radiologists' labels for a data folder, shaped as from ``read``; ``attrs["source"]`` says where they come from.
+
+    ``file``: the file of both sets; "" looks beside the data. Without a file the table is empty, or made up where the
+    films are ``drawn``. Raises UserError as ``read`` does, and where ``file`` is not there.
+    """
+    files = [paths.resolve(file)] if file else find(folder)
+    if file and not files[0].is_file():
+        raise UserError(f"expert_labels {files[0]} is not there; give the file of radiologists' labels from {SOURCE}")
+    if files:
+        table, source = read(*files), f"radiologists' labels from {', '.join(path.name for path in files)}"
+    elif drawn:
+        table = pd.concat([made_up(parts.test, "test"), made_up(parts.val, "val", seed=1)], ignore_index=True)
+        source = "MADE UP: no radiologist read these drawn films; the numbers only show what the notebook does"
+    else:
+        table = pd.DataFrame(columns=["image", "set", *GROUPS])
+        source = f"no radiologists' labels beside the data; get {FILES[0]} ({SOURCE}), or set expert_labels"
+    table.attrs["source"] = source
+    return table
 
 
 def beside(films: pd.DataFrame, read_labels: pd.DataFrame) -> pd.DataFrame:

@@ -167,7 +167,7 @@ def sides(
         read, mined = found[f"read_{name}"].to_numpy(), found[f"mined_{name}"].to_numpy()
         cut = cuts.set_index("finding")["threshold"][name]
         right = (values >= cut) == (read == 1)
-        known = np.isfinite(read) & np.isfinite(mined) & np.isfinite(cut)
+        known = np.isfinite(read) & np.isfinite(mined)
         kinds = {
             "mined yes, radiologists no": known & (mined == 1) & (read == 0),
             "mined no, radiologists yes": known & (mined == 0) & (read == 1),
@@ -177,7 +177,7 @@ def sides(
         if len(found):
             parts, patients = wholes * right[:, None], found["patient"].to_numpy()
             ends = intervals.ratio(parts, wholes, patients, replicates=replicates, seed=seed)
-        else:
+        if not len(found) or np.isnan(cut):
             ends = np.full((3, 3), np.nan)
         for kind, films, value, low, high in zip(kinds, wholes.sum(0).astype(int), *ends, strict=True):
             rows.append({"finding": name, "kind": kind, "films": films, "share": value, "low": low, "high": high})

@@ -89,7 +89,7 @@ def stage_settings(prefix: str, lr: float | None, epochs: int | None, loss: str,
 
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
-EVALUATIONS = ("evaluation", "localisation")
+EVALUATIONS = ("evaluation", "localisation", "labels")
 """Notebooks of one evaluation; all evaluate the same checkpoint."""
 STOPPED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as a shell gives them."""

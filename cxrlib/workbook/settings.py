@@ -28,7 +28,7 @@ REAL: Mapping[str, Scalar] = {"size": 224, "batch_size": 64, "weights": "IMAGENE
 SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed", "weights": "IMAGENET1K_V1"}
 """The same for the original program's commands, with its own schedule, to which its learning rates belong."""
 
-FILES = ("data", "ckpt", "weights")
+FILES = ("data", "ckpt", "weights", "expert_labels")
 """Parameters that may name a file or folder, relative to the user's current folder."""
 
 OWN = ("lr", "epochs", "loss", "override", "ckpt")

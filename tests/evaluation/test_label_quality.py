@@ -60,7 +60,7 @@ def test_kappa_and_auc_are_scikit_learns():
 def test_a_network_that_knows_the_truth_is_better_against_it_and_better_than_noisy_labels():
     found, scores = made()
     assert (label_quality.against_both(found, scores)["low"] > 0).all()
-    sharp = {name: values + found[f"read_{name}"] * 5 for name, values in scores.items()}
+    sharp = {name: values + found[f"read_{name}"].to_numpy() * 5 for name, values in scores.items()}
     curve = label_quality.beside_curve(found, sharp, replicates=200)
     assert (curve["low"] > 0).all()
     assert "better" in label_quality.sentence(curve)
@@ -109,7 +109,7 @@ def test_few_films_are_undefined_and_say_why(films):
     assert "are needed" in label_quality.sentence(curve)
     cuts = label_quality.choose_thresholds(found, scores)
     assert cuts["threshold"].isna().all()
-    assert label_quality.sides(found, scores, cuts)["films"].sum() == 0
+    assert label_quality.sides(found, scores, cuts)["share"].isna().all()
 
 
 def test_the_score_of_a_group_is_the_chance_of_any_of_its_labels():
