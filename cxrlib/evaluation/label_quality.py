@@ -14,6 +14,7 @@ from cxrlib.evaluation import delong, intervals, thresholds
 LEAST = 10
 """Films of each class that a threshold needs, and patients of each class that an interval needs."""
 
+AGREEMENT = ("ppv", "sensitivity", "specificity", "agree", "kappa")
 JUMPS = (
     *("finding", "patients", "triples", "gap", "low", "high"),
     *("independent", "changes", "changes_independent"),
@@ -38,7 +39,8 @@ def agreement(found: pd.DataFrame, *, replicates: int = 1000, seed: int = 0) -> 
             row = {"set": part, "finding": name, "films": len(read), "patients": len(np.unique(patients))}
             row |= {"positives": int(read.sum()), "mined": int(mined.sum())}
             rows.append(row | _agreement(read, mined, patients, replicates, seed))
-    return pd.DataFrame(rows)
+    ends = [f"{name}{end}" for name in AGREEMENT for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["set", "finding", "films", "patients", "positives", "mined", *ends])
 
 
 def _agreement(read: np.ndarray, mined: np.ndarray, patients: np.ndarray, replicates: int, seed: int) -> dict:

@@ -1,5 +1,6 @@
 """Label quality: the published numbers, scikit-learn as oracle, and what must hold whatever the films."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from cxrlib import labels
 from cxrlib.data import radiologists, records
 from cxrlib.data.radiologists import GROUPS
 from cxrlib.evaluation import label_quality, predict
+from cxrlib.plots import label_figures
 
 
 def made(n=600, seed=0, noise=0.15):
@@ -102,7 +104,11 @@ def test_unknown_labels_are_left_out():
 def test_few_films_are_undefined_and_say_why(films):
     found, scores = made()
     found, scores = found.head(films), {name: values[:films] for name, values in scores.items()}
-    label_quality.agreement(found)
+    table = label_quality.agreement(found)
+    assert len(table) == (3 if films else 0)
+    fig, axes = plt.subplots(1, 2)
+    label_figures.agreement(table, axes)
+    plt.close(fig)
     assert label_quality.against_both(found, scores)["p"].isna().all()
     curve = label_quality.beside_curve(found, scores)
     assert curve["difference"].isna().all()
