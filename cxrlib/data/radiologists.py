@@ -36,6 +36,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Findings of the radiologists, and which of our labels belong to each, as the paper compares them."""
 
+MADE_UP = "MADE UP"
+"""Beginning of the source of labels that ``made_up`` gave."""
+
 WORDS = {"YES": 1, "NO": 0, "1": 1, "0": 0, "TRUE": 1, "FALSE": 0}
 SETS = ("test", "val")
 
@@ -106,9 +109,9 @@ def labels_for(folder: Path, file: str, parts: splits.Parts, *, drawn: bool) -> 
         table, source = read(*files), f"radiologists' labels from {', '.join(path.name for path in files)}"
     elif drawn:
         table = pd.concat([made_up(parts.test, "test"), made_up(parts.val, "val", seed=1)], ignore_index=True)
-        source = "MADE UP: no radiologist read these drawn films; the numbers only show what the notebook does"
+        source = f"{MADE_UP}: no radiologist read these drawn films; the numbers only show what the notebook does"
     else:
-        table = pd.DataFrame(columns=["image", "set", *GROUPS])
+        table = pd.DataFrame(columns=["image", "set", *GROUPS]).astype(dict.fromkeys(GROUPS, np.float64))
         source = f"no radiologists' labels beside the data; get {FILES[0]} ({SOURCE}), or set expert_labels"
     table.attrs["source"] = source
     return table
