@@ -1,16 +1,22 @@
-"""Download of the films from Kaggle by Kaggle's client. It resumes a download, and the films stay in its cache."""
+"""Downloads: the films from Kaggle by its client, which resumes and keeps them, and the radiologists' labels."""
 
+import http.client
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from cxrlib import UserError
-from cxrlib.data import records
+from cxrlib import UserError, paths
+from cxrlib.data import radiologists, records
 
 NIH = "nih-chest-xrays/data"
 """Kaggle handle of the original 112,120 films of 1024², 42 GB in twelve folders."""
+
+_BUCKET = "https://storage.googleapis.com/gcs-public-data--healthcare-nih-chest-xray-labels/four_findings_expert_labels"
+EXPERT_LABELS = {name: f"{_BUCKET}/{name}" for name in ("test_labels.csv", "validation_labels.csv")}
+"""Google's files of radiologists' labels, one for each set, and their addresses."""
 
 DEPTH = 3
 """Deepest level of subfolders in a download that is searched for the table."""
@@ -32,6 +38,35 @@ def dataset(handle: str = NIH, *, cache: str | Path = "") -> Path:
     except Exception as error:
         raise _user_error(error, handle) from error
     return find_data_folder(folder)
+
+
+def expert_labels(folder: Path, *, timeout: float = 30) -> list[Path]:
+    """Download the radiologists' labels (``radiologists``) from Google into a data folder; returns their files.
+
+    A file that is there already is kept. Raises UserError that names the page and the files to put there by hand where
+    there is no network, or where Google asks for its form first, and where the folder cannot be written.
+    """
+    files = []
+    for name, url in EXPERT_LABELS.items():
+        path = folder / name
+        if not path.is_file():
+            content = _fetch(url, path, timeout)
+            with paths.atomic(path) as temporary:
+                temporary.write_bytes(content)
+        files.append(path)
+    radiologists.read(*files)
+    return files
+
+
+def _fetch(url: str, path: Path, timeout: float) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            return answer.read()
+    except (OSError, http.client.HTTPException) as error:  # HTTPError among them
+        raise UserError(
+            f"the radiologists' labels could not be downloaded ({error}); Google asks for a short form at "
+            f"{radiologists.SOURCE}: put its files {' and '.join(EXPERT_LABELS)} into {path.parent}"
+        ) from None
 
 
 def find_data_folder(folder: Path) -> Path:

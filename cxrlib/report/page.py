@@ -335,6 +335,15 @@ CAPTIONS = {
     ),
     "hits_and_misses": ("Hits and misses", "White: the box. Tinted: the heat map. Top row: hits. Bottom row: misses."),
     "second_opinion": ("Two methods", "The same films by Grad-CAM (top) and by occlusion (bottom)."),
+    "labels_roc": (
+        "Beside the radiologists",
+        "ROC curves against the mined labels and against radiologists; the diamond is the mined label itself.",
+    ),
+    "labels_agreement": ("How good the labels are", "The mined labels, with the radiologists taken as the truth."),
+    "labels_jumps": (
+        "Labels that jump",
+        "Of three films of a patient in a row, the first and last with the finding: how often the middle one lacks it.",
+    ),
     "published": ("Beside published results", "Official split only."),
     "prevalence": ("How common each finding is", "Share of films, part by part."),
     "co_occurrence": (
@@ -357,7 +366,18 @@ STRIPS = (*FILMS, *MAPS)
 
 PLACED = (
     *("roc_test", "auc_test", "stages", "pr_test", "reliability", "thresholds", "subgroups", "view_shortcut"),
-    *("localisation", "published", "gaps", "gaps_by_finding", "first_to_last", "overlap", *STRIPS),
+    *(
+        "localisation",
+        "labels_roc",
+        "labels_agreement",
+        "labels_jumps",
+        "published",
+        "gaps",
+        "gaps_by_finding",
+        "first_to_last",
+        "overlap",
+        *STRIPS,
+    ),
 )
 """Figures that have a section of their own, or whose numbers are drawn there."""
 

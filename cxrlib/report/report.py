@@ -15,7 +15,8 @@ from cxrlib.report import page, sections
 from cxrlib.training import progress
 
 ROOMS = ("report", "sections", "page")
-TEMPLATES = ("report.html.j2", "quality.html.j2", "limits.html.j2", "page.html.j2", "macros.html.j2")
+PARTS = ("quality", "limits", "labels", "page", "macros")
+TEMPLATES = ("report.html.j2", *(f"{part}.html.j2" for part in PARTS))
 
 
 def build(run: str) -> Path:
@@ -63,6 +64,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "thresholds": sections.thresholds(home, album),
         "subgroups": sections.subgroups(home, album),
         "localisation": sections.localisation(home, album),
+        "labels": sections.labels(home, album),
         "published": sections.published(home, album, single),
         "films": [figure for name in page.FILMS if (figure := album.strip(home.figures / name))],
     }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from cxrlib import UserError, metrics, paths
+from cxrlib.data import radiologists
 from cxrlib.evaluation import summary
 from cxrlib.labels import FINDINGS, NO_FINDING
 from cxrlib.report import page
@@ -33,6 +34,9 @@ NEEDED = {
     "roc_test": ("finding", "rate", "sensitivity"),
     "pr_test": ("finding", "recall", "precision"),
     "reliability": ("finding", "reading", "probability", "observed"),
+    "labels_agreement": ("set", "finding", "films", "ppv", "ppv_low", "ppv_high", "sensitivity"),
+    "labels_auc": ("finding", "films", "auc_read", "auc_mined", "difference", "low", "high", "p_holm"),
+    "labels_curve": ("finding", "mined", "network", "difference", "low", "high", "source"),
     "published": ("method", "network", "mean", "source"),
 }
 """Required columns of each table, by its file's name; a table may have more."""
@@ -40,7 +44,7 @@ NEEDED = {
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
     *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
-    *("origin", "first", "unknown", "no_interval", "chosen_on", "split"),
+    *("set", "origin", "first", "unknown", "no_interval", "chosen_on", "split"),
 )
 """Columns that hold text. All others hold numbers; a cell that is not a number counts as undefined."""
 
@@ -298,6 +302,36 @@ def localisation(home: paths.Run, album: page.FigureAlbum) -> dict[str, Any]:
         "control_why": control.why,
         "why": why or "No film has a box.",
     }
+
+
+def labels(home: paths.Run, album: page.FigureAlbum) -> dict[str, Any]:
+    """The mined labels against radiologists', and the network beside both, by finding of the radiologists.
+
+    ``why`` says why there is nothing to show: no labels, made-up ones of drawn films, or a damaged table. Empty for a
+    run in which 09_labels was not executed.
+    """
+    if not (home.tables / "labels_curve.csv").exists():
+        return {"rows": [], "why": "", "source": "", "figures": []}
+    tables = {name: read_table(home.tables / f"labels_{name}.csv") for name in ("curve", "auc", "agreement")}
+    why = next((table.why for table in tables.values() if table.why), "")
+    source = "" if why or tables["curve"].value.empty else tables["curve"].value["source"].iloc[0]
+    if source.startswith(radiologists.MADE_UP):
+        why = "These films are drawn: no radiologist read them. 09_labels shows the method with made-up labels."
+    elif not why and not (tables["auc"].value["films"] > 0).any():
+        why = f"None of the tested films has radiologists' labels: {source}."
+    if why:
+        return {"rows": [], "why": why, "source": "", "figures": []}
+    auc, agreed = tables["auc"].value.set_index("finding"), tables["agreement"].value
+    agreed = agreed[agreed["set"] == "test"].set_index("finding")
+    rows = []
+    for row in tables["curve"].value.to_dict("records"):
+        name = row["finding"]
+        better = "" if row["low"] != row["low"] else "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "–"
+        rows.append(
+            {**agreed.reindex([name]).iloc[0], **auc.loc[name], "finding": name, "better": better, "curve": row}
+        )
+    figures = [album.read(home.figures / f"labels_{name}") for name in ("roc", "agreement", "jumps")]
+    return {"rows": rows, "why": "", "source": source, "figures": [figure for figure in figures if figure]}
 
 
 def published(home: paths.Run, album: page.FigureAlbum, auc: list[dict[str, Any]]) -> dict[str, Any]:

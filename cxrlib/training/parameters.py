@@ -28,7 +28,7 @@ WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """Names of torchvision's weights of a ResNet-50."""
 MODES = ("none", "flip", "tencrop")
 """Modes of test-time augmentation."""
-TESTS = ("evaluation", "localisation")
+TESTS = ("evaluation", "localisation", "labels")
 """Notebooks that test a checkpoint. Their ``size`` may be 0, which is the checkpoint's own."""
 
 
@@ -75,6 +75,10 @@ def _data(value: str, part: str) -> str:
     project = paths.project() / path.relative_to(here) if path.is_relative_to(here) else path
     hint = f"; a relative path starts from where you stand, and the project's is {project}" if project.is_dir() else ""
     return "is not there" + (f": {path}" if str(path) != value else "") + hint
+
+
+def _expert_labels(value: str, part: str) -> str:
+    return "" if not value or paths.resolve(value).is_file() else f"is not there: {paths.resolve(value)}"
 
 
 def _weights(value: str, part: str) -> str:
@@ -129,6 +133,7 @@ RULES: Mapping[str, Rule] = {
     "allow_leak": Rule(bool),
     "weights": Rule(str, _weights),
     "ckpt": Rule(str),
+    "expert_labels": Rule(str, _expert_labels),
     "lr": Rule(float),
     "epochs": Rule(int),
     "loss": Rule(str),

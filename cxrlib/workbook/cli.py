@@ -89,7 +89,7 @@ def stage_settings(prefix: str, lr: float | None, epochs: int | None, loss: str,
 
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
-EVALUATIONS = ("evaluation", "localisation")
+EVALUATIONS = ("evaluation", "localisation", "labels")
 """Notebooks of one evaluation; all evaluate the same checkpoint."""
 STOPPED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as a shell gives them."""
@@ -237,6 +237,10 @@ def check(
 def download(
     handle: Annotated[str, typer.Option("--handle", help="Kaggle's owner/name; default: the original films.")] = "",
     cache: Annotated[str, typer.Option("--cache", help="Folder to keep the download in.")] = "",
+    labels: Annotated[
+        str,
+        typer.Option("--labels", metavar="DATA", help="Get the radiologists' labels into this data folder instead."),
+    ] = "",
 ) -> None:
     """Download the films with Kaggle's client (42 GB; a resized mirror has 2 GB). An interrupted download goes on.
 
@@ -248,6 +252,10 @@ def download(
 
     from cxrlib.data import download
 
+    if labels:
+        files = download.expert_labels(paths.resolve(labels))
+        print(f"Radiologists' labels: {', '.join(map(str, files))}\nNext: 09_labels, or cxr run again")
+        return
     films = download.dataset(handle or download.NIH, cache=cache)
     print(f"Films: {films}\nNext: cxr check {quote(str(films))}")
 

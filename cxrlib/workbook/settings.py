@@ -35,7 +35,7 @@ SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed"}
 OF_SCHEDULE: Mapping[str, Mapping[str, Scalar]] = {"published": {"size": 256, "batch_size": 32, "tta": "tencrop"}}
 """Defaults that belong to a schedule, on the user's films."""
 
-FILES = ("data", "ckpt", "weights")
+FILES = ("data", "ckpt", "weights", "expert_labels")
 """Parameters that may name a file or folder, relative to the user's current folder."""
 
 OWN = ("lr", "epochs", "loss", "override", "ckpt")

@@ -1,15 +1,17 @@
 """Download: failures of the client become clear messages, and films are used in the cache. The client is a double."""
 
 import errno
+import io
 import os
 import sys
+import urllib.error
 from types import SimpleNamespace
 
 import pytest
 import samples
 
 from cxrlib import UserError
-from cxrlib.data import download, records, splits
+from cxrlib.data import download, radiologists, records, splits
 
 
 @pytest.fixture
@@ -112,3 +114,28 @@ def test_the_names_of_a_resized_mirror(tmp_path):
     assert len(parts.test) == tested.sum()
     boxes = records.scale_boxes(records.read_boxes(folder), 224, 224)
     assert boxes.loc[0, ["x", "y", "w", "h"]].tolist() == [112, 0, 28, 14]
+
+
+def test_radiologists_labels_are_put_beside_the_data_once(tmp_path, monkeypatch):
+    asked = []
+
+    def opened(url, timeout):
+        asked.append(url)
+        name = "00000001_000.png" if "test_labels" in url else "00000002_000.png"
+        return io.BytesIO(f"Image Index,Pneumothorax,Airspace opacity,Nodule or mass\n{name},YES,NO,NO\n".encode())
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", opened)
+    files = download.expert_labels(tmp_path)
+    assert download.expert_labels(tmp_path) == files == radiologists.find(tmp_path)
+    assert len(asked) == 2
+    assert radiologists.read(*files)["set"].tolist() == ["test", "val"]
+
+
+def test_without_the_form_it_says_where_to_get_them(tmp_path, monkeypatch):
+    def refused(url, timeout):
+        raise urllib.error.HTTPError(url, 403, "Forbidden", {}, None)
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", refused)
+    with pytest.raises(UserError, match=r"403.*short form at https://cloud\.google\.com.*validation_labels\.csv into"):
+        download.expert_labels(tmp_path)
+    assert not any(tmp_path.iterdir())

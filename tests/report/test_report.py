@@ -65,6 +65,9 @@ def test_every_section_shows_what_the_run_left(finished):
     assert "(−0.050 to +0.010, p = 0.20 adjusted for the stages)" in seen.words
     assert "micro AUC of 15: 0.810 (0.600–0.900)" in seen.words
     assert "No test patient was used in training" in seen.words
+    assert "Pneumothorax 1,962 48 % (41–56) 50 %" in seen.words
+    assert "+0.200 (+0.100 to +0.300) better" in seen.words
+    assert "labels of <b>x</b>" in seen.words
     assert "What is missing" not in seen.words
     assert "is not there" not in seen.words.split("Films, best and worst")[0]
     assert "notebooks/01_stage1.ipynb" in seen.addresses
@@ -350,3 +353,16 @@ def test_the_split_and_the_size_are_those_that_the_numbers_came_from():
     paths.write_json(home.run_json, record)
     table.drop(columns=["split", "size"]).to_csv(home.tables / "data.csv", index=False)
     assert "lies there now" not in dict(report.gather(home)["facts"])["Split"]
+
+
+@pytest.mark.parametrize(("source", "says"), [("MADE UP: no radiologist", "no radiologist read them"), (None, "")])
+def test_made_up_labels_give_no_numbers_and_no_labels_no_section(finished, source, says):
+    file = finished.tables / "labels_curve.csv"
+    if source:
+        pd.read_csv(file).assign(source=source).to_csv(file, index=False)
+    else:
+        file.unlink()
+    words = shown(finished).words
+    assert ("What the labels are worth" in words) == bool(source)
+    assert says in words
+    assert "1,962 48 %" not in words
