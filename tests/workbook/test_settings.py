@@ -154,6 +154,7 @@ SENSIBLE = {
     ("allow_leak", "0"): "false",
     ("data", ""): "the phantom set",
     ("ckpt", ""): "the stage before",
+    ("expert_labels", ""): "looked for beside the data",
     ("loss", ""): "the schedule's",
     ("override", ""): "the schedule's",
     ("run", "0"): "a name",
