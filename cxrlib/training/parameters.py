@@ -98,6 +98,22 @@ def _holds_weights(file: Path) -> bool:
     return begin[8:] == b"{" or begin[:4] == b"PK\x03\x04" or begin[:1] == b"\x80"
 
 
+def _exclude(value: str, part: str) -> str:
+    if not value:
+        return ""
+    file = paths.resolve(value)
+    if not file.is_file():
+        what = "is a folder; give a CSV of films to leave out" if file.is_dir() else "is not there"
+        return what + (f": {file}" if str(file) != value and not file.is_dir() else "")
+    from cxrlib.data import exclusion  # it loads pandas, which a run without a list does not need here
+
+    try:
+        exclusion.read(file)
+    except UserError as error:
+        return f"cannot be used: {error}"
+    return ""
+
+
 def _processes(value: int, part: str) -> str:
     count, what = capacity()
     if value == 1 or 1 <= value <= count:
@@ -126,6 +142,7 @@ RULES: Mapping[str, Rule] = {
     "size": Rule(int, _size),
     "batch_size": Rule(int, _batch_size),
     "allow_missing": Rule(bool),
+    "exclude": Rule(str, _exclude),
     "allow_leak": Rule(bool),
     "weights": Rule(str, _weights),
     "ckpt": Rule(str),

@@ -52,6 +52,9 @@ Again = Annotated[
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
 ]
+Exclude = Annotated[
+    str, typer.Option("--exclude", metavar="FILE", help="CSV of films to leave out: a column image, perhaps reason.")
+]
 Checkpoint = Annotated[
     str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file, from where you stand.")
 ]
@@ -66,6 +69,7 @@ def given_settings(
     seed: int | None,
     allow_missing: bool = False,
     processes: int | None = None,
+    exclude: str = "",
 ) -> dict:
     """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
     named = {
@@ -77,6 +81,7 @@ def given_settings(
         "seed": seed,
         "allow_missing": allow_missing or None,
         "processes": processes,
+        "exclude": exclude,
     }
     return {name: value for name, value in named.items() if value not in ("", None)}
 
@@ -120,19 +125,22 @@ def run(
     processes: Processes = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    exclude: Exclude = "",
     again: Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
     With --data the defaults are 224 pixels, batch 64, ImageNet weights and the schedule "modern". A run keeps its
-    settings for later calls, and -p NAME= gives a default back. Notebooks that are finished and unchanged are not run
+    settings for later calls, and -p NAME= gives a default back (-p exclude= for all films). Notebooks that are finished and unchanged are not run
     again.
 
     Example: cxr run --data data --run base -p stage3.lr=1e-4
+
+    Example: cxr run --data data --run cleaned --exclude outputs/base/doubtful.csv
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude)
     options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
     _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
@@ -157,6 +165,7 @@ def train(
     processes: Processes = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    exclude: Exclude = "",
     again: Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Accepts the flags of the original program.
@@ -174,7 +183,7 @@ def train(
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
     prefix = f"stage{stage}."
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude)
     options |= stage_settings(prefix, lr, epochs, loss, override)
     named = settings.parse(parameter or [])
     options |= {prefix + name if name in settings.OWN else name: value for name, value in named.items()}
@@ -193,6 +202,7 @@ def evaluate(
     batch_size: BatchSize = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    exclude: Exclude = "",
     again: Again = False,
 ) -> None:
     """Evaluate a checkpoint on the test part: execute 06_evaluation and 07_localisation.
@@ -204,7 +214,8 @@ def evaluate(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
+    options = given_settings(data, "", size, batch_size, "", None, allow_missing, exclude=exclude)
+    options |= settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {f"{part}.ckpt": ckpt for part in EVALUATIONS} if ckpt else {}
     if ckpt and "size" not in options:  # 0: the checkpoint's own size

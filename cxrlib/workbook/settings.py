@@ -28,7 +28,7 @@ REAL: Mapping[str, Scalar] = {"size": 224, "batch_size": 64, "weights": "IMAGENE
 SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed", "weights": "IMAGENET1K_V1"}
 """The same for the original program's commands, with its own schedule, to which its learning rates belong."""
 
-FILES = ("data", "ckpt", "weights")
+FILES = ("data", "ckpt", "weights", "exclude")
 """Parameters that may name a file or folder, relative to the user's current folder."""
 
 OWN = ("lr", "epochs", "loss", "override", "ckpt")
@@ -100,7 +100,7 @@ def located(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     absolute = dict(settings)
     for name, value in settings.items():
         word = name.rpartition(".")[2]
-        if word in FILES and isinstance(value, str) and (word == "data" or _is_path(word, value)):
+        if word in FILES and isinstance(value, str) and (word in ("data", "exclude") or _is_path(word, value)):
             absolute[name] = str(paths.resolve(value)) if value else ""
     return absolute
 
