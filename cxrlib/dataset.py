@@ -13,7 +13,7 @@ from cxrlib.phantom import phantom
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data folder that has been opened. ``print`` says in three lines what was found, and in a fourth what was excluded.
+    """A data folder that has been opened. ``print`` says in three lines what was found, in a fourth what was excluded.
 
     ``folder`` is where it lies · ``films`` one row per film that can be read, as ``records.read`` gives them ·
     ``store`` their pixels · ``parts`` the films to train, validate and test on · ``excluded`` what a list left out.
@@ -23,7 +23,7 @@ class Dataset:
     films: pd.DataFrame
     store: store.Store
     parts: splits.Parts
-    excluded: exclusion.Excluded = exclusion.Excluded()
+    excluded: exclusion.Excluded = exclusion.NOTHING
 
     @property
     def fingerprint(self) -> str:

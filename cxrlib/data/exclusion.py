@@ -1,11 +1,11 @@
 """Exclusion list: a CSV of films to leave out of a run, and what it left out.
 
 The list has a column ``image`` and may have a column ``reason``; names alone, one per line, are a list too. It comes
-from ``cxr check``, from the reading room, from a spreadsheet or from a publication. It may be UTF-8 or UTF-16, separated
-by commas, semicolons or tabs, with or without a header. A name may have folders before it, or no ending.
+from ``cxr check``, from the reading room, from a spreadsheet or from a publication. It may be UTF-8 or UTF-16, with
+commas, semicolons or tabs, with or without a header. A name may have folders before it, or no ending.
 
-The split is drawn from all films, and the listed ones are left out of its parts afterwards. So two runs with and without
-a list have the same patients in each part, and can be compared.
+The split is drawn from all films, and the listed ones are left out of its parts afterwards. So two runs, with and
+without a list, have the same patients in each part, and can be compared.
 """
 
 import csv
@@ -85,6 +85,10 @@ class Excluded:
         return "; ".join(filter(None, [in_words(self.as_dict()), self.doubt()])) if self.file else "no film is excluded"
 
 
+NOTHING = Excluded()
+"""What no list leaves out."""
+
+
 def in_words(excluded: dict[str, Any]) -> str:
     """Sentence on ``Excluded.as_dict``, such as "12 films excluded by bad.csv (8 inverted, 4 no reason given)"."""
     reasons = excluded.get("reasons") or {}
@@ -147,7 +151,7 @@ def find(films: pd.DataFrame, file: str) -> Excluded:
     Raises UserError as ``read``, if no listed name is known, if a name fits several films, or if no film is left.
     """
     if not file:
-        return Excluded()
+        return NOTHING
     listed, path = read(file), paths.resolve(file)
     own = [*films["image"], *films.attrs.get("missing", [])]
     known = _places(own)

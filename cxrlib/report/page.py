@@ -335,6 +335,10 @@ CAPTIONS = {
     ),
     "hits_and_misses": ("Hits and misses", "White: the box. Tinted: the heat map. Top row: hits. Bottom row: misses."),
     "second_opinion": ("Two methods", "The same films by Grad-CAM (top) and by occlusion (bottom)."),
+    "reading_room": (
+        "The worst errors of a finding",
+        "Films whose label and probability differ most. White: the box. Tinted: the heat map.",
+    ),
     "published": ("Beside published results", "Official split only."),
     "prevalence": ("How common each finding is", "Share of films, part by part."),
     "co_occurrence": (
@@ -351,7 +355,7 @@ CAPTIONS = {
 """Titles and captions of known figures, in their order on the page; others follow under their file's name."""
 
 FILMS = ("films_best", "films_worst")
-MAPS = ("hits_and_misses", "second_opinion")
+MAPS = ("hits_and_misses", "second_opinion", "reading_room")
 STRIPS = (*FILMS, *MAPS)
 """Figures made of a row or two of films."""
 

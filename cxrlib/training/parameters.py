@@ -28,8 +28,10 @@ WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """Names of torchvision's weights of a ResNet-50."""
 MODES = ("none", "flip", "tencrop")
 """Modes of test-time augmentation."""
-TESTS = ("evaluation", "localisation")
+TESTS = ("evaluation", "localisation", "reading_room")
 """Notebooks that test a checkpoint. Their ``size`` may be 0, which is the checkpoint's own."""
+PARTS = ("val", "test")
+"""Parts of the films that a checkpoint predicts."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,12 @@ def _exclude(value: str, part: str) -> str:
     return ""
 
 
+def _finding(value: str, part: str) -> str:
+    from cxrlib import labels  # it loads NumPy, which the command line does not need
+
+    return "" if value in labels.LABELS else f"must be {one_of(value, labels.LABELS)}"
+
+
 def _processes(value: int, part: str) -> str:
     count, what = capacity()
     if value == 1 or 1 <= value <= count:
@@ -153,6 +161,8 @@ RULES: Mapping[str, Rule] = {
     "seed": _number(*SEEDS),
     "processes": Rule(int, _processes),
     "tta": _choice(*MODES),
+    "part": _choice(*PARTS),
+    "finding": Rule(str, _finding),
     "occluded": _number(*OCCLUSIONS),
 }
 """Rules by name. Those of ``lr``, ``epochs``, ``loss`` and ``override`` are the recipe's own (``schedules``)."""

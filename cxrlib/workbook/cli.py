@@ -94,7 +94,7 @@ def stage_settings(prefix: str, lr: float | None, epochs: int | None, loss: str,
 
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
-EVALUATIONS = ("evaluation", "localisation")
+EVALUATIONS = ("evaluation", "localisation", "reading_room")
 """Notebooks of one evaluation; all evaluate the same checkpoint."""
 STOPPED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as a shell gives them."""
@@ -131,7 +131,7 @@ def run(
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
     With --data the defaults are 224 pixels, batch 64, ImageNet weights and the schedule "modern". A run keeps its
-    settings for later calls, and -p NAME= gives a default back (-p exclude= for all films). Notebooks that are finished and unchanged are not run
+    settings for later calls, and -p NAME= gives a default back. Notebooks that are finished and unchanged are not run
     again.
 
     Example: cxr run --data data --run base -p stage3.lr=1e-4
@@ -205,7 +205,7 @@ def evaluate(
     exclude: Exclude = "",
     again: Again = False,
 ) -> None:
-    """Evaluate a checkpoint on the test part: execute 06_evaluation and 07_localisation.
+    """Evaluate a checkpoint on the test part: execute 06_evaluation, 07_localisation and 08_reading_room.
 
     Without --ckpt it is the best checkpoint of the last stage. With --ckpt and without --size, images have the size
     that the checkpoint was trained at.

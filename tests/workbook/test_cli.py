@@ -112,8 +112,8 @@ def test_the_originals_resumed_training(called):
 
 
 def test_the_originals_test(called):
-    tested = {"evaluation.ckpt": "stage5_1e-06_22", "localisation.ckpt": "stage5_1e-06_22"}
-    own_size = {"evaluation.size": 0, "localisation.size": 0}
+    tested = {f"{name}.ckpt": "stage5_1e-06_22" for name in cli.EVALUATIONS}
+    own_size = {f"{name}.size": 0 for name in cli.EVALUATIONS}
     assert cli.call(["test", "--data_path", "data", "--ckpt", "stage5_1e-06_22"]) == 0
     ((name, given, chosen),) = called
     assert (name, given, chosen["once"]) == ("original", {"data": "data"}, tested | own_size)
