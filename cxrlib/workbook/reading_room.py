@@ -151,10 +151,10 @@ class Room(VBox):
             run = paths.Run(self.run.value)
             self.reading = reading.open_part(run, self.part.value, **self._parameters())
             self._marks = reading.read_marks(run)
-            if self.reading.pixels.size**2 * len(self.reading) <= AUTOMATIC and self.reading.path:
-                self.reading.prepare_features()
         except (UserError, OSError) as error:
             self.reading, self.why = None, str(error)
+        else:
+            self._prepare()
         self.body.layout.display = "" if self.reading else "none"
         first = change is None  # a notebook prints what is open
         self._say(
@@ -162,6 +162,14 @@ class Room(VBox):
         )
         if self.reading:
             self._set_finding()
+
+    def _prepare(self) -> None:
+        """Compute the features of a few films at once; without a network that fits, the room says so and goes on."""
+        if self.reading.path and self.reading.pixels.size**2 * len(self.reading) <= AUTOMATIC:
+            try:
+                self.reading.prepare_features()
+            except (UserError, OSError) as error:
+                self.reading.why = (*self.reading.why, str(error))
 
     def _parameters(self) -> dict[str, Any]:
         """Parameters of the chosen run's films: those given for the room's own run, else those in its record."""
