@@ -99,7 +99,7 @@ class Room(VBox):
 
     @property
     def cut(self) -> float:
-        """Threshold of the chosen finding: the rule's own (perhaps between two steps of the slider), or the slider's."""
+        """Threshold of the chosen finding: the rule's own (perhaps between two steps of the slider) or the slider's."""
         return self.threshold.value if self.rule.value == OWN else self._rules_cut
 
     def said(self) -> str:
@@ -554,7 +554,8 @@ class Room(VBox):
         alike = VBox(
             [HTML(_room("<b>Films of other patients that look most alike</b>")), self.alike_button, self.alike]
         )
-        bar = HBox([self.sort, self.kind, self.previous, self.next, self.position], layout=wrap)
+        turn = HBox([self.previous, self.next, self.position], layout={"align_items": "center", "grid_gap": "10px"})
+        bar = HBox([self.sort, self.kind, turn], layout=wrap)
         self.body = VBox([bar, HBox([left, right], layout=columns), visits, alike])
         return [HBox([self.run, self.part, self.finding], layout=wrap), self.message, self.body]
 

@@ -1,4 +1,4 @@
-"""A run for the reading room: an untrained network's checkpoint, its predictions and its decisions, made in a second."""
+"""A run for the reading room: an untrained network, its predictions and its decisions, made in a second."""
 
 import torch
 

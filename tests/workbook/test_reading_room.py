@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from cxrlib import UserError, dataset, labels, paths, provenance
-from cxrlib.data import exclusion, records, store
+from cxrlib.data import exclusion, store
 from cxrlib.evaluation import predict, reading, thresholds
 from cxrlib.training import checkpoint, network
 from cxrlib.workbook import reading_room
