@@ -12,6 +12,7 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,15 @@ def read(file: str | Path) -> dict[str, str]:
         why = " ".join(row[reason].split())[:LONGEST] if reason is not None and reason < len(row) else ""
         listed[name] = listed.get(name) or why
     return listed
+
+
+def write(file: Path, reasons: Mapping[str, str]) -> Path:
+    """Write a list from reasons by film, atomically: columns image and reason. ``read`` gives the same back."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["image", "reason"])
+    rows.writerows([name, " ".join(why.split())] for name, why in reasons.items())
+    return paths.write_text(file, text.getvalue())
 
 
 def _columns(first: list[str], path: Path) -> tuple[int, int | None, int]:

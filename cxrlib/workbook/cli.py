@@ -229,17 +229,30 @@ def check(
     fast: Annotated[bool, typer.Option("--fast", help="Do not decode the films: seconds instead of minutes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     size: Annotated[int, typer.Option("--size", min=8, help="Image side in pixels, for the disk space needed.")] = 224,
+    list_: Annotated[
+        str, typer.Option("--list", metavar="FILE", help="Write the films with a remark as a CSV for --exclude.")
+    ] = "",
 ) -> None:
     """Check a data folder: print all that is wrong with it, and what to do. Exit code 1 if it cannot be used.
 
+    Look at the films of a list, and take out the rows of those that are right, before you exclude them.
+
     Example: cxr check data --fast
+
+    Example: cxr check data --list remarks.csv
     """
     from json import dumps
 
-    from cxrlib.data import check
+    from cxrlib.data import check, exclusion
 
+    if list_ and fast:
+        raise UserError("--list needs the films decoded; leave --fast out")
     result = check.folder(folder, fast=fast, size=size, progress=not json)
     print(dumps(result.to_json(), indent=2) if json else result)
+    if list_:
+        reasons = {name: "; ".join(remarks) for name, remarks in sorted(result.remarks.items())}
+        written = exclusion.write(paths.resolve(list_), reasons) if reasons else "none, so no list is written"
+        print(f"Films with a remark: {len(reasons):,}: {written}", file=sys.stderr if json else sys.stdout)
     if not result.fit:
         raise typer.Exit(1)
 

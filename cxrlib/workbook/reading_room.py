@@ -135,9 +135,10 @@ class Room(VBox):
         if self.reading.path:
             heat = np.stack([self.reading.heat(i, self.column) for i in rows])
         pictures = np.stack([self.reading.pixels_of(i) for i in rows])
-        words = {1.0: "labelled", 0.0: "not labelled"}
+        name = display_name(self.finding.value)
+        words = {1.0: name, 0.0: f"no {name}"}
         truth, said = films["label"], films["probability"]
-        captions = [f"{words.get(t, 'unknown')}, predicted {p:.2f}" for t, p in zip(truth, said, strict=True)]
+        captions = [f"{words.get(t, f'{name} unknown')}, predicted {p:.2f}" for t, p in zip(truth, said, strict=True)]
         return results.show_maps(pictures, heat, boxes, captions, axes)
 
     # Opening

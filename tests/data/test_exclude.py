@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from cxrlib.data import exclusion, records
 from cxrlib.evaluation import localisation
 from cxrlib.report import report
 from cxrlib.training import job, parameters
-from cxrlib.workbook import pipeline, settings
+from cxrlib.workbook import cli, pipeline, settings
 
 SIZE = 16
 
@@ -201,6 +202,27 @@ def test_a_training_job_leaves_the_films_out(tiny_phantom, listed, tmp_path, mon
     with pytest.raises(UserError, match="enough"):
         job.train(stage=1, data=str(tiny_phantom), exclude=write(tmp_path, listed[0]))
     assert asked["exclude"].endswith("bad.csv")
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    reasons = {"a 1.png": 'said "so"; a, b', "b.png": "", "c.png": "two\nlines"}
+    assert exclusion.read(exclusion.write(tmp_path / "list.csv", reasons)) == reasons | {"c.png": "two lines"}
+
+
+def test_check_writes_a_list_that_a_run_takes(tiny_phantom, tmp_path, capsys):
+    folder = tmp_path / "films"
+    shutil.copytree(tiny_phantom, folder)
+    damaged, black = sorted((folder / "images").glob("*.png"))[:2]
+    damaged.write_bytes(b"no film")
+    cv2.imwrite(str(black), np.zeros((64, 64), np.uint8))
+    file = tmp_path / "remarks.csv"
+    assert cli.call(["check", str(folder), "--list", str(file)]) == 1
+    listed = exclusion.read(file)
+    assert {damaged.name, black.name} <= {*listed}
+    assert listed[damaged.name].startswith("cannot be decoded")
+    assert f"Films with a remark: {len(listed)}: {file}" in capsys.readouterr().out
+    dataset.open(str(folder), SIZE, exclude=str(file), progress=False)
+    assert cli.call(["check", str(folder), "--fast", "--list", str(file)]) == 2
 
 
 def test_a_list_of_thousands_is_found_in_moments(tmp_path):
