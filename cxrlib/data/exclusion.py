@@ -178,7 +178,7 @@ def find(films: pd.DataFrame, file: str) -> Excluded:
             unknown.append(name)
     if listed and not found:
         raise UserError(
-            f"{path}: none of its {len(listed):,} films is in the data, first {unknown[0]}; "
+            f"{path}: no film on this list is in the data ({len(listed):,} listed, first {unknown[0]}); "
             "give a list of these films, or remove exclude"
         )
     if len(found) >= len(set(own)):

@@ -73,7 +73,7 @@ WRONG = {
     "": "is empty; write one film's name per line",
     "film number,comment of reader\n": "has no column image; it has 'film number', 'comment of reader'",
     "image,reason\n,inverted\n": "row ',inverted' has no film's name",
-    "nothing_1.png\nnothing_2.png\n": "none of its 2 films is in the data, first nothing_1.png",
+    "nothing_1.png\nnothing_2.png\n": r"no film on this list is in the data \(2 listed, first nothing_1.png\)",
 }
 
 
