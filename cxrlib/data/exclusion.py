@@ -187,16 +187,16 @@ def find(films: pd.DataFrame, file: str) -> Excluded:
     return Excluded(str(path), provenance.file_sha256(path), frozenset(found), dict(counts.most_common()), (*unknown,))
 
 
-def read_films(folder: Path, file: str, *, allow_missing: bool = False) -> pd.DataFrame:
-    """All films of a data folder, as ``records.read``; a listed film may lack its file.
+def read_films(folder: Path, file: str, *, allow_missing: bool = False, **how: Any) -> pd.DataFrame:
+    """All films of a data folder, as ``records.read`` with ``how``; a listed film may lack its file.
 
     Raises UserError as ``records.read`` and ``find``.
     """
     if not file:
-        return records.read(folder, allow_missing=allow_missing)
-    films = records.read(folder, allow_missing=True)
+        return records.read(folder, allow_missing=allow_missing, **how)
+    films = records.read(folder, allow_missing=True, **how)
     if not allow_missing and not set(films.attrs["missing"]) <= find(films, file).names:
-        return records.read(folder)  # raises, and says which films are absent
+        return records.read(folder, **how)  # raises, and says which films are absent
     return films
 
 
@@ -204,18 +204,16 @@ def _places(names: list[str]) -> dict[str, set[str]]:
     """Films by each form in which a list may name them. A film's whole name is always its own."""
     places: dict[str, set[str]] = {}
     for name in names:
-        for form in {_base(name), _stem(name), _stem(_base(name))} - {name}:
+        for form in _forms(name)[1:]:
             places.setdefault(form, set()).add(name)
     return places | {name: {name} for name in names}
 
 
 def _forms(name: str) -> list[str]:
-    """Forms in which a listed name may be known, the most exact first."""
-    return list(dict.fromkeys([name, _base(name), _stem(name), _stem(_base(name))]))
-
-
-def _base(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1]
+    """A name, then without its ending, and both again with ever fewer folders before it: the most exact first."""
+    parts = re.split(r"[/\\]", name)
+    ends = ["/".join(parts[k:]) for k in range(len(parts))]
+    return list(dict.fromkeys([name, *(form for end in ends for form in (end, _stem(end)))]))
 
 
 def _stem(name: str) -> str:

@@ -69,6 +69,15 @@ def test_a_films_own_name_counts_before_all_others(tmp_path):
         exclusion.find(pd.DataFrame({"image": ["x/3.png", "y/3.png", "z.png"]}), write(tmp_path, "c/3"))
 
 
+def test_films_named_with_folders_are_known_by_as_many_of_them_as_the_list_has(tmp_path):
+    names = [f"train/patient{p}/study{s}/view1_frontal.jpg" for p in (1, 2) for s in (1, 2)]
+    films = pd.DataFrame({"image": names})
+    listed = f"CheXpert-v1.0-small/{names[0]}\npatient2/study1/view1_frontal\n"
+    assert exclusion.find(films, write(tmp_path, listed)).names == {names[0], names[2]}
+    with pytest.raises(UserError, match=r"view1_frontal\.jpg may be"):
+        exclusion.find(films, write(tmp_path, "view1_frontal.jpg"))
+
+
 WRONG = {
     "": "is empty; write one film's name per line",
     "film number,comment of reader\n": "has no column image; it has 'film number', 'comment of reader'",
