@@ -16,7 +16,7 @@ import cv2
 import ipywidgets
 import numpy as np
 import pandas as pd
-from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatSlider, HBox, Text, VBox
+from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatLogSlider, FloatSlider, HBox, Text, VBox
 
 from cxrlib import UserError, labels, paths
 from cxrlib.data import records
@@ -27,6 +27,9 @@ from cxrlib.workbook import settings
 
 SIDE, SMALL = 440, 104
 """Sides of the large film and of the small ones on the screen, in pixels."""
+LOWEST, STEP = 1e-4, 0.01
+"""Lowest threshold of the slider, and its step in powers of ten (2.3 %). Its range never changes, since a browser answers
+a change of the range with a value of its own."""
 BESIDE = 6
 """Small films in a row."""
 OWN = "own"
@@ -209,19 +212,14 @@ class Room(VBox):
         self._sort(keep=False)
 
     def _set_rule(self) -> None:
-        """Put the slider to the chosen rule's threshold, and its range to that of the probabilities."""
-        every = self.reading.probabilities[:, self.column]
-        rules = [self.reading.cuts(rule)[self.column] for rule in thresholds.RULES]
-        high = float(min(1.0, 1.05 * np.nanmax([every.max(initial=0.0), *rules, 0.01])))
+        """Put the slider to the chosen rule's threshold, or where there is none to half of the highest probability."""
         rule = self.rule.value if self.rule.value != OWN else "youden"
         cut = self.reading.cuts(rule)[self.column]
+        half = self.reading.probabilities[:, self.column].max(initial=0.0) / 2
         with self._without_reactions():
             self.rule.value = rule if np.isfinite(cut) else OWN
-            with self.threshold.hold_trait_notifications():
-                self.threshold.min, self.threshold.max = 0.0, high
-                self.threshold.step = 0.005 if high > 0.5 else 0.001 if high > 0.1 else high / 200
-                self._rules_cut = float(np.clip(cut, 0, high)) if np.isfinite(cut) else high / 2
-                self.threshold.value = self._rules_cut
+            self._rules_cut = float(cut if np.isfinite(cut) else half)
+            self.threshold.value = float(np.clip(self._rules_cut, LOWEST, 1))
 
     def _choose_rule(self) -> None:
         if self.rule.value != OWN:
@@ -229,7 +227,8 @@ class Room(VBox):
             self._sort()
 
     def _move_threshold(self) -> None:
-        if self.rule.value != OWN and abs(self.threshold.value - self._rules_cut) <= 0.51 * self.threshold.step:
+        moved = np.log10(self.threshold.value / np.clip(self._rules_cut, LOWEST, 1))
+        if self.rule.value != OWN and abs(moved) <= 0.51 * STEP:
             return  # the browser put the slider on its nearest step
         with self._without_reactions():
             self.rule.value = OWN
@@ -484,8 +483,14 @@ class Room(VBox):
         )
         self.position = HTML()
         self.message = HTML()
-        self.threshold = FloatSlider(
-            description="Threshold", min=0, max=1, step=0.005, readout_format=".3f", layout={"width": "25rem"}
+        self.threshold = FloatLogSlider(
+            description="Threshold",
+            min=np.log10(LOWEST),
+            max=0,
+            step=STEP,
+            value=0.5,
+            readout_format=".4f",
+            layout={"width": "25rem"},
         )
         self.shown = Checkbox(value=True, description="heat map", indent=False, layout={"width": "6.5rem"})
         self.boxed = Checkbox(value=True, description="boxes", indent=False, layout={"width": "5rem"})
