@@ -6,7 +6,7 @@ BIN  := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab bench bench-gpu rehearsal notebooks clean-notebooks lock
+.PHONY: help run test lint lab room bench bench-gpu rehearsal notebooks clean-notebooks lock
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ lint: $(READY)  ## check style and format
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks $(ARGS)
+
+room: $(READY)  ## open the reading room in the browser, as a page without code: the films of a run one by one
+	@$(BIN)/voila notebooks/08_reading_room.ipynb $(ARGS)
 
 bench: $(READY)  ## measure the README's figures: outputs/bench/results.csv and notebooks/figures/bench.png (ONLY=name for one of them)
 	@$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))

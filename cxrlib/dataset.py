@@ -6,23 +6,24 @@ from pathlib import Path
 import pandas as pd
 
 from cxrlib import paths
-from cxrlib.data import augmentation, records, splits, store
+from cxrlib.data import augmentation, exclusion, records, splits, store
 from cxrlib.data.batches import Batches
 from cxrlib.phantom import phantom
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data folder that has been opened. ``print`` says in three lines what was found.
+    """A data folder that has been opened. ``print`` says in three lines what was found, in a fourth what was excluded.
 
     ``folder`` is where it lies · ``films`` one row per film that can be read, as ``records.read`` gives them ·
-    ``store`` their pixels · ``parts`` the films to train, validate and test on.
+    ``store`` their pixels · ``parts`` the films to train, validate and test on · ``excluded`` what a list left out.
     """
 
     folder: Path
     films: pd.DataFrame
     store: store.Store
     parts: splits.Parts
+    excluded: exclusion.Excluded = exclusion.NOTHING
 
     @property
     def fingerprint(self) -> str:
@@ -49,26 +50,41 @@ class Dataset:
     def __str__(self) -> str:
         parts = self.parts
         val, test = (splits.overlap(parts.train, part) for part in (parts.val, parts.test))
+        excluded = f"\n{self.excluded}" if self.excluded.file else ""
         return (
             f"{len(self.films)} films of {self.store.size} px, {len(self.films.attrs['missing'])} left out\n"
             f"split: {parts.source}\n"
-            f"patients shared by training and validation: {val}; by training and test: {test}"
+            f"patients shared by training and validation: {val}; by training and test: {test}{excluded}"
         )
 
 
-def open(folder: str, size: int, *, seed: int = 0, allow_missing: bool = False, progress: bool = True) -> Dataset:
+def open(
+    folder: str,
+    size: int,
+    *,
+    seed: int = 0,
+    allow_missing: bool = False,
+    exclude: str = "",
+    progress: bool = True,
+) -> Dataset:
     """Open a data folder in the NIH layout: read and check its table, decode its films once, split them by patient.
 
     ``folder`` "" means the phantom set, which is drawn first if it is not there. ``size`` is the side of the stored
     films in pixels; ``seed`` draws the validation patients. With ``allow_missing`` films that are absent or cannot be
-    decoded are left out. ``progress`` shows a bar while films are decoded.
-    Raises UserError for a folder that is absent, a row that is wrong, and films that are absent or damaged.
+    decoded are left out. ``exclude`` is a CSV of films to leave out (see ``data.exclusion``), "" none; they need not be
+    readable, and they change the part of no other film. ``progress`` shows a bar while films are decoded.
+    Raises UserError for a folder that is absent, a row that is wrong, films that are absent or damaged, and a list of
+    which no film is in the folder.
     """
     place = locate(folder)
-    films = records.read(place, allow_missing=allow_missing)
+    everyone = exclusion.read_films(place, exclude, allow_missing=allow_missing)
+    excluded = exclusion.find(everyone, exclude)
+    films = excluded.without(everyone)
     pixels = store.build(films, size, allow_missing=allow_missing, progress=progress)
     films = pixels.present(films)
-    return Dataset(place, films, pixels, splits.make(films, place, seed=seed))
+    readable = everyone[everyone["image"].isin({*films["image"]} | excluded.names)].reset_index(drop=True)
+    parts = excluded.without_in_parts(splits.make(readable if exclude else films, place, seed=seed))
+    return Dataset(place, films, pixels, parts, excluded)
 
 
 def locate(folder: str) -> Path:

@@ -406,7 +406,15 @@ def test_the_evaluation_asks_every_stage_and_a_leak_that_is_allowed_marks_the_re
     first = save(SimpleNamespace(films=parts.test, store=pixels), stage=1)
     save(SimpleNamespace(films=parts.train, store=pixels), stage=2, parent=first)
     home = paths.Run("one")
-    given = {"folder": home, "ckpt": "", "data": str(nih.where), "size": SIZE, "allow_missing": False, "seed": 0}
+    given = {
+        "folder": home,
+        "ckpt": "",
+        "data": str(nih.where),
+        "size": SIZE,
+        "exclude": "",
+        "allow_missing": False,
+        "seed": 0,
+    }
     given |= {"allow_leak": allow, "run": "one"}
     wanted = ("lineage.stage_checkpoints(folder)", "lineage.refuse_leak", "splits.summary(parts)")
     if not allow:
@@ -425,7 +433,14 @@ def test_the_boxes_are_asked_for_too(nih, monkeypatch):
     pixels = store.build(nih.films, SIZE, progress=False)
     save(SimpleNamespace(films=parts.test, store=pixels))
     monkeypatch.setattr(checkpoint, "load_into", lambda model, path: None)
-    given = {"folder": paths.Run("one"), "ckpt": "", "data": str(nih.where), "size": SIZE, "allow_missing": False}
+    given = {
+        "folder": paths.Run("one"),
+        "ckpt": "",
+        "data": str(nih.where),
+        "size": SIZE,
+        "exclude": "",
+        "allow_missing": False,
+    }
     with pytest.raises(UserError, match="to be tested"):
         run_cells("07_localisation", {**given, "allow_leak": False, "seed": 0}, ("lineage.refuse_leak",))
 

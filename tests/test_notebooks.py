@@ -16,7 +16,18 @@ from tests import pictures
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 BOOKS = sorted(FOLDER.glob("*.ipynb"))
-ORDER = ("exploration", "stage1", "stage2", "stage3", "stage4", "stage5", "evaluation", "localisation", "reading_room", "labels")
+ORDER = (
+    "exploration",
+    "stage1",
+    "stage2",
+    "stage3",
+    "stage4",
+    "stage5",
+    "evaluation",
+    "localisation",
+    "reading_room",
+    "labels",
+)
 STAGES = [book for book in BOOKS if settings.part(book).startswith("stage")]
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 LONGEST = 15

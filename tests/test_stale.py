@@ -22,7 +22,7 @@ from cxrlib.training import checkpoint, stage_folder
 from cxrlib.workbook import pipeline, run_record, settings
 
 READ = re.compile(r"Data_Entry_2017\.csv|(train_val|test)_list\.txt|dataset\.txt|images/.*\.png")
-BOXES = ("00_exploration", "07_localisation")
+BOXES = ("00_exploration", "07_localisation", "08_reading_room")
 """The notebooks that read boxes."""
 
 

@@ -42,7 +42,8 @@ class Problem:
 class FolderReport:
     """Result of a check. ``facts`` describes the folder's content. ``fast`` means that no film was decoded.
 
-    ``remarks`` has what is said of each film's pixels by the film's name; films without a remark are absent.
+    ``remarks`` has what is said of each film's pixels, or why it has none, by the film's name; films without a remark
+    are absent.
     """
 
     folder: Path
@@ -308,6 +309,9 @@ def _films(
     report.add("films", "missing", "films that cannot be decoded", broken, f"{AGAIN}, or use --allow-missing")
     advice = "they need not be damaged; correct the cause and check again, or use --allow-missing"
     report.add("films", "missing", "films that the system does not let us read", locked, advice)
+    for name, film in results.items():
+        if film.reason:
+            report.remarks[name] = [f"cannot be decoded: {_short(film.reason, files[name])}"]
     decoded = {name: film for name, film in results.items() if not film.reason}
     _compare(report, decoded, patient_of)
     _remark(report, decoded)

@@ -481,7 +481,8 @@ def show_maps(
     """
     common.films(pictures, captions, axes)
     for ax, map_, box in zip(np.ravel(axes), heat, boxes, strict=False):
-        ax.contour(box, [0.5], colors="white", linewidths=1.6)
+        if box.any():
+            ax.contour(box, [0.5], colors="white", linewidths=1.6)
         if map_.max() <= 0:
             continue
         region = map_ >= localisation.REGION * map_.max()

@@ -344,6 +344,10 @@ CAPTIONS = {
         "Labels that jump",
         "Of three films of a patient in a row, the first and last with the finding: how often the middle one lacks it.",
     ),
+    "reading_room": (
+        "The worst errors of a finding",
+        "Films whose label and probability differ most. White: the box. Tinted: the heat map.",
+    ),
     "published": ("Beside published results", "Official split only."),
     "prevalence": ("How common each finding is", "Share of films, part by part."),
     "co_occurrence": (
@@ -360,7 +364,7 @@ CAPTIONS = {
 """Titles and captions of known figures, in their order on the page; others follow under their file's name."""
 
 FILMS = ("films_best", "films_worst")
-MAPS = ("hits_and_misses", "second_opinion")
+MAPS = ("hits_and_misses", "second_opinion", "reading_room")
 STRIPS = (*FILMS, *MAPS)
 """Figures made of a row or two of films."""
 

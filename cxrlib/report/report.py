@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cxrlib import UserError, metrics, paths, provenance
+from cxrlib.data import exclusion
 from cxrlib.labels import FINDINGS, display_name
 from cxrlib.report import page, sections
 from cxrlib.training import progress
@@ -165,7 +166,7 @@ def _counts(data: pd.DataFrame | None) -> dict[str, int]:
 
 def _facts(record: dict[str, Any], settings: dict[str, Any], data: pd.DataFrame | None) -> list[tuple[str, str]]:
     """Facts for the first screen, as names and values: which data, which run; "not recorded" where unknown."""
-    films = _counts(data) or part(record, "data")
+    films, excluded = _counts(data) or part(record, "data"), part(part(record, "data"), "excluded")
     count = f"{films['films']:,} films of {films['patients']:,} patients" if {"films", "patients"} <= set(films) else ""
     where = (settings.get("data") or "the phantom set") if record else ""
     seconds = sum(entry.get("seconds", 0) for entry in part(record, "notebooks").values())
@@ -178,8 +179,9 @@ def _facts(record: dict[str, Any], settings: dict[str, Any], data: pd.DataFrame 
     sizes = [f"{page.count(row.films)} {row.part}" for row in ([] if data is None else data.itertuples())]
     sizes = [size for size in sizes if not size.endswith(" all")]
     seed = f"seed {settings['seed']}" if "seed" in settings else ""
+    place = Path(str(where)).name if settings.get("data") else where
     facts = [
-        ("Films", ", ".join(filter(None, (count, Path(str(where)).name if settings.get("data") else where)))),
+        ("Films", ", ".join(filter(None, (count, place, exclusion.in_words(excluded) if excluded else "")))),
         ("Split", " · ".join(filter(None, (split(data), " / ".join(sizes))))),
         ("Network", ", ".join(filter(None, ("ResNet-50", start, *network))) if settings else ""),
         ("Schedule", " · ".join(filter(None, (settings.get("schedule", ""), seed)))),

@@ -114,9 +114,11 @@ def _read_json(file: Path) -> dict[str, Any]:
         if not isinstance(entry, dict) or not isinstance(entry.get("seconds", 0), int | float):
             raise ValueError(f"its notebook {name!r} has no record")
     films = content.get("data", {})
-    left_out = films.get("left_out", {})
+    left_out, excluded = films.get("left_out", {}), films.get("excluded", {})
     counts = [films.get("films", 0), films.get("patients", 0)]
     counts.append(left_out.get("films", 0) if isinstance(left_out, dict) else None)
+    reasons = excluded.get("reasons", {}) if isinstance(excluded, dict) else None
+    counts += [excluded.get("films", 0), *reasons.values()] if isinstance(reasons, dict) else [None]
     if not all(isinstance(count, int) for count in counts):
         raise ValueError("its counts of films are not numbers")
     return content

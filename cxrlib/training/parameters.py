@@ -28,8 +28,10 @@ WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """Names of torchvision's weights of a ResNet-50."""
 MODES = ("none", "flip", "tencrop")
 """Modes of test-time augmentation."""
-TESTS = ("evaluation", "localisation", "labels")
+TESTS = ("evaluation", "localisation", "reading_room", "labels")
 """Notebooks that test a checkpoint. Their ``size`` may be 0, which is the checkpoint's own."""
+PARTS = ("val", "test")
+"""Parts of the films that a checkpoint predicts."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,28 @@ def _holds_weights(file: Path) -> bool:
     return begin[8:] == b"{" or begin[:4] == b"PK\x03\x04" or begin[:1] == b"\x80"
 
 
+def _exclude(value: str, part: str) -> str:
+    if not value:
+        return ""
+    file = paths.resolve(value)
+    if not file.is_file():
+        what = "is a folder; give a CSV of films to leave out" if file.is_dir() else "is not there"
+        return what + (f": {file}" if str(file) != value and not file.is_dir() else "")
+    from cxrlib.data import exclusion  # it loads pandas, which a run without a list does not need here
+
+    try:
+        exclusion.read(file)
+    except UserError as error:
+        return f"cannot be used: {error}"
+    return ""
+
+
+def _finding(value: str, part: str) -> str:
+    from cxrlib import labels  # it loads NumPy, which the command line does not need
+
+    return "" if value in labels.LABELS else f"must be {one_of(value, labels.LABELS)}"
+
+
 def _processes(value: int, part: str) -> str:
     count, what = capacity()
     if value == 1 or 1 <= value <= count:
@@ -130,6 +154,7 @@ RULES: Mapping[str, Rule] = {
     "size": Rule(int, _size),
     "batch_size": Rule(int, _batch_size),
     "allow_missing": Rule(bool),
+    "exclude": Rule(str, _exclude),
     "allow_leak": Rule(bool),
     "weights": Rule(str, _weights),
     "ckpt": Rule(str),
@@ -141,6 +166,8 @@ RULES: Mapping[str, Rule] = {
     "seed": _number(*SEEDS),
     "processes": Rule(int, _processes),
     "tta": _choice(*MODES),
+    "part": _choice(*PARTS),
+    "finding": Rule(str, _finding),
     "occluded": _number(*OCCLUSIONS),
 }
 """Rules by name. Those of ``lr``, ``epochs``, ``loss`` and ``override`` are the recipe's own (``schedules``)."""

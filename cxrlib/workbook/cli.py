@@ -52,6 +52,9 @@ Again = Annotated[
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
 ]
+Exclude = Annotated[
+    str, typer.Option("--exclude", metavar="FILE", help="CSV of films to leave out: a column image, perhaps reason.")
+]
 Checkpoint = Annotated[
     str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file, from where you stand.")
 ]
@@ -66,6 +69,7 @@ def given_settings(
     seed: int | None,
     allow_missing: bool = False,
     processes: int | None = None,
+    exclude: str = "",
 ) -> dict:
     """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
     named = {
@@ -77,6 +81,7 @@ def given_settings(
         "seed": seed,
         "allow_missing": allow_missing or None,
         "processes": processes,
+        "exclude": exclude,
     }
     return {name: value for name, value in named.items() if value not in ("", None)}
 
@@ -89,7 +94,7 @@ def stage_settings(prefix: str, lr: float | None, epochs: int | None, loss: str,
 
 
 DEMO, REAL, ORIGINAL = "demo", "base", "original"
-EVALUATIONS = ("evaluation", "localisation", "labels")
+EVALUATIONS = ("evaluation", "localisation", "reading_room", "labels")
 """Notebooks of one evaluation; all evaluate the same checkpoint."""
 STOPPED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as a shell gives them."""
@@ -120,6 +125,7 @@ def run(
     processes: Processes = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    exclude: Exclude = "",
     again: Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
@@ -129,10 +135,12 @@ def run(
     again.
 
     Example: cxr run --data data --run base -p stage3.lr=1e-4
+
+    Example: cxr run --data data --run cleaned --exclude outputs/base/doubtful.csv
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude)
     options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
     _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
@@ -157,6 +165,7 @@ def train(
     processes: Processes = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    exclude: Exclude = "",
     again: Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Accepts the flags of the original program.
@@ -174,7 +183,7 @@ def train(
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
     prefix = f"stage{stage}."
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude)
     options |= stage_settings(prefix, lr, epochs, loss, override)
     named = settings.parse(parameter or [])
     options |= {prefix + name if name in settings.OWN else name: value for name, value in named.items()}
@@ -193,9 +202,10 @@ def evaluate(
     batch_size: BatchSize = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    exclude: Exclude = "",
     again: Again = False,
 ) -> None:
-    """Evaluate a checkpoint on the test part: execute 06_evaluation and 07_localisation.
+    """Evaluate a checkpoint on the test part: execute 06_evaluation, 07_localisation and 08_reading_room.
 
     Without --ckpt it is the best checkpoint of the last stage. With --ckpt and without --size, images have the size
     that the checkpoint was trained at.
@@ -204,7 +214,8 @@ def evaluate(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
+    options = given_settings(data, "", size, batch_size, "", None, allow_missing, exclude=exclude)
+    options |= settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {f"{part}.ckpt": ckpt for part in EVALUATIONS} if ckpt else {}
     if ckpt and "size" not in options:  # 0: the checkpoint's own size
@@ -218,17 +229,30 @@ def check(
     fast: Annotated[bool, typer.Option("--fast", help="Do not decode the films: seconds instead of minutes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     size: Annotated[int, typer.Option("--size", min=8, help="Image side in pixels, for the disk space needed.")] = 224,
+    list_: Annotated[
+        str, typer.Option("--list", metavar="FILE", help="Write the films with a remark as a CSV for --exclude.")
+    ] = "",
 ) -> None:
     """Check a data folder: print all that is wrong with it, and what to do. Exit code 1 if it cannot be used.
 
+    Look at the films of a list, and take out the rows of those that are right, before you exclude them.
+
     Example: cxr check data --fast
+
+    Example: cxr check data --list remarks.csv
     """
     from json import dumps
 
-    from cxrlib.data import check
+    from cxrlib.data import check, exclusion
 
+    if list_ and fast:
+        raise UserError("--list needs the films decoded; leave --fast out")
     result = check.folder(folder, fast=fast, size=size, progress=not json)
     print(dumps(result.to_json(), indent=2) if json else result)
+    if list_:
+        reasons = {name: "; ".join(remarks) for name, remarks in sorted(result.remarks.items())}
+        written = exclusion.write(paths.resolve(list_), reasons) if reasons else "none, so no list is written"
+        print(f"Films with a remark: {len(reasons):,}: {written}", file=sys.stderr if json else sys.stdout)
     if not result.fit:
         raise typer.Exit(1)
 

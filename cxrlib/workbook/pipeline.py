@@ -153,7 +153,7 @@ def run(
     shares = settings.judge(books, all_settings, kept=earlier, done=run_record.done(before), chosen=chosen)
     judge_weights(home, chosen, shares, before)
     parameters = settings.common(books, wanted)
-    types, values = {"seed": int, "size": int, "allow_missing": bool}, {**wanted, **parameters}
+    types, values = {"seed": int, "size": int, "allow_missing": bool, "exclude": str}, {**wanted, **parameters}
     how = {name: kind(values[name]) for name, kind in types.items() if name in values}
     from rich.console import Console
 
@@ -205,6 +205,7 @@ def data(
     *,
     known: bool = False,
     allow_missing: bool = False,
+    exclude: str = "",
     seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
@@ -212,20 +213,24 @@ def data(
 
     "" means the phantom set, which is drawn if it does not exist yet. A folder that is new to the run (``known`` False)
     is checked first, without decoding its films. With ``allow_missing`` absent films are left out and listed.
+    ``exclude`` is a CSV of films to leave out; the summary is that of the others.
     Raises UserError for a folder that is absent or cannot be used for a run.
     """
     # Imported here because pandas is slow: a wrong setting should be reported at once.
-    from cxrlib.data import check, film_identity, records, splits, store
+    from cxrlib.data import check, exclusion, film_identity, records, splits, store
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
     place = Path(folder) if folder else _phantoms()
     records.find_table(place)  # raises for a wrong folder, before the check lists the faults of a right one
     if not known:
-        check.folder(place, fast=True, progress=False).require(allow_missing=allow_missing)
-    films = records.read(place, allow_missing=allow_missing)
+        check.folder(place, fast=True, progress=False).require(allow_missing=allow_missing or bool(exclude))
+    everyone = exclusion.read_films(place, exclude, allow_missing=allow_missing)
+    excluded = exclusion.find(everyone, exclude)
+    films = excluded.without(everyone)
     absent = films.attrs.get("missing", [])
-    parts = splits.make(films, place, seed=seed)
+    parts = excluded.without_in_parts(splits.make(everyone, place, seed=seed))
+    doubts = [records.rivals(place), excluded.doubt(), *film_identity.doubts(films, parts, _decoded(films, size))]
     return {
         "folder": folder,
         "films": len(films),
@@ -234,8 +239,9 @@ def data(
         "fingerprint": records.fingerprint(films),
         "contents": store.folder_fingerprints(place, films),
         "film_size": records.film_size(films),
-        "doubts": [*filter(None, [records.rivals(place)]), *film_identity.doubts(films, parts, _decoded(films, size))],
+        "doubts": [*filter(None, doubts)],
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
+        **({"excluded": excluded.as_dict()} if exclude else {}),
     }
 
 

@@ -35,7 +35,7 @@ SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed"}
 OF_SCHEDULE: Mapping[str, Mapping[str, Scalar]] = {"published": {"size": 256, "batch_size": 32, "tta": "tencrop"}}
 """Defaults that belong to a schedule, on the user's films."""
 
-FILES = ("data", "ckpt", "weights", "expert_labels")
+FILES = ("data", "ckpt", "weights", "exclude", "expert_labels")
 """Parameters that may name a file or folder, relative to the user's current folder."""
 
 OWN = ("lr", "epochs", "loss", "override", "ckpt")
@@ -107,7 +107,7 @@ def located(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     absolute = dict(settings)
     for name, value in settings.items():
         word = name.rpartition(".")[2]
-        if word in FILES and isinstance(value, str) and (word == "data" or _is_path(word, value)):
+        if word in FILES and isinstance(value, str) and (word in ("data", "exclude") or _is_path(word, value)):
             absolute[name] = str(paths.resolve(value)) if value else ""
     return absolute
 

@@ -102,6 +102,12 @@ def test_more_of_a_recipe_for_all_stages(called):
     assert called[0][1] == {"override": "positive_weight=10 patience=3"}
 
 
+@pytest.mark.parametrize("command", ["run", "train --stage 1", "test"])
+def test_a_list_of_films_to_leave_out_goes_to_every_notebook(called, command):
+    assert cli.call([*command.split(), "--exclude", "bad.csv"]) == 0
+    assert called[0][1]["exclude"] == "bad.csv"
+
+
 def test_the_originals_resumed_training(called):
     words = "train --resume --data_path data --ckpt stage5_1e-06_22 --stage 4 --lr 1e-3 --loss_func BCE"
     assert cli.call(words.split()) == 0
@@ -112,8 +118,8 @@ def test_the_originals_resumed_training(called):
 
 
 def test_the_originals_test(called):
-    tested = {"evaluation.ckpt": "stage5_1e-06_22", "localisation.ckpt": "stage5_1e-06_22"}
-    own_size = {"evaluation.size": 0, "localisation.size": 0}
+    tested = {f"{name}.ckpt": "stage5_1e-06_22" for name in cli.EVALUATIONS}
+    own_size = {f"{name}.size": 0 for name in cli.EVALUATIONS}
     assert cli.call(["test", "--data_path", "data", "--ckpt", "stage5_1e-06_22"]) == 0
     ((name, given, chosen),) = called
     assert (name, given, chosen["once"]) == ("original", {"data": "data"}, tested | own_size)

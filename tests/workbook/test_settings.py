@@ -153,6 +153,7 @@ SENSIBLE = {
     ("allow_missing", "0"): "false",
     ("allow_leak", "0"): "false",
     ("data", ""): "the phantom set",
+    ("exclude", ""): "no film is left out",
     ("ckpt", ""): "the stage before",
     ("expert_labels", ""): "looked for beside the data",
     ("loss", ""): "the schedule's",
