@@ -114,7 +114,7 @@ def grey_between(low, high):
 def chest(folder, change):
     """The template of an average chest film, changed."""
     template = film_quality.TEMPLATE
-    film = (128 + 5 * np.kron(change(template), np.ones((3, 3))) + np.arange(24)).clip(0, 255).astype(np.uint8)
+    film = (128 + 0.5 * np.kron(change(template), np.ones((3, 3))) + np.arange(24)).clip(0, 255).astype(np.uint8)
     cv2.imwrite(str(first_film(folder)), film)
 
 
