@@ -357,6 +357,11 @@ REMARKS = {
         "air is bright and bone dark in them; invert these files, or leave them out of the table",
     ),
     "turned": ("warning", "films that look turned", "look at them, and turn these files upright"),
+    "no film": (
+        "warning",
+        "pictures that do not look like frontal chest films",
+        "look at them, and leave out of the table what is none",
+    ),
     "transparent": ("warning", "films with transparent parts", "these parts are read as black"),
     "depth": (
         "warning",
@@ -430,8 +435,11 @@ def remarks_on(film: images.Film) -> dict[str, str]:
     else:
         lies = film_quality.position(film.pixels)
         remarks["grey"] = film_quality.unusual_grey(film.pixels)
-        remarks["negative" if lies == "negative" else "turned"] = "" if lies == "negative" else lies
-        remarks = {kind: detail for kind, detail in remarks.items() if detail or kind == "negative"}
+        remarks["turned"] = "" if lies.startswith("negative") else lies
+        remarks["no film"] = _no_film(film)
+        remarks = {kind: detail for kind, detail in remarks.items() if detail}
+        if lies.startswith("negative"):
+            remarks["negative"] = lies.removeprefix("negative").removeprefix(", ")
     if film.transparent:
         remarks["transparent"] = ""
     if film.basis and (film.basis == "sBIT" or film.largest < 1 << images.DEPTHS[-2]):  # else only 16 bits can hold it
@@ -443,6 +451,13 @@ def remarks_on(film: images.Film) -> dict[str, str]:
     if height != width:
         remarks["shape"] = f"{width}x{height}"
     return remarks
+
+
+def _no_film(film: images.Film) -> str:
+    """Why a picture is no chest film, without the advice, which is for a single film. "" if it is too small to tell."""
+    if min(film.pixels.shape) < film_quality.SMALLEST:
+        return ""
+    return film_quality.judge(film).refusal.split("; ")[0]
 
 
 def _sample(report: FolderReport, files: dict[str, str]) -> None:

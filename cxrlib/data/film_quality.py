@@ -22,10 +22,11 @@ turned   20                                      20 of 20, to the left
 
 The other 1,434 films, changed: 1,420 of their negatives are found. Turned to the left 1,419, upside down 1,420 and to
 the right 1,419 (99.0 %), inverted as well 1,419, 1,420 and 1,419. At most 1 is named wrongly, and the rest are not
-certain. ``judge`` refuses most of the rest, and reads at most 3 (0.2 %) in a wrong position. No phantom film is refused.
+certain. ``judge`` refuses most of the rest, and reads at most 3 (0.2 %) in a wrong position. No phantom film is
+refused.
 
-Pixels alone accept a mirrored film and most pictures of the middle of a film, and they know nothing of other body parts.
-For these ``evaluation.gate`` asks the network's features.
+Pixels alone accept a mirrored film and most pictures of the middle of a film, and they know nothing of other body
+parts. For these ``evaluation.gate`` asks the network's features.
 """
 
 from functools import cache
@@ -119,9 +120,9 @@ DETAILED = 128
 class Judged(NamedTuple):
     """Judgement of a film: the pixels to be read (height, width) uint8, and what is to be said of them.
 
-    ``refusal`` is "" or says why the picture cannot be read as a frontal chest film, and what to do; ``pixels`` are then
-    those of the file. ``righted`` is "" or says what was put right in ``pixels``: "a negative, inverted". ``notes`` are
-    remarks on films that are read all the same.
+    ``refusal`` is "" or says why the picture cannot be read as a frontal chest film, and what to do; ``pixels`` are
+    then those of the file. ``righted`` is "" or says what was put right in ``pixels``: "a negative, inverted".
+    ``notes`` are remarks on films that are read all the same.
     """
 
     pixels: np.ndarray

@@ -88,8 +88,8 @@ class Film(NamedTuple):
     ``pixels`` is (height, width) uint8, turned upright. ``mode`` is Pillow's. ``bits`` is the depth from which the 8
     bits were taken, ``largest`` the largest value in the file, and ``basis`` where ``bits`` comes from: ``sBIT``,
     ``folder`` or ``film``; for a file of 8 bits or fewer, ``bits`` is 8 and ``basis`` is "". ``orientation`` is EXIF's,
-    1 to 8. ``transparent`` is true if the alpha channel is not the same everywhere. ``colour`` is that of ``colour_of``,
-    0 for grey files.
+    1 to 8. ``transparent`` is true if the alpha channel is not the same everywhere. ``colour`` is that of
+    ``colour_of``, 0 for grey files.
     """
 
     pixels: np.ndarray

@@ -90,7 +90,9 @@ def test_the_model_is_symmetric():
 def test_the_distance_is_that_of_the_modules_gaussian():
     """Against SciPy's Gaussian of the covariance that ``EVEN``, ``ODD`` and ``REST`` describe."""
     halves = [np.fromstring(text, sep=" ").reshape(-1, 8, 4) for text in (film_quality.EVEN, film_quality.ODD)]
-    modes = np.concatenate([np.dstack([half, sign * half[..., ::-1]]) for half, sign in zip(halves, (1, -1))])
+    modes = np.concatenate(
+        [np.dstack([half, sign * half[..., ::-1]]) for half, sign in zip(halves, (1, -1), strict=True)]
+    )
     modes = modes.reshape(16, 64) / 100
     gauss = multivariate_normal(film_quality.TEMPLATE.ravel() / 100, modes.T @ modes + film_quality.REST * np.eye(64))
     film = np.random.default_rng(0).integers(20, 230, (8, 8), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
