@@ -85,7 +85,7 @@ REST = 0.0533
 TURNED = ("", "to the left", "upside down", "to the right")
 """How a film lies, by the quarter turns to the left that it was given."""
 
-FARTHEST = 280.0
+FARTHEST = 320.0
 """Distance above which a picture is no chest film in any position. Of 1,437 real films 1 is beyond; noise starts at
 650."""
 
