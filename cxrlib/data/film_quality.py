@@ -15,7 +15,7 @@ Measured on real films of NIH at 256² (``tests/data/test_film_quality.py`` and 
 ======== ===== ================================= ===================================================================
 films    n     false alarms                      found
 ======== ===== ================================= ===================================================================
-nih-1k   1,049 1 of 1,046, refused               both negatives, and the one film that lies upside down
+nih-1k   1,049 0 of 1,046                        both negatives, and the one film that lies upside down
 nih-more 388   0 of 388 (not seen by the model)
 turned   20                                      20 of 20, to the left
 ======== ===== ================================= ===================================================================
@@ -86,8 +86,8 @@ TURNED = ("", "to the left", "upside down", "to the right")
 """How a film lies, by the quarter turns to the left that it was given."""
 
 FARTHEST = 320.0
-"""Distance above which a picture is no chest film in any position. Of 1,437 real films 1 is beyond; noise starts at
-650."""
+"""Distance above which a picture is no chest film in any position. Of 1,434 real films none is beyond (the largest are
+303 and 276); noise starts at 650."""
 
 CERTAIN, MARGIN = 240.0, 25.0
 """A position other than upright is certain up to this distance, if every other one is farther by the margin."""
@@ -105,16 +105,18 @@ COLOUR = 6.0
 """Colour (``images.colour_of``) above which a picture is no film. Films in colour files have 0, tinted ones up to 2.4,
 as JPEG of quality 30 up to 3.7; photographs have 12 or more, photographs of a film on a screen about 7."""
 
-FINE, SHARP, SCREEN = 0.16, 0.02, 4e-4
-"""Share of fine detail, share of sharp edges, and product of even areas and edges, from which a picture is noise, a
-text, or a screenshot. Real films reach 0.061, 0.011 and 2.2e-4, drawn ones of 128 px 0.123, 0.017 and 3e-6."""
+FINE, SHARP, SCREEN = 0.12, 0.016, 4e-4
+"""Share of fine detail, share of sharp edges, and product of even areas and edges, above which a picture is noise, a
+text, or a screenshot, at 256 pixels or more. Real films reach 0.061, 0.011 and 2.2e-4. In a smaller picture edges are
+closer together, so the first two are divided by its size: drawn films of 128 px reach 0.158 of 0.24, and 0.021 of
+0.032."""
 
 BLURRED = 1e-4
 """Share of fine detail below which a picture is blurred. Real films have 0.0012 or more, and enlarged from 64² to 256²
 0.00015 or more; digits of 8² enlarged so 0.00002 to 0.00009."""
 
 DETAILED = 128
-"""Shortest side in pixels from which detail is judged: smaller films have sharper edges."""
+"""Shortest side in pixels from which detail is judged."""
 
 
 class Judged(NamedTuple):
@@ -187,9 +189,10 @@ def _no_film(film: images.Film) -> str:
     if film.colour > COLOUR:
         return "its colours carry information, and a film is grey: it is a photograph or a screenshot; export the film"
     detail = _detail(pixels)
-    if detail.fine > FINE:
+    closer = max(1.0, 256 / min(height, width))
+    if detail.fine > FINE * closer:
         return "it is noise, a text or a pattern of fine lines, not a film; take the original film"
-    if detail.edges > SHARP or detail.even * detail.edges > SCREEN:
+    if detail.edges > SHARP * closer or detail.even * detail.edges > SCREEN:
         return "it looks like a screenshot, a page or a photograph (even areas, sharp edges); export the film alone"
     if detail.fine < BLURRED:
         return "it has no detail: it is blurred, or a tiny picture that was enlarged; take the original film"
