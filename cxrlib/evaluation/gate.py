@@ -68,9 +68,10 @@ class Gate:
         The root mean square of training films is 1. NaN or infinite if a feature is.
         """
         apart = _roots(features) - self.mean  # (B, 2048)
-        along = apart @ self.modes.T.astype(np.float64)  # (B, K)
-        beside = np.maximum(np.square(apart).sum(1) - np.square(along).sum(1), 0)
-        squared = np.square(along) @ (1 / self.variances.astype(np.float64)) + beside / self.rest
+        with np.errstate(invalid="ignore"):
+            along = apart @ self.modes.T.astype(np.float64)  # (B, K)
+            beside = np.maximum(np.square(apart).sum(1) - np.square(along).sum(1), 0)
+            squared = np.square(along) @ (1 / self.variances.astype(np.float64)) + beside / self.rest
         return np.sqrt(squared / self.rank)
 
     def refusal(self, distance: float) -> str:
@@ -232,6 +233,8 @@ def _sources(model: network.Network, train: Batches, val: Batches) -> dict[str, 
 
 def _is_whole(gate: Gate) -> bool:
     """Whether shapes fit each other, numbers are finite and positive, and ``made_on`` has what is needed."""
+    if not isinstance(gate.made_on, dict):
+        return False
     count, width = gate.modes.shape if gate.modes.ndim == 2 else (0, 0)
     shapes = gate.mean.shape == (width,) and gate.variances.shape == (count,) and count > 0
     numbers = [gate.rest, gate.rank, gate.threshold, *(gate.made_on.get(key, 0) for key in ("most", "refused", "size"))]
