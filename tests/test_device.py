@@ -29,7 +29,7 @@ SIZE = 32
 TIMES = ["seconds", "images_per_s"]
 SMALL = {"size": SIZE, "batch_size": 16, "epochs": 1, "schedule": "scratch", "occluded": 2}
 TAKERS = {
-    "cxrlib.evaluation.gate": {"features", "fit", "fit_once"},
+    "cxrlib.evaluation.gate": {"features", "features_of_pixels", "fit", "fit_once", "trial"},
     "cxrlib.evaluation.localisation": {"maps", "judge", "show", "with_random_weights"},
     "cxrlib.evaluation.predict": {"predict", "dtype_of", "predict_once"},
     "cxrlib.training.checkpoint": {"load_into"},
@@ -161,6 +161,8 @@ def test_gates_are_the_same_elsewhere(films, elsewhere, tmp_path):
         films, lambda model, batches: gate.fit_once(tmp_path / "stage1_0.001_1.safetensors", model, batches, batches)
     )
     assert there.threshold == pytest.approx(here.threshold, rel=1e-3)
+    here, there = both(films, lambda model, batches: gate.trial(gate.fit(model, batches, batches), model, batches))
+    pd.testing.assert_frame_equal(there, here, rtol=0.05)
 
 
 @pytest.mark.parametrize("method", localisation.METHODS)

@@ -16,18 +16,21 @@ A gate lies beside its checkpoint as ``gate_<name>.safetensors``, and names the 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cxrlib import UserError, paths, provenance, randomness
-from cxrlib.data import records
+from cxrlib import UserError, metrics, paths, provenance, randomness
+from cxrlib.data import augmentation, film_quality, images, records
 from cxrlib.data.batches import Batches
+from cxrlib.evaluation import intervals
 from cxrlib.training import checkpoint, devices, frozen, network
 
 FORMAT = 1
@@ -100,6 +103,19 @@ def features(model: network.Network, films: Batches) -> np.ndarray:
     return values
 
 
+def features_of_pixels(model: network.Network, pixels: np.ndarray) -> np.ndarray:
+    """Features (N, 2048) float32 of pixels (N, S, S) uint8 at the network's size, as ``features``."""
+    found = []
+    with torch.inference_mode(), devices.keep_memory(model.device):
+        read = frozen.Inference(model, dtype=frozen.dtype_of(model))
+        for start in range(0, len(pixels), BATCH):
+            part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH]))
+            none = torch.zeros(len(part), augmentation.DRAWS)
+            seen = augmentation.augmented_images(part, none, augmentation.Augment())
+            found.append(read.features(seen.to(model.device)).cpu().numpy())
+    return np.concatenate(found)
+
+
 def fit(model: network.Network, train: Batches, val: Batches, *, refused: float = 0.01, films: int = 4000) -> Gate:
     """Gate of a network from its training and validation films, of each at most ``films``, chosen at random once.
 
@@ -137,6 +153,47 @@ def fit_once(path: Path, model: network.Network, train: Batches, val: Batches, *
     made = fit(model, train, val, refused=refused)
     save(path, made)
     return made
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "as they are": lambda films: films,
+    "inverted": lambda films: 255 - films,
+    "turned to the left": lambda films: np.rot90(films, 1, (1, 2)),
+    "upside down": lambda films: films[:, ::-1, ::-1],
+    "mirrored": lambda films: films[:, :, ::-1],
+    "their middle": lambda films: np.stack([_middle(film) for film in films]),
+    "noise": lambda films: np.random.Generator(np.random.Philox(0)).integers(0, 256, films.shape, np.uint8),
+}
+"""Changes of films (N, S, S) uint8 that ``trial`` makes."""
+
+
+def trial(gate: Gate, model: network.Network, test: Batches, *, films: int = 400) -> pd.DataFrame:
+    """What the gate says of test films as they are and changed: a row for each of ``CHANGES``.
+
+    At most ``films`` films, chosen at random once. Columns: ``kind``; ``films``; ``righted`` and ``pixels``, the shares
+    that ``film_quality.judge`` puts right and refuses; ``features``, the share beyond the threshold if the pixel part
+    is not asked, with its Wilson interval ``features_low`` and ``features_high``; ``auc``, the ROC AUC of the distance
+    against the films as they are. The pixels are those of the store.
+    """
+    chosen = _some(test, films)
+    plain = np.asarray(chosen.store.pixels[chosen.store.rows(chosen.films)])  # (N, S, S)
+    usual, rows = None, []
+    for kind, change in CHANGES.items():
+        pixels = np.ascontiguousarray(change(plain))
+        judged = [film_quality.judge(images.Film(one, "L")) for one in pixels]
+        away = gate.distance(features_of_pixels(model, pixels))
+        usual = away if usual is None else usual
+        share = intervals.proportion(int(np.count_nonzero(~(away <= gate.threshold))), len(away))
+        scores = pd.Series(np.concatenate([usual, away])).rank(pct=True).to_numpy()
+        row = (np.mean([bool(one.righted) for one in judged]), np.mean([bool(one.refusal) for one in judged]))
+        rows.append((kind, len(away), *row, *share, metrics.roc_auc(np.repeat([0, 1], len(away)), scores)))
+    names = ["kind", "films", "righted", "pixels", "features", "features_low", "features_high", "auc"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _middle(film: np.ndarray) -> np.ndarray:
+    side = len(film)
+    return images.shrink(film[side // 4 : side - side // 4, side // 4 : side - side // 4], side)
 
 
 def save(path: Path, gate: Gate) -> Path:

@@ -23,14 +23,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cxrlib import UserError, dataset, metrics, paths
-from cxrlib.data import augmentation, batches, film_quality, images
+from cxrlib.data import batches, film_quality, images
 from cxrlib.evaluation import gate
 from cxrlib.phantom import phantom
-from cxrlib.training import checkpoint, frozen, lineage, network
+from cxrlib.training import checkpoint, lineage, network
 
 Films = list[images.Film]
 WORDS = ("chest", "pa", "study", "series", "window", "level", "measure", "report", "findings", "lungs", "heart")
@@ -187,15 +186,17 @@ def kinds(test: Films, shared: Path, folder: Path) -> Iterator[tuple[str, Films,
 
 
 class Measured:
-    """Pixel and feature part on a list of pictures. ``reader``: the network for predictions."""
+    """Pixel and feature part on a list of pictures."""
 
-    def __init__(self, films: Films, reader: frozen.Inference, size: int, door: gate.Gate) -> None:
+    def __init__(self, films: Films, model: network.Network, size: int, door: gate.Gate) -> None:
         self.judged = [film_quality.judge(film) for film in films]
         self.refused = np.array([bool(one.refusal) for one in self.judged])
         self.righted = np.array([bool(one.righted) for one in self.judged])
         self.pixels = np.array([film_quality.distances(film.pixels)[0] for film in films])
-        self.plain = door.distance(features([film.pixels for film in films], reader, size))
-        changed = door.distance(features([one.pixels for one in self.judged], reader, size))
+        self.plain, changed = (
+            door.distance(gate.features_of_pixels(model, np.stack([images.shrink(one.pixels, size) for one in these])))
+            for these in (films, self.judged)
+        )
         self.both = np.where(self.refused, np.inf, changed)
 
     def row(self, name: str, val: "Measured", threshold: float, right: Films) -> dict:
@@ -223,19 +224,6 @@ def auroc(usual: np.ndarray, foreign: np.ndarray) -> float:
     return metrics.roc_auc(np.repeat([0, 1], [len(usual), len(foreign)]), scores / len(scores))
 
 
-@torch.inference_mode()
-def features(pixels: list[np.ndarray], reader: frozen.Inference, size: int) -> np.ndarray:
-    """Features (N, 2048) of pictures of any size, as a prediction reads them."""
-    found = []
-    for start in range(0, len(pixels), gate.BATCH):
-        small = np.stack([images.shrink(one, size) for one in pixels[start : start + gate.BATCH]])
-        random = torch.zeros(len(small), augmentation.DRAWS)
-        found.append(
-            reader.features(augmentation.augmented_images(torch.from_numpy(small), random, augmentation.Augment()))
-        )
-    return torch.cat(found).numpy()
-
-
 def measure(run: str, ckpt: str, data: str, shared: Path) -> pd.DataFrame:
     folder = paths.Run(run)
     path = checkpoint.resolve(ckpt, folder) if ckpt else lineage.stage_checkpoints(folder)[-1]
@@ -245,14 +233,13 @@ def measure(run: str, ckpt: str, data: str, shared: Path) -> pd.DataFrame:
     checkpoint.load_into(model, path)
     train, val = (batches.Batches(xrays.store, part, batch_size=64) for part in (xrays.parts.train, xrays.parts.val))
     door = gate.fit_once(path, model, train, val)
-    reader = frozen.Inference(model, dtype=frozen.dtype_of(model))
     val, test = ([read(path) for path in part["path"]] for part in (xrays.parts.val, xrays.parts.test))
     print(f"{path.stem} of {run}, {len(train.films)} training films of {size} px; threshold {door.threshold:.3f}")
-    usual = Measured(val, reader, size, door)
+    usual = Measured(val, model, size, door)
     rows = [usual.row("validation films", usual, door.threshold, [])]
-    rows.append(Measured(test, reader, size, door).row("test films", usual, door.threshold, []))
+    rows.append(Measured(test, model, size, door).row("test films", usual, door.threshold, []))
     for name, films, right in kinds(test, shared, paths.outputs() / "bench"):
-        rows.append(Measured(films, reader, size, door).row(name, usual, door.threshold, right))
+        rows.append(Measured(films, model, size, door).row(name, usual, door.threshold, right))
         print(".", end="", flush=True)
     print()
     return pd.DataFrame(rows)

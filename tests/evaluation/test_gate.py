@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -84,20 +85,9 @@ def test_the_threshold_refuses_the_share_of_validation_films_that_was_asked_for(
 def test_pictures_of_another_kind_are_farther_than_films(made, model, parts):
     films = parts[1].store.pixels[parts[1].store.rows(parts[1].films)]
     noise = np.random.default_rng(0).integers(0, 256, films.shape, dtype=np.uint8)
-    inverted, strange = (read(model, pixels) for pixels in (255 - films, noise))
+    inverted, strange = (gate.features_of_pixels(model, pixels) for pixels in (255 - films, noise))
     assert np.mean(made.distance(inverted) > made.threshold) > 0.9
     assert np.mean(made.distance(strange) > made.threshold) > 0.9
-
-
-def read(model, pixels: np.ndarray) -> np.ndarray:
-    from cxrlib.data import augmentation
-    from cxrlib.training import frozen
-
-    seen = augmentation.augmented_images(
-        torch.from_numpy(pixels), torch.zeros(len(pixels), augmentation.DRAWS), Augment()
-    )
-    with torch.no_grad():
-        return frozen.Inference(model).features(seen).numpy()
 
 
 def test_features_are_those_of_the_network_in_the_films_order(model, parts):
@@ -108,7 +98,12 @@ def test_features_are_those_of_the_network_in_the_films_order(model, parts):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = gate.features(model, mixed)
     assert found.shape == (64, 2048)
-    np.testing.assert_allclose(found, read(model, np.ascontiguousarray(pixels)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found, gate.features_of_pixels(model, pixels))
+    with torch.no_grad():
+        one = next(Batches(train.store, train.films, batch_size=64).epoch(0)).images
+        whole = network.train_only(model, ("fc",)).prefix(one).numpy()
+    network.train_only(model, network.GROUPS)
+    np.testing.assert_allclose(found, whole, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(found, gate.features(model, train))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -121,6 +116,18 @@ def test_a_large_part_gives_a_fixed_random_subset(model, parts):
     assert few.threshold == again.threshold
     first = Batches(parts[0].store, parts[0].films.head(20), batch_size=8)
     assert not np.array_equal(few.mean, gate.fit(model, first, parts[1], films=20).mean)
+
+
+def test_a_trial_counts_what_the_gate_says(made, model, parts):
+    table = gate.trial(made, model, parts[1]).set_index("kind")
+    assert (table["films"] == 32).all()
+    usual, inverted = table.loc["as they are"], table.loc["inverted"]
+    assert (usual["features"], usual["auc"]) == (pytest.approx(4 / 32), 0.5)
+    assert (usual["righted"], inverted["righted"]) == (0, 1)
+    assert inverted["auc"] > 0.95
+    assert (table["features_low"] <= table["features"]).all()
+    assert table.loc["noise", "pixels"] == 1
+    pd.testing.assert_frame_equal(gate.trial(made, model, parts[1]), table.reset_index())
 
 
 def test_a_refusal_has_both_numbers_and_what_to_do():
