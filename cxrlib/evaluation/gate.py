@@ -159,18 +159,16 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as they are": lambda films: films,
     "inverted": lambda films: 255 - films,
     "turned to the left": lambda films: np.rot90(films, 1, (1, 2)),
-    "upside down": lambda films: films[:, ::-1, ::-1],
     "mirrored": lambda films: films[:, :, ::-1],
     "their middle": lambda films: np.stack([_middle(film) for film in films]),
-    "noise": lambda films: np.random.Generator(np.random.Philox(0)).integers(0, 256, films.shape, np.uint8),
 }
 """Changes of films (N, S, S) uint8 that ``trial`` makes."""
 
 
-def trial(gate: Gate, model: network.Network, test: Batches, *, films: int = 400) -> pd.DataFrame:
+def trial(gate: Gate, model: network.Network, test: Batches, *, films: int = 400, changed: int = 100) -> pd.DataFrame:
     """What the gate says of test films as they are and changed: a row for each of ``CHANGES``.
 
-    At most ``films`` films, chosen at random once. Columns: ``kind``; ``films``; ``righted`` and ``pixels``, the shares
+    At most ``films`` films as they are, and ``changed`` of these changed, chosen at random once. Columns: ``kind``; ``films``; ``righted`` and ``pixels``, the shares
     that ``film_quality.judge`` puts right and refuses; ``features``, the share beyond the threshold if the pixel part
     is not asked, with its Wilson interval ``features_low`` and ``features_high``; ``auc``, the ROC AUC of the distance
     against the films as they are. The pixels are those of the store.
@@ -179,14 +177,16 @@ def trial(gate: Gate, model: network.Network, test: Batches, *, films: int = 400
     plain = np.asarray(chosen.store.pixels[chosen.store.rows(chosen.films)])  # (N, S, S)
     usual, rows = None, []
     for kind, change in CHANGES.items():
-        pixels = np.ascontiguousarray(change(plain))
+        pixels = np.ascontiguousarray(change(plain if usual is None else plain[:changed]))
         judged = [film_quality.judge(images.Film(one, "L")) for one in pixels]
         away = gate.distance(features_of_pixels(model, pixels))
         usual = away if usual is None else usual
         share = intervals.proportion(int(np.count_nonzero(~(away <= gate.threshold))), len(away))
         scores = pd.Series(np.concatenate([usual, away])).rank(pct=True).to_numpy()
         row = (np.mean([bool(one.righted) for one in judged]), np.mean([bool(one.refusal) for one in judged]))
-        rows.append((kind, len(away), *row, *share, metrics.roc_auc(np.repeat([0, 1], len(away)), scores)))
+        rows.append(
+            (kind, len(away), *row, *share, metrics.roc_auc(np.repeat([0, 1], [len(usual), len(away)]), scores))
+        )
     names = ["kind", "films", "righted", "pixels", "features", "features_low", "features_high", "auc"]
     return pd.DataFrame(rows, columns=names)
 
