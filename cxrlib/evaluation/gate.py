@@ -168,16 +168,17 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def trial(gate: Gate, model: network.Network, test: Batches, *, films: int = 400, changed: int = 100) -> pd.DataFrame:
     """What the gate says of test films as they are and changed: a row for each of ``CHANGES``.
 
-    At most ``films`` films as they are, and ``changed`` of these changed, chosen at random once. Columns: ``kind``; ``films``; ``righted`` and ``pixels``, the shares
-    that ``film_quality.judge`` puts right and refuses; ``features``, the share beyond the threshold if the pixel part
-    is not asked, with its Wilson interval ``features_low`` and ``features_high``; ``auc``, the ROC AUC of the distance
-    against the films as they are. The pixels are those of the store.
+    At most ``films`` films as they are, chosen at random once, and every so many of them changed, at most ``changed``.
+    Columns: ``kind``; ``films``; ``righted`` and ``pixels``, the shares that ``film_quality.judge`` puts right and
+    refuses; ``features``, the share beyond the threshold if the pixel part is not asked, with its Wilson interval
+    ``features_low`` and ``features_high``; ``auc``, the ROC AUC of the distance against the films as they are. The
+    pixels are those of the store.
     """
     chosen = _some(test, films)
     plain = np.asarray(chosen.store.pixels[chosen.store.rows(chosen.films)])  # (N, S, S)
     usual, rows = None, []
     for kind, change in CHANGES.items():
-        pixels = np.ascontiguousarray(change(plain if usual is None else plain[:changed]))
+        pixels = np.ascontiguousarray(change(plain if usual is None else plain[:: -(-len(plain) // changed)]))
         judged = [film_quality.judge(images.Film(one, "L")) for one in pixels]
         away = gate.distance(features_of_pixels(model, pixels))
         usual = away if usual is None else usual

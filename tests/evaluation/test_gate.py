@@ -120,7 +120,7 @@ def test_a_large_part_gives_a_fixed_random_subset(model, parts):
 
 def test_a_trial_counts_what_the_gate_says(made, model, parts):
     table = gate.trial(made, model, parts[1], changed=20).set_index("kind")
-    assert table["films"].tolist() == [32, 20, 20, 20, 20]
+    assert table["films"].tolist() == [32, 16, 16, 16, 16]
     usual, inverted = table.loc["as they are"], table.loc["inverted"]
     assert (usual["features"], usual["auc"]) == (pytest.approx(4 / 32), 0.5)
     assert (usual["righted"], inverted["righted"]) == (0, 1)
