@@ -103,7 +103,7 @@ LONGEST = 1.7
 
 COLOUR = 6.0
 """Colour (``images.colour_of``) above which a picture is no film. Films in colour files have 0, tinted ones up to 2.4,
-as JPEG of quality 30 up to 3.7; photographs have 12 or more, photographs of a film on a screen about 7."""
+as JPEG of quality 30 up to 3.7; a film photographed from a screen has about 7, and most photographs 11 or more."""
 
 FINE, SHARP, SCREEN = 0.12, 0.016, 4e-4
 """Share of fine detail, share of sharp edges, and product of even areas and edges, above which a picture is noise, a
