@@ -433,10 +433,9 @@ def remarks_on(film: images.Film) -> dict[str, str]:
     if film.pixels.min() == film.pixels.max():
         remarks["flat"] = ""
     else:
-        lies = film_quality.position(film.pixels)
+        lies, remarks["no film"] = _lies_or_no_film(film)
         remarks["grey"] = film_quality.unusual_grey(film.pixels)
         remarks["turned"] = "" if lies.startswith("negative") else lies
-        remarks["no film"] = _no_film(film)
         remarks = {kind: detail for kind, detail in remarks.items() if detail}
         if lies.startswith("negative"):
             remarks["negative"] = lies.removeprefix("negative").removeprefix(", ")
@@ -453,11 +452,15 @@ def remarks_on(film: images.Film) -> dict[str, str]:
     return remarks
 
 
-def _no_film(film: images.Film) -> str:
-    """Why a picture is no chest film, without the advice, which is for a single film. "" if it is too small to tell."""
+def _lies_or_no_film(film: images.Film) -> tuple[str, str]:
+    """How a film lies, and why it is no chest film, without the advice, which is for a single film; "" for neither.
+
+    A film that is too small to be judged is taken for one.
+    """
     if min(film.pixels.shape) < film_quality.SMALLEST:
-        return ""
-    return film_quality.judge(film).refusal.split("; ")[0]
+        return film_quality.position(film.pixels), ""
+    judged = film_quality.judge(film)
+    return judged.lies, judged.refusal.split("; ")[0]
 
 
 def _sample(report: FolderReport, files: dict[str, str]) -> None:

@@ -124,13 +124,14 @@ class Judged(NamedTuple):
 
     ``refusal`` is "" or says why the picture cannot be read as a frontal chest film, and what to do; ``pixels`` are
     then those of the file. ``righted`` is "" or says what was put right in ``pixels``: "a negative, inverted".
-    ``notes`` are remarks on films that are read all the same.
+    ``notes`` are remarks on films that are read all the same. ``lies`` is the ``position`` of what may be a film.
     """
 
     pixels: np.ndarray
     refusal: str = ""
     righted: str = ""
     notes: tuple[str, ...] = ()
+    lies: str = ""
 
 
 class Position(NamedTuple):
@@ -159,10 +160,11 @@ class GreyLevels(NamedTuple):
 def judge(film: images.Film) -> Judged:
     """Judgement of a film by its pixels alone: refused, righted where that is certain, or accepted as it is."""
     pixels = film.pixels
-    refusal = _no_film(film)
+    small = _reduced(pixels)
+    refusal = _no_film(film, small)
     if refusal:
         return Judged(pixels, refusal)
-    away = distances(pixels)
+    away = distances(small)
     if away.min() > FARTHEST:
         return Judged(pixels, "it does not look like a frontal chest film; take a frontal film of the whole chest")
     notes = tuple(filter(None, [unusual_grey(pixels)]))
@@ -173,11 +175,14 @@ def judge(film: images.Film) -> Judged:
     if not certain or _nearest(distances(upright))[0] != UPRIGHT:
         found = f"it looks inverted or turned ({found}), but not certainly so"
         return Judged(pixels, f"{found}; look at it, and save it upright and positive")
-    return Judged(upright, righted=_said(found), notes=notes)
+    return Judged(upright, righted=_said(found), notes=notes, lies=str(found))
 
 
-def _no_film(film: images.Film) -> str:
-    """Reason, by everything but the distances, why a picture is no chest film, and what to do; "" for none."""
+def _no_film(film: images.Film, small: np.ndarray) -> str:
+    """Reason, by everything but the distances, why a picture is no chest film, and what to do; "" for none.
+
+    ``small`` are its pixels, ``_reduced``.
+    """
     pixels = film.pixels
     height, width = pixels.shape
     if pixels.min() == pixels.max():
@@ -188,7 +193,7 @@ def _no_film(film: images.Film) -> str:
         return f"no film is so long ({width} x {height} pixels); cut out one frontal film, or export the original"
     if film.colour > COLOUR:
         return "its colours carry information, and a film is grey: it is a photograph or a screenshot; export the film"
-    detail = _detail(pixels)
+    detail = _detail(pixels, small)
     closer = max(1.0, 256 / min(height, width))
     if detail.fine > FINE * closer:
         return "it is noise, a text or a pattern of fine lines, not a film; take the original film"
@@ -268,13 +273,9 @@ class _Detail(NamedTuple):
     """Share of pixels in horizontal runs of one grey, neither black nor white, as long as 1/16 of the width."""
 
 
-def _detail(pixels: np.ndarray) -> _Detail:
+def _detail(pixels: np.ndarray, small: np.ndarray) -> _Detail:
     if min(pixels.shape) < DETAILED:
         return _Detail()
-    small = pixels
-    if min(pixels.shape) > 256:
-        factor = 256 / min(pixels.shape)
-        small = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     values = small.astype(np.float32)
     fine = cv2.norm(values, cv2.GaussianBlur(values, (9, 9), 1.5), cv2.NORM_L2SQR) / values.size
     edges = np.count_nonzero(cv2.absdiff(small[:, 1:], small[:, :-1]) > 60) / small.size
@@ -283,6 +284,12 @@ def _detail(pixels: np.ndarray) -> _Detail:
     run = np.ones((1, pixels.shape[1] // 16), np.uint8)
     even = cv2.erode(same.view(np.uint8), run).mean(dtype=np.float64)
     return _Detail(fine / max(float(cv2.meanStdDev(small)[1].item()) ** 2, 1e-9), edges, float(even))
+
+
+def _reduced(pixels: np.ndarray) -> np.ndarray:
+    """Film whose shorter side has at most 256 pixels."""
+    factor = 256 / min(pixels.shape)
+    return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else pixels
 
 
 def grey_levels(pixels: np.ndarray) -> GreyLevels:

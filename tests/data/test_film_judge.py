@@ -38,7 +38,7 @@ def test_drawn_films_are_accepted_as_they_are(drawn):
         for side in (64, 128):
             pixels = images.shrink(film, side)
             found = judged(pixels)
-            assert found[1:] == ("", "", ())
+            assert found[1:] == ("", "", (), "")
             assert found.pixels is pixels
 
 
