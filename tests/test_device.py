@@ -19,7 +19,7 @@ import cxrlib
 from cxrlib import labels, metrics
 from cxrlib.data import records, store
 from cxrlib.data.batches import Batches
-from cxrlib.evaluation import localisation, predict
+from cxrlib.evaluation import gate, localisation, predict
 from cxrlib.training import checkpoint, fit, frozen, losses, network, schedules
 from cxrlib.workbook import settings
 from tests import pretend
@@ -29,6 +29,7 @@ SIZE = 32
 TIMES = ["seconds", "images_per_s"]
 SMALL = {"size": SIZE, "batch_size": 16, "epochs": 1, "schedule": "scratch", "occluded": 2}
 TAKERS = {
+    "cxrlib.evaluation.gate": {"features", "features_of_pixels", "fit", "fit_once", "trial"},
     "cxrlib.evaluation.localisation": {"maps", "judge", "show", "with_random_weights"},
     "cxrlib.evaluation.predict": {"predict", "dtype_of", "predict_once"},
     "cxrlib.training.checkpoint": {"load_into"},
@@ -148,6 +149,20 @@ def test_kept_predictions_are_the_same_elsewhere(films, elsewhere, tmp_path):
         films, lambda model, batches: predict.predict_once(model, batches, tmp_path / f"{next(names)}.csv", weights="w")
     )
     np.testing.assert_allclose(there, here, rtol=1e-5)
+
+
+def test_gates_are_the_same_elsewhere(films, elsewhere, tmp_path):
+    (tmp_path / "stage1_0.001_1.safetensors").write_bytes(b"weights")
+    here, there = both(films, lambda model, batches: gate.fit(model, batches, batches))
+    assert there.threshold == pytest.approx(here.threshold, rel=1e-3)
+    here, there = both(films, gate.features)
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
+    here, there = both(
+        films, lambda model, batches: gate.fit_once(tmp_path / "stage1_0.001_1.safetensors", model, batches, batches)
+    )
+    assert there.threshold == pytest.approx(here.threshold, rel=1e-3)
+    here, there = both(films, lambda model, batches: gate.trial(gate.fit(model, batches, batches), model, batches))
+    pd.testing.assert_frame_equal(there, here, rtol=0.05)
 
 
 @pytest.mark.parametrize("method", localisation.METHODS)

@@ -361,6 +361,11 @@ REMARKS = {
         "air is bright and bone dark in them; invert these files, or leave them out of the table",
     ),
     "turned": ("warning", "films that look turned", "look at them, and turn these files upright"),
+    "no film": (
+        "warning",
+        "pictures that do not look like frontal chest films",
+        "look at them, and leave out of the table what is none",
+    ),
     "transparent": ("warning", "films with transparent parts", "these parts are read as black"),
     "depth": (
         "warning",
@@ -432,10 +437,12 @@ def remarks_on(film: images.Film) -> dict[str, str]:
     if film.pixels.min() == film.pixels.max():
         remarks["flat"] = ""
     else:
-        lies = film_quality.position(film.pixels)
+        lies, remarks["no film"] = _lies_or_no_film(film)
         remarks["grey"] = film_quality.unusual_grey(film.pixels)
-        remarks["negative" if lies == "negative" else "turned"] = "" if lies == "negative" else lies
-        remarks = {kind: detail for kind, detail in remarks.items() if detail or kind == "negative"}
+        remarks["turned"] = "" if lies.startswith("negative") else lies
+        remarks = {kind: detail for kind, detail in remarks.items() if detail}
+        if lies.startswith("negative"):
+            remarks["negative"] = lies.removeprefix("negative").removeprefix(", ")
     if film.transparent:
         remarks["transparent"] = ""
     if film.basis and (film.basis == "sBIT" or film.largest < 1 << images.DEPTHS[-2]):  # else only 16 bits can hold it
@@ -447,6 +454,17 @@ def remarks_on(film: images.Film) -> dict[str, str]:
     if height != width:
         remarks["shape"] = f"{width}x{height}"
     return remarks
+
+
+def _lies_or_no_film(film: images.Film) -> tuple[str, str]:
+    """How a film lies, and why it is no chest film, without the advice, which is for a single film; "" for neither.
+
+    A film that is too small to be judged is taken for one.
+    """
+    if min(film.pixels.shape) < film_quality.SMALLEST:
+        return film_quality.position(film.pixels), ""
+    judged = film_quality.judge(film)
+    return judged.lies, judged.refusal.split("; ")[0]
 
 
 def _sample(report: FolderReport, files: dict[str, str]) -> None:

@@ -65,6 +65,7 @@ _PERIOD = 64
 """Longest period of the overlaps, in pixels, for which matrix products are faster (1024 to 224: 32)."""
 
 _FORMATS = ("PNG", "JPEG")
+_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _ADOBE = b"\xff\xee\0\x0eAdobe"
@@ -87,7 +88,8 @@ class Film(NamedTuple):
     ``pixels`` is (height, width) uint8, turned upright. ``mode`` is Pillow's. ``bits`` is the depth from which the 8
     bits were taken, ``largest`` the largest value in the file, and ``basis`` where ``bits`` comes from: ``sBIT``,
     ``folder`` or ``film``; for a file of 8 bits or fewer, ``bits`` is 8 and ``basis`` is "". ``orientation`` is EXIF's,
-    1 to 8. ``transparent`` is true if the alpha channel is not the same everywhere.
+    1 to 8. ``transparent`` is true if the alpha channel is not the same everywhere. ``colour`` is that of
+    ``colour_of``, 0 for grey files.
     """
 
     pixels: np.ndarray
@@ -97,6 +99,7 @@ class Film(NamedTuple):
     basis: str = ""
     orientation: int = 1
     transparent: bool = False
+    colour: float = 0.0
 
 
 def read(path: str | Path) -> np.ndarray:
@@ -150,7 +153,7 @@ def unreadable(path: str | Path, error: Exception) -> UnreadableError:
 
 def decode(data: bytes, path: str | Path) -> np.ndarray:
     """Pixels (height, width) uint8 from a film's bytes. ``path`` as in ``decode_film``. Raises as ``read``."""
-    return decode_film(data, path).pixels
+    return decode_film(data, path, colour=False).pixels
 
 
 def is_dicom(data: bytes, path: str | Path) -> bool:
@@ -159,10 +162,11 @@ def is_dicom(data: bytes, path: str | Path) -> bool:
     return data[128:132] == b"DICM" or (named and not data.startswith((_PNG_SIGNATURE, b"\xff\xd8")))
 
 
-def decode_film(data: bytes, path: str | Path) -> Film:
+def decode_film(data: bytes, path: str | Path, *, colour: bool = True) -> Film:
     """Film from the bytes of its file, with what was assumed.
 
-    ``path`` names the film in messages, and its folder decides the depth of a 16-bit PNG. Raises as ``read``.
+    ``path`` names the film in messages, and its folder decides the depth of a 16-bit PNG. Without ``colour``, the
+    colour of the film is not measured, which takes as long as decoding it. Raises as ``read``.
     """
     if is_dicom(data, path):
         from cxrlib.data import dicom
@@ -180,6 +184,8 @@ def decode_film(data: bytes, path: str | Path) -> Film:
         film = _decoded(data, path, mode, (height, width), said.get(b"sBIT", b"")) if png else _plain(data, mode)
     if film is None or film.pixels is None or film.pixels.shape != (height, width):
         raise UserError(f"{path} is damaged (its pixels cannot be decoded); download it again")
+    if colour and mode not in _GREY_MODES:
+        film = film._replace(colour=colour_of(data))
     orientation = _orientation(said.get(b"eXIf", b""))
     if orientation == 1:
         return film
@@ -198,6 +204,26 @@ def _decoded(data: bytes, path: str | Path, mode: str, shape: tuple[int, int], s
         if pixels is not None:
             return Film(pixels[..., 0], mode)
     return _plain(data, mode)
+
+
+def colour_of(data: bytes) -> float:
+    """Colour of a PNG or JPEG that its grey does not explain: mean over the pixels, 0 to about 200 of 255.
+
+    A tint says nothing: sepia or the blue of a film's base is a function of the grey. So the differences of red and
+    blue from green are taken at up to 128 pixels, and their mean among the pixels of about the same grey is subtracted.
+    """
+    channels = None
+    with suppress(cv2.error):
+        channels = _opencv(data, cv2.IMREAD_REDUCED_COLOR_2 | _UNTURNED)
+    if channels is None or channels.ndim != 3:
+        return 0.0
+    if max(channels.shape) > 128:
+        channels = cv2.resize(channels, (128, 128), interpolation=cv2.INTER_AREA)
+    blue, green, red = (channel.ravel().astype(np.float64) for channel in cv2.split(channels))
+    level = ((blue + green + red) / 24).astype(np.int64)  # 32 levels of grey
+    count = np.maximum(np.bincount(level, minlength=32), 1)
+    apart = [tone - (np.bincount(level, tone, minlength=32) / count)[level] for tone in (red - green, blue - green)]
+    return float(np.hypot(*apart).mean())
 
 
 def _plain(data: bytes, mode: str) -> Film:

@@ -81,8 +81,17 @@ def json_beside(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def gate_beside(path: Path) -> Path:
+    """Path of the gate of a checkpoint: ``gate_stage1_1e-05_2.safetensors``; ``gate.safetensors`` for a ``model``.
+
+    The name does not start with ``stage``, so it is not taken for a checkpoint.
+    """
+    return path.with_name("gate.safetensors" if path.stem == "model" else f"gate_{path.name}")
+
+
 def remove_tensors(path: Path) -> None:
-    """Remove a pair, the JSON first, so that a JSON always has its tensors."""
+    """Remove a pair, the JSON first, so that a JSON always has its tensors, and the gate of a checkpoint."""
+    gate_beside(path).unlink(missing_ok=True)
     json_beside(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
@@ -174,6 +183,7 @@ def save(
         **_machine(),
     }
     pictures = {role: entry.packed_pictures() for role, entry in line.past.items()}
+    gate_beside(folder / (title + SUFFIX)).unlink(missing_ok=True)  # of other weights of this name
     return write_tensors(folder / title, state, meta, {key: meta[key] for key in GUARDED} | {"pictures": pictures})
 
 

@@ -275,8 +275,8 @@ def _channels_last(values: Tensor) -> Tensor:
 class Inference(nn.Module):
     """Copy of a network for predictions, from step ``first`` of ``network.STEPS`` on; by default the whole network.
 
-    Call ``refresh`` after the network's weights have changed. ``dtype`` is the type of the convolutions. The head
-    computes in float32, so that rounding does not give two films equal logits.
+    Call ``refresh`` after the network's weights have changed. ``dtype`` is the type of the convolutions. ``head`` takes
+    pooled features (B, 2048) to logits (B, 15) in float32, so that rounding does not give two films equal logits.
     """
 
     def __init__(self, model: network.Network, *, first: int = 0, dtype: torch.dtype = torch.float32) -> None:
@@ -286,8 +286,15 @@ class Inference(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 15) float32 of images (B, 1, S, S), or of features where ``first`` is above 0."""
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features (B, 2048) float32 of images (B, 1, S, S), all 0 or more: the head's input.
+
+        ``head(features(images))`` is ``forward(images)`` to the last bit, so one pass gives both.
+        """
         images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
-        return self.head(self.body(images.to(self.dtype)).float())
+        return self.body(images.to(self.dtype)).float()
 
     @torch.no_grad()
     def refresh(self, model: network.Network) -> None:

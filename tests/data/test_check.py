@@ -114,7 +114,7 @@ def grey_between(low, high):
 def chest(folder, change):
     """The template of an average chest film, changed."""
     template = film_quality.TEMPLATE
-    film = (128 + 5 * np.kron(change(template), np.ones((3, 3))) + np.arange(24)).clip(0, 255).astype(np.uint8)
+    film = (128 + 0.5 * np.kron(change(template), np.ones((3, 3))) + np.arange(24)).clip(0, 255).astype(np.uint8)
     cv2.imwrite(str(first_film(folder)), film)
 
 
@@ -166,6 +166,8 @@ FAULTS = {
     "film of few grey levels": (grey_between(100, 140), "films", "warning"),
     "film inverted": (lambda f: chest(f, np.negative), "films", "warning"),
     "film turned": (lambda f: chest(f, np.rot90), "films", "warning"),
+    "film inverted and turned": (lambda f: chest(f, lambda t: -np.rot90(t)), "films", "warning"),
+    "picture of no chest": (lambda f: samples.write_film(first_film(f), 0, side=128), "films", "warning"),
     "film not square": (
         lambda f: cv2.imwrite(str(first_film(f)), np.eye(20, 30, dtype=np.uint8) * 99),
         "films",
@@ -232,6 +234,8 @@ SAID = {
     "film turned": "films that look turned: to the left",
     "film not square": "films that are not square: 30x20",
     "film in colour": "films in colour or with alpha",
+    "film inverted and turned": "films that look like negatives: to the left",
+    "picture of no chest": "pictures that do not look like frontal chest films: it is noise",
     "film blank": "films with only one grey level",
 }
 

@@ -41,6 +41,13 @@ def test_named_as_the_original_names_its_own(tmp_path, model):
     assert save(tmp_path, model, 1, number=5, lr=1e-6, epoch=20, parent=first).stem == "stage5_1e-06_22"
 
 
+def test_new_weights_of_a_name_remove_the_gate_of_the_old_ones(tmp_path, model, saved):
+    gate = checkpoint.gate_beside(saved)
+    gate.write_bytes(b"of the old weights")
+    assert save(tmp_path, model, 3, 1, 2) == saved
+    assert not gate.exists()
+
+
 def test_a_damaged_file_is_refused(saved, model):
     content = saved.read_bytes()
     for bad in (content[:-100], content[:4], b"", content[:-1] + bytes([content[-1] ^ 1])):

@@ -28,6 +28,19 @@ def test_it_answers_as_the_network_does(worn):
         torch.testing.assert_close(later(frozen.fold(worn)(images)), worn(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_pass_gives_features_and_logits(worn, dtype):
+    images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(9))
+    read = frozen.Inference(worn, dtype=dtype)
+    with torch.no_grad():
+        features = read.features(images)
+        assert torch.equal(read.head(features), read(images))
+        expected = worn.avgpool(worn._pass(images, list(network.STEPS)[:5])).flatten(1)
+    assert features.shape == (4, 2048)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected, rtol=0.1 if dtype == torch.bfloat16 else 1e-4, atol=0.1)
+
+
 def test_refreshed_it_follows_the_network():
     model = tiny.net()
     read = frozen.Inference(model)
