@@ -24,6 +24,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from cxrlib.data import images
+
 SIDE = 8
 FRAME_SIDE = 64
 """Side in pixels of the film on which its frame is looked for."""
@@ -117,3 +119,20 @@ def standardised(grid: np.ndarray) -> np.ndarray:
 
 
 _STANDARD = standardised(TEMPLATE)
+
+
+class Judged(NamedTuple):
+    """Film as the network may see it: ``pixels`` (height, width) uint8, ``refusal`` "" if it is fit, else the reason.
+
+    ``righted`` says what was done to it, such as "a negative, inverted".
+    """
+
+    pixels: np.ndarray
+    refusal: str = ""
+    righted: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def judge(film: images.Film) -> Judged:
+    """Judgement on a film by its pixels."""
+    return Judged(film.pixels)
