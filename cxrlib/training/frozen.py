@@ -289,6 +289,11 @@ class Inference(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
         return self.head(self.body(images.to(self.dtype)).float())
 
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, 2048) float32 of images (B, 1, S, S), below the head."""
+        images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+        return self.body(images.to(self.dtype)).float()
+
     @torch.no_grad()
     def refresh(self, model: network.Network) -> None:
         """Copy the network's present weights."""
