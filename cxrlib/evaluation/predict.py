@@ -55,13 +55,13 @@ def predict(
     halved until they fit, and stay so. If float16 overflows, all is computed again in float32. Raises UserError for an
     unknown ``tta``, a NaN probability, or too little memory for one image.
     """
-    variants = _variants(tta)
+    chosen = variants(tta)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     with _evaluating(model), torch.inference_mode(), devices.keep_memory(device):
         dtype = dtype_of(model, precision)
-        values = _predict(_Halving(_inference(model, dtype), variants), batches, device, progress)
+        values = _predict(_Halving(_inference(model, dtype), chosen), batches, device, progress)
         if dtype == torch.float16 and np.isnan(values).any():
-            values = _predict(_Halving(_inference(model, torch.float32), variants), batches, device, progress)
+            values = _predict(_Halving(_inference(model, torch.float32), chosen), batches, device, progress)
     missing = np.flatnonzero(np.isnan(values).any(1))
     if len(missing):
         name = batches.films["image"].iloc[missing[0]]
@@ -131,7 +131,11 @@ def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
     return predictions
 
 
-def _variants(tta: str) -> list[Variant]:
+def variants(tta: str) -> list[Variant]:
+    """Variants of test-time augmentation: functions from images (B, 1, S, S) to images, the plain or upper left first.
+
+    Raises UserError for an unknown ``tta``.
+    """
     plain = {"none": [_whole], "flip": [_whole], "tencrop": [_crop(*at) for at in _CORNERS]}
     if tta not in plain:
         raise UserError(f"tta {tta!r} is unknown; choose none, flip or tencrop")
