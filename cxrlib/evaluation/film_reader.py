@@ -112,6 +112,11 @@ class Reader:
         model = model.to(devices.device(device)).eval()
         return cls(path, meta["sha256"], size, tta, model, decisions, reference.read(path), gate.load(path))
 
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint for people; of an exported folder, which calls its weights ``model``, the folder's."""
+        return self.path.parent.name if self.path.stem == "model" else self.path.stem
+
     def interpreter(
         self, rule: str = interpretation.RULE, stated: np.ndarray | None = None, stated_by: str = ""
     ) -> interpretation.Interpreter:
