@@ -121,7 +121,13 @@ class Reader:
         self, rule: str = interpretation.RULE, stated: np.ndarray | None = None, stated_by: str = ""
     ) -> interpretation.Interpreter:
         """Interpreter of this checkpoint's probabilities; see ``interpretation.Interpreter``."""
-        return interpretation.Interpreter(self.decisions, self.ref, rule, stated, stated_by)
+        return interpretation.Interpreter(self.decisions, self.ref, rule, stated, stated_by, self._warnings())
+
+    def _warnings(self) -> tuple[str, ...]:
+        trained = checkpoint.read_meta(self.path).get("seen", {}).get("trained", {})
+        if trained and all(str(dataset).startswith("phantom") for dataset in trained):
+            return ("The checkpoint was trained on drawn phantom films, so its numbers say nothing about patients",)
+        return ()
 
     def stream(
         self, films: Iterable[str | Path], *, anyway: bool = False, batch_size: int = BATCH, workers: int = 0

@@ -41,6 +41,7 @@ class Interpreter:
 
     ``decisions`` and ``ref`` are the checkpoint's, None where it has none. ``stated`` (15,): the user's prevalence, NaN
     where nothing was stated; then it is the base rate in validation. ``stated_by``: its source, "" for none.
+    ``warnings``: sentences on the checkpoint that stand before all others.
     """
 
     decisions: thresholds.Decisions | None
@@ -48,6 +49,7 @@ class Interpreter:
     rule: str = RULE
     stated: np.ndarray | None = None
     stated_by: str = ""
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.decisions is None and self.rule not in thresholds.RULES:
@@ -68,9 +70,9 @@ class Interpreter:
         named = [self.stated_by or "stated"] if stated.any() else []
         return ", else ".join(named + ([BASE_RATE] if (known & ~stated).any() else []))
 
-    def missing(self) -> list[str]:
-        """What the checkpoint lacks, and what this means, a sentence each without its full stop."""
-        said = []
+    def remarks(self) -> list[str]:
+        """Warnings, and what the checkpoint lacks and what this means, a sentence each without its full stop."""
+        said = [*self.warnings]
         if self.decisions is None:
             said.append(
                 "The checkpoint carries no calibration: only the network's own probabilities are given, which are no "

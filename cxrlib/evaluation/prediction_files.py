@@ -14,7 +14,7 @@ after it, so changing that needs no network.
 - ``rule``, and ``prevalence``: where it comes from, in words ("" for nowhere).
 - ``reference``: null, or ``films`` (validation films), ``judged_on`` ("test" or "validation": where sensitivity and
   specificity, and so PPV and NPV, come from).
-- ``remarks``: sentences on what the checkpoint lacks.
+- ``remarks``: sentences on the checkpoint and on what it lacks.
 - ``films``: a list in the order given, each with ``film`` (path as given), ``refused`` (reason, or null), ``righted``
   (what was done to the film, or null), ``notes``, ``view`` (PA, AP or null), ``sex`` (M, F or null), ``age`` (years or
   null), ``distance`` (of the gate, or null), ``findings``: empty if refused, else 15 objects with the keys of
@@ -230,7 +230,7 @@ def _top(reader: film_reader.Reader, interpreter: interpretation.Interpreter) ->
         "rule": interpreter.rule,
         "prevalence": interpreter.sources,
         "reference": ref and {"films": int(ref.known.max()), "judged_on": ref.judged_on},
-        "remarks": interpreter.missing(),
+        "remarks": interpreter.remarks(),
     }
 
 

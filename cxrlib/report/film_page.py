@@ -5,6 +5,7 @@ escaped. Heat maps are laid over the film, and a slider sets how strong they are
 """
 
 import base64
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def build(
         rule_in_words=thresholds.RULES.get(interpreter.rule, interpreter.rule),
         prevalence=interpreter.sources,
         reference=None if ref is None else _in_numbers(ref, interpreter.rule),
-        remarks=interpreter.missing(),
+        remarks=interpreter.remarks(),
         csv=prediction_files.CSV,
         first=FIRST,
     )
@@ -80,7 +81,7 @@ def _parted(films: Iterable[Shown]) -> tuple[list[dict[str, Any]], list[dict[str
         if film.record["findings"] and len(shown) < MOST:
             shown.append(_film(film))
         elif not film.record["findings"] and len(refused) < MOST_REFUSED:
-            refused.append(film.record | {"picture": _address(film)})
+            refused.append(film.record | _name(film) | {"why": _why(film.record), "picture": _address(film)})
     return shown, refused
 
 
@@ -92,7 +93,20 @@ def _film(film: Shown) -> dict[str, Any]:
     maps = {} if film.picture is None else film.picture.maps
     overlays = [{"finding": name, "address": data_url(_overlay(heat), ".png")} for name, heat in maps.items()]
     positive = [row["finding"] for row in rows if row["decision"] == "positive" and row["finding"] != labels.NO_FINDING]
-    return film.record | {"findings": rows, "positive": positive, "maps": overlays, "picture": _address(film)}
+    seen = {"findings": rows, "positive": positive, "maps": overlays, "picture": _address(film)}
+    return film.record | _name(film) | seen
+
+
+def _name(film: Shown) -> dict[str, str]:
+    """A film's path in two parts: ``folder``, with the slash at its end, and ``name``."""
+    folder, slash, name = film.record["film"].rpartition(os.sep)
+    return {"folder": folder + slash, "name": name}
+
+
+def _why(record: dict[str, Any]) -> str:
+    """Reason of a refusal as a sentence, without the film's name in front, which stands above it."""
+    reason = record["refused"].removeprefix(record["film"]).strip(" :")
+    return f"{reason[:1].upper()}{reason[1:]}."
 
 
 def _address(film: Shown) -> str:

@@ -11,7 +11,7 @@ from cxrlib import UserError, paths, provenance
 from cxrlib.labels import display_name
 
 if TYPE_CHECKING:
-    from cxrlib.evaluation.film_reader import Reader
+    from cxrlib.evaluation.film_reader import Answer, Reader
     from cxrlib.evaluation.interpretation import Interpreter
 
 USUAL = "base"
@@ -66,7 +66,7 @@ def _open(run: str, ckpt: str, prevalence: str, rule: str) -> tuple["Reader", "I
     interpretation.Interpreter(None, None, rule)  # a wrong rule is told before the network is loaded
     reader = film_reader.Reader.open(_checkpoint(run, ckpt))
     interpreter = reader.interpreter(rule, stated, source)
-    for sentence in interpreter.missing():
+    for sentence in interpreter.remarks():
         print(f"{sentence}.", file=sys.stderr)
     return reader, interpreter
 
@@ -113,7 +113,7 @@ def _one(film: str, reader: "Reader", interpreter: "Interpreter", anyway: bool) 
 
     (answer,) = reader.stream([film], anyway=anyway, batch_size=1, workers=1)
     if answer.network is None:
-        _complain_of([answer.refusal])
+        _complain_of([_reason(answer)])
         return 1
     print("\n".join(table(prediction_files.record(answer, interpreter), reader, interpreter)))
     return 0
@@ -148,12 +148,17 @@ def _many(
         total = min(counts["read"], film_page.MOST) + min(counts["refused"], film_page.MOST_REFUSED)
         shown = _progress(shown, total, 0, "drawing the page")
         page = film_page.build(folder / prediction_files.PAGE, shown, reader, interpreter, counts)
-    refusals = [answer.refusal for answer in state.answers() if answer.network is None]
+    refusals = [_reason(answer) for answer in state.answers() if answer.network is None]
     _complain_of(refusals)
     for what, path in (("Table", prediction_files.CSV), ("JSON", prediction_files.JSON), ("Page", page.name)):
         print(f"{what}: {_from_here(folder / path)}")
     print(f"{counts['read']:,} of {counts['films']:,} films have numbers, {counts['refused']:,} were refused")
     return 1 if refusals else 0
+
+
+def _reason(answer: "Answer") -> str:
+    """Reason of a refusal, with the film's name."""
+    return answer.refusal if answer.refusal.startswith(answer.film) else f"{answer.film}: {answer.refusal}"
 
 
 def _complain_of(refusals: list[str]) -> None:
