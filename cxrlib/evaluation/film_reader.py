@@ -124,8 +124,8 @@ class Reader:
         return interpretation.Interpreter(self.decisions, self.ref, rule, stated, stated_by, self._warnings())
 
     def _warnings(self) -> tuple[str, ...]:
-        trained = checkpoint.read_meta(self.path).get("seen", {}).get("trained", {})
-        if trained and all(str(dataset).startswith("phantom") for dataset in trained):
+        datasets = trained_on(checkpoint.read_meta(self.path))
+        if datasets and all(dataset.startswith("phantom") for dataset in datasets):
             return ("The checkpoint was trained on drawn phantom films, so its numbers say nothing about patients",)
         return ()
 
@@ -247,6 +247,12 @@ class _Network:
         if whole is None:  # ten crops, none of which is the whole film
             whole = self.inference.features(images) if self.gate is not None else features
         return total / len(self.variants), whole
+
+
+def trained_on(meta: dict[str, Any]) -> list[str]:
+    """Datasets whose patients a checkpoint or an ancestor was trained on, by the JSON of the checkpoint."""
+    trained = meta.get("seen", {}).get("trained", {})
+    return [str(dataset) for dataset in trained] if isinstance(trained, dict) else []
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, ahead: int) -> Iterator[Result]:

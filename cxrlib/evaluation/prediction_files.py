@@ -135,7 +135,7 @@ class State:
         return end
 
     def _full(self, error: OSError) -> UserError:
-        kept = f"; {len(self._places):,} films are kept" if self._places else ""
+        kept = f"; kept so far: {len(self._places):,}" if self._places else ""
         return UserError(
             f"cannot write {self.path}: {error.strerror or error}; make room or give another --out, and run the same "
             f"command again{kept}"

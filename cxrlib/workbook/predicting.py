@@ -65,10 +65,12 @@ def _open(run: str, ckpt: str, prevalence: str, rule: str) -> tuple["Reader", "I
     stated, source = interpretation.read_prevalence(prevalence)
     interpretation.Interpreter(None, None, rule)  # a wrong rule is told before the network is loaded
     reader = film_reader.Reader.open(_checkpoint(run, ckpt))
-    interpreter = reader.interpreter(rule, stated, source)
+    return reader, reader.interpreter(rule, stated, source)
+
+
+def _remark(interpreter: "Interpreter") -> None:
     for sentence in interpreter.remarks():
         print(f"{sentence}.", file=sys.stderr)
-    return reader, interpreter
 
 
 def _checkpoint(run: str, ckpt: str) -> Path:
@@ -115,6 +117,7 @@ def _one(film: str, reader: "Reader", interpreter: "Interpreter", anyway: bool) 
     if answer.network is None:
         _complain_of([_reason(answer)])
         return 1
+    _remark(interpreter)
     print("\n".join(table(prediction_files.record(answer, interpreter), reader, interpreter)))
     return 0
 
@@ -134,6 +137,7 @@ def _many(
 
     with paths.lock_folder(folder):
         state = prediction_files.State(folder, prediction_files.settings(reader, anyway=anyway), films)
+        _remark(interpreter)
         if state.again:
             print(f"{folder} starts anew: {state.again}", file=sys.stderr)
         pending = state.pending()
