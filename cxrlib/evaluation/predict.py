@@ -4,7 +4,7 @@ Predicting the whole test part takes a GPU minutes and a CPU hours, and an evalu
 ``predict_once`` keeps the probabilities with a note of what made them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ PROBABILITIES = [f"prob_{label}" for label in labels.LABELS]
 TRUTHS = [f"label_{label}" for label in labels.LABELS]
 CROP = 7 / 8
 """Side of a ten-crop's crops as a share of the image's, as in 224 out of 256 (Krizhevsky 2012)."""
+
+FILE_READERS = ("cxrlib.data.film_paths", "cxrlib.evaluation.film_reader", "cxrlib.evaluation.prediction_files")
+"""Modules that ``films`` asks. They have no part in predictions from a store."""
 
 Variant = Callable[[torch.Tensor], torch.Tensor]
 
@@ -292,7 +295,7 @@ def predict_once(
         "size": batches.store.size,
         "tta": tta,
         "precision": devices.dtype_name(dtype_of(model)),
-        "code": provenance.code_version(__name__, "cxrlib.data.batches"),
+        "code": provenance.code_version(__name__, "cxrlib.data.batches", without=FILE_READERS),
     }
     if (cached := _cached(csv, batches, cache_key)) is not None:
         return cached
@@ -301,6 +304,43 @@ def predict_once(
     write(csv, batches.films, probabilities)
     paths.write_json(cache_note(csv), cache_key)
     return read(csv, batches.films).probabilities
+
+
+def films(
+    named: str | Path | Iterable[str | Path],
+    checkpoint: str | Path,
+    *,
+    anyway: bool = False,
+    heat: bool = False,
+    prevalence: str | Path | Mapping[str, float] | None = None,
+    rule: str = "youden",
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """Predictions of film files, as ``cxr predict`` gives them: one row per film and label, one row for a refused film.
+
+    ``named``: films (PNG, JPEG, DICOM), folders, CSVs of paths (``film_paths.collect``). ``checkpoint``: name, file or
+    exported folder. Columns are those of ``prediction_files.COLUMNS``; None and NaN are unknown. ``anyway``: numbers
+    also for films that the gate refuses. ``heat``: a column ``heat`` with Grad-CAM maps (S, S) of each film's findings
+    of highest rank, None for the others. ``prevalence``: a CSV or {label: share}, for PPV and NPV. ``rule``: of
+    ``thresholds.RULES``. ``attrs["remarks"]`` says what the checkpoint lacks. The frame holds all films; ``cxr
+    predict`` and ``film_reader.Reader.stream`` do not.
+    """
+    from cxrlib.data import film_paths
+    from cxrlib.evaluation import film_reader, interpretation, prediction_files
+    from cxrlib.training import checkpoint as checkpoints
+
+    paths_of_films = film_paths.collect([named] if isinstance(named, str | Path) else named)
+    reader = film_reader.Reader.open(checkpoints.resolve(str(checkpoint)))
+    interpreter = reader.interpreter(rule, *interpretation.read_prevalence(prevalence))
+    rows = []
+    for answer in reader.stream(paths_of_films, anyway=anyway, batch_size=batch_size):
+        found = list(prediction_files.rows(prediction_files.record(answer, interpreter)))
+        picture = reader.picture(answer, anyway=anyway, heat=True) if heat else None
+        maps = picture.maps if picture else {}
+        rows += [row | {"heat": maps.get(row["finding"])} if heat else row for row in found]
+    frame = pd.DataFrame(rows, columns=[*prediction_files.COLUMNS, *(["heat"] if heat else [])])
+    frame.attrs["remarks"] = interpreter.remarks()
+    return frame
 
 
 def cache_note(csv: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from cxrlib import UserError, paths
+from cxrlib import UserError, labels, paths
 from cxrlib.data import batches, film_quality, images, records, store
 from cxrlib.evaluation import film_reader, predict
 from cxrlib.training import checkpoint
@@ -175,6 +175,22 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage, says):
     with pytest.raises(UserError, match=says) as caught, tiny_reader.small_networks():
         film_reader.Reader.open(path)
     assert path.stem in str(caught.value)
+
+
+def test_a_frame_for_notebooks_has_a_row_per_film_and_label(reader, films, tmp_path):
+    (tmp_path / "empty.png").touch()
+    asked = [films["path"][0], tmp_path / "empty.png"]
+    with tiny_reader.small_networks():
+        frame = predict.films(asked, reader.path, heat=True, prevalence={"Mass": 0.5}, rule="f1")
+    answer = next(reader.stream(asked))
+    assert frame["finding"][:15].tolist() == [*labels.LABELS]
+    assert frame["finding"].isna().tolist() == [False] * 15 + [True]
+    np.testing.assert_array_equal(frame["network"][:15], answer.network)
+    assert frame["prevalence"][labels.column("Mass")] == 0.5
+    assert (frame["rule"][:15] == "f1").all()
+    assert "empty" in frame["refused"][15]
+    assert frame["heat"].notna().sum() == film_reader.MAPS
+    assert frame.attrs["remarks"]
 
 
 def test_a_picture_has_the_films_shape_and_maps_of_the_findings_of_highest_rank(reader, films):
