@@ -150,15 +150,17 @@ def pictured(
     anyway: bool = False,
     heat: bool = False,
 ) -> Iterator[Shown]:
-    """Answers with pictures for ``build``; pictures of the first ``MOST`` films with numbers and of some refused ones.
+    """Answers that ``build`` shows, with pictures of the films with numbers and of the first refused ones.
 
-    Decodes them again, which takes no memory for films that are not shown.
+    The films are decoded again here, so that no picture is kept while the others are read.
     """
     read = refused = 0
     for answer in answers:
-        wanted = read < MOST if answer.network is not None else refused < MOST // 4
-        read, refused = read + (answer.network is not None), refused + (answer.network is None)
-        picture = reader.picture(answer, anyway=anyway, heat=heat) if wanted else None
-        yield Shown(prediction_files.record(answer, interpreter), picture)
-        if read >= MOST and refused >= MOST_REFUSED:
+        has_numbers = answer.network is not None
+        read, refused = read + has_numbers, refused + (not has_numbers)
+        if read > MOST and refused > MOST_REFUSED:
             return
+        if read <= MOST if has_numbers else refused <= MOST_REFUSED:
+            wanted = has_numbers or refused <= MOST // 4
+            picture = reader.picture(answer, anyway=anyway, heat=heat) if wanted else None
+            yield Shown(prediction_files.record(answer, interpreter), picture)

@@ -3,6 +3,7 @@
 import sys
 import types
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,14 +145,14 @@ def _many(
         if len(pending) < len(films):
             print(f"{len(films) - len(pending):,} of {len(films):,} films were read before", file=sys.stderr)
         answers = reader.stream(pending, anyway=anyway, batch_size=batch_size)
-        bar = _progress(answers, len(films), len(films) - len(pending), "reading films")
-        while part := list(islice(bar, KEEP_EVERY)):
-            state.add(part)
+        with closing(answers), _progress(answers, len(films), len(films) - len(pending), "reading films") as bar:
+            while part := list(islice(bar, KEEP_EVERY)):
+                state.add(part)
         counts = prediction_files.write(folder, state.answers(), reader, interpreter)
         shown = film_page.pictured(state.answers(), reader, interpreter, anyway=anyway, heat=heat)
         total = min(counts["read"], film_page.MOST) + min(counts["refused"], film_page.MOST_REFUSED)
-        shown = _progress(shown, total, 0, "drawing the page")
-        page = film_page.build(folder / prediction_files.PAGE, shown, reader, interpreter, counts)
+        with closing(shown), _progress(shown, total, 0, "drawing the page") as bar:
+            page = film_page.build(folder / prediction_files.PAGE, bar, reader, interpreter, counts)
     refusals = [_reason(answer) for answer in state.answers() if answer.network is None]
     _complain_of(refusals)
     for what, path in (("Table", prediction_files.CSV), ("JSON", prediction_files.JSON), ("Page", page.name)):
@@ -173,12 +174,16 @@ def _complain_of(refusals: list[str]) -> None:
         print(f"refused: {len(refusals) - TOLD:,} more, see the column refused of predictions.csv", file=sys.stderr)
 
 
-def _progress(items: Iterable, total: int, done: int, what: str) -> Iterator:
+@contextmanager
+def _progress(items: Iterable, total: int, done: int, what: str) -> Iterator[Iterator]:
+    """Items with a progress bar on stderr, which is complete when the block ends, so that a message stands below it."""
     from tqdm.auto import tqdm
 
     encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower()
     plain = "utf" not in encoding
-    return iter(tqdm(items, desc=what, total=total, initial=done, unit="film", mininterval=0.5, ascii=plain, ncols=79))
+    how = {"desc": what, "total": total, "initial": done, "unit": "film", "mininterval": 0.5}
+    with tqdm(items, **how, ascii=plain, ncols=79) as bar:
+        yield iter(bar)
 
 
 def _from_here(path: Path) -> Path:

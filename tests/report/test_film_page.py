@@ -89,7 +89,7 @@ def test_pictures_are_made_only_of_what_is_shown(reader, monkeypatch):
     asked = []
     monkeypatch.setattr(film_reader.Reader, "picture", lambda self, answer, **_: asked.append(answer.film))
     answers = [film(f"{i}.png") for i in range(50)]
-    assert len(list(film_page.pictured(answers, reader, reader.interpreter()))) == 50
+    assert len(list(film_page.pictured(answers, reader, reader.interpreter()))) == 3
     assert asked == ["0.png", "1.png", "2.png"]
 
 
