@@ -72,7 +72,7 @@ class State:
     _stamps: dict[str, list[int] | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises UserError if the folder cannot be written."""
+        """Raises UserError if the folder cannot be written, or holds another program's file of this name."""
         self._stamps = {film: _stamp(film) for film in self.films}
         self._given = {_key(film): film for film in self.films}
         head = json.dumps({"format": FORMAT, "made_by": self.made_by}, sort_keys=True).encode() + b"\n"
@@ -80,6 +80,7 @@ class State:
             with self.path.open("a+b") as file:
                 file.seek(0)
                 if (first := file.readline()) != head:
+                    self._check_own(first)
                     self.again = "the checkpoint, a setting or the program has changed" if first else ""
                     file.truncate(0)
                     file.write(head)
@@ -133,6 +134,15 @@ class State:
                 break
             end += len(line)
         return end
+
+    def _check_own(self, first: bytes) -> None:
+        """Raise UserError if a whole first line is not that of a state, so that nobody's file is overwritten."""
+        try:
+            own = not first.endswith(b"\n") or "made_by" in json.loads(first)
+        except (ValueError, TypeError):
+            own = False
+        if not own:
+            raise UserError(f"{self.path} was not written by cxr predict; give another --out")
 
     def _full(self, error: OSError) -> UserError:
         kept = f"; kept so far: {len(self._places):,}" if self._places else ""

@@ -82,6 +82,16 @@ def test_other_settings_start_anew_and_say_so(tmp_path, films):
     assert list(other.answers()) == []
 
 
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path, films):
+    other = tmp_path / prediction_files.STATE
+    other.write_text('{"my": "answers"}\n')
+    with pytest.raises(UserError, match="give another --out"):
+        opened(tmp_path, films)
+    assert other.read_text() == '{"my": "answers"}\n'
+    other.write_text('{"format"')  # killed in its first line
+    assert opened(tmp_path, films).pending() == films
+
+
 def test_a_film_that_could_not_be_reached_is_tried_again(tmp_path, films):
     opened(tmp_path, films).add([film_reader.Answer(films[0], refusal="no permission", passing=True)])
     assert opened(tmp_path, films).pending() == films
