@@ -76,8 +76,16 @@ class Reference:
         return rows["sensitivity"].to_numpy(np.float64), rows["specificity"].to_numpy(np.float64)
 
     def predictive_values(self, rule: str, prevalence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """PPV and NPV of a rule's decisions at a prevalence (15,), by Bayes' rule; (15,) each, NaN where undefined."""
-        return predictive_values(*self.sensitivity_specificity(rule), prevalence)
+        """PPV and NPV of a rule's decisions at a prevalence (15,), by Bayes' rule; (15,) each, NaN where undefined.
+
+        A sensitivity or specificity of 0 or 1 is that of few films. It is corrected by half a film on both sides, the
+        usual continuity correction, so that no decision is said to be always right or always wrong.
+        """
+        rows = self.rates[self.rates["rule"] == rule].set_index("finding").reindex(list(order.LABELS))
+        sensitivity, specificity = self.sensitivity_specificity(rule)
+        sensitivity = _without_extremes(sensitivity, rows["positives"].to_numpy(np.float64))
+        specificity = _without_extremes(specificity, rows["negatives"].to_numpy(np.float64))
+        return predictive_values(sensitivity, specificity, prevalence)
 
 
 def predictive_values(
@@ -93,6 +101,12 @@ def predictive_values(
         return found / (found + false_alarms), cleared / (cleared + missed)
 
 
+def _without_extremes(shares: np.ndarray, films: np.ndarray) -> np.ndarray:
+    """Shares of so many films, with (k + ½) / (n + 1) for those of 0 and 1. Unchanged where the number is unknown."""
+    extreme = ((shares == 0) | (shares == 1)) & (films > 0)
+    return np.where(extreme, (shares * films + 0.5) / (films + 1), shares)
+
+
 def make(
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -101,8 +115,9 @@ def make(
 ) -> Reference:
     """Reference from *validation*: labels (N, 15) of 0, 1 or NaN (unknown), the network's own probabilities (N, 15).
 
-    ``judged`` is the table of ``Decisions.judge`` on test films; sensitivity and specificity are taken from it. Without
-    it they are those on the validation films, where the thresholds were chosen, so they are a little too good.
+    ``judged`` is the table of ``Decisions.judge`` on test films; sensitivity and specificity are taken from it. A
+    column ``negatives`` (films without the finding) may be added to it; see ``predictive_values``. Without a table they
+    are those on the validation films, where the thresholds were chosen, so they are a little too good.
     A film whose label is unknown is left out for this label.
     """
     known = ~np.isnan(np.asarray(labels, np.float64))

@@ -1,6 +1,7 @@
 """The reference that travels with a checkpoint: percentiles, base rates, PPV and NPV, against counting by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,17 @@ def test_predictive_values_are_those_of_a_population_with_this_prevalence(made):
     always, never = reference.predictive_values(np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.1, 0.1]))
     assert always[0] == pytest.approx(0.1)
     assert np.isnan([always[1], never[0]]).all()
+
+
+def test_few_films_do_not_make_a_decision_always_right_or_always_wrong(made):
+    *_, ref = made
+    rows = ref.rates.assign(sensitivity=0.0, specificity=1.0, positives=9.0, negatives=99.0)
+    few = replace(ref, rates=rows)
+    ppv, npv = few.predictive_values("f1", np.full(15, 0.5))
+    np.testing.assert_allclose(ppv, (0.5 / 10) / (0.5 / 10 + 0.5 / 100))
+    np.testing.assert_allclose(npv, (99.5 / 100) / (99.5 / 100 + 9.5 / 10))
+    unknown = replace(ref, rates=rows.assign(negatives=np.nan, sensitivity=0.5))
+    assert (unknown.predictive_values("f1", np.full(15, 0.5))[0] == 1).all()
 
 
 def test_rates_come_from_test_films_where_there_are_any(made):
