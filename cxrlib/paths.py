@@ -23,8 +23,12 @@ AGAIN = "again"
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}"
 """Names that a run can have. A leading hyphen would be read as a flag; the letters are those that every disk keeps."""
 
-TAKEN = r"stores|bench|(phantom|rehearsal-films|compare)-.*"
-"""Reserved names in the outputs folder: film stores, benchmarks, phantom sets, rehearsal films, comparison pages."""
+PREDICTIONS = "predictions"
+"""Folder in the outputs folder for predictions of films that a user names."""
+
+TAKEN = rf"stores|bench|{PREDICTIONS}|(phantom|rehearsal-films|compare)-.*"
+"""Reserved names in the outputs folder: film stores, benchmarks, predictions, phantom sets, rehearsal films,
+comparison pages."""
 
 CHECKPOINT = ".safetensors"
 """Ending of a checkpoint's weights."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+import scipy  # its parts are imported when they are first used; stats takes a second
 
 from cxrlib import metrics
 
@@ -47,8 +47,8 @@ class Estimate:
         if not self.error > NOTHING:
             return np.nan, np.nan, np.nan
         freedom = self.freedom if freedom is None else freedom
-        half = float(t.ppf((1 + LEVEL) / 2, freedom)) * self.error
-        return self.value - half, self.value + half, float(2 * t.sf(abs(self.value) / self.error, freedom))
+        half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)) * self.error
+        return self.value - half, self.value + half, float(2 * scipy.stats.t.sf(abs(self.value) / self.error, freedom))
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, rows: np.ndarray, patients: int) -> Estimate:
@@ -113,7 +113,7 @@ def against_others(found: Sequence[Estimate]) -> np.ndarray:
         gap = less(one, logit(mean([other for other in found if other is not found[k]])))
         error = np.sqrt(gap.error**2 + max(0.0, floor[k] - variances[k]))
         shrunk = abs(gap.value) * fewest[k] / (fewest[k] + 2)
-        p.append(2 * t.sf(shrunk / error, fewest[k] - 1))
+        p.append(2 * scipy.stats.t.sf(shrunk / error, fewest[k] - 1))
     return np.array(p)
 
 

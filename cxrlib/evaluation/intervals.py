@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported when they are first used; stats takes a second
 from scipy.sparse import csr_array
-from scipy.stats import binomtest, norm, t
 
 from cxrlib import UserError, metrics, randomness
 from cxrlib.evaluation import delong
@@ -321,8 +321,9 @@ def _tested(gaps: np.ndarray, patients: float) -> tuple[float, float, float]:
         return np.nan, np.nan, np.nan
     gaps = gaps[~np.isnan(gaps)]
     beyond = 1 + min(np.count_nonzero(gaps <= 0), np.count_nonzero(gaps >= 0))
-    beyond = norm.isf(min(0.5, beyond / (len(gaps) + 1)))
-    return float(low[0]), float(high[0]), float(2 * t.sf(beyond * np.sqrt((patients - 1) / patients), patients - 1))
+    beyond = scipy.stats.norm.isf(min(0.5, beyond / (len(gaps) + 1)))
+    p = 2 * scipy.stats.t.sf(beyond * np.sqrt((patients - 1) / patients), patients - 1)
+    return float(low[0]), float(high[0]), float(p)
 
 
 def percentiles(replicates: np.ndarray, patients: float | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -347,7 +348,7 @@ def _tail(patients: float | np.ndarray | None) -> float | np.ndarray:
     if patients is None:
         return (1 - LEVEL) / 2
     n = np.maximum(patients, 2)
-    return norm.sf(t.isf((1 - LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1)))
+    return scipy.stats.norm.sf(scipy.stats.t.isf((1 - LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1)))
 
 
 def delong_interval(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> Interval:
@@ -422,7 +423,7 @@ def proportion(part: int, whole: int) -> Interval:
     """A share of independent counts with its Wilson (1927) interval; all NaN when ``whole`` is 0."""
     if whole == 0:
         return Interval(np.nan, np.nan, np.nan)
-    ends = binomtest(int(part), int(whole)).proportion_ci(LEVEL, method="wilson")
+    ends = scipy.stats.binomtest(int(part), int(whole)).proportion_ci(LEVEL, method="wilson")
     return Interval(part / whole, float(ends.low), float(ends.high))
 
 

@@ -4,7 +4,7 @@ Predicting the whole test part takes a GPU minutes and a CPU hours, and an evalu
 ``predict_once`` keeps the probabilities with a note of what made them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ PROBABILITIES = [f"prob_{label}" for label in labels.LABELS]
 TRUTHS = [f"label_{label}" for label in labels.LABELS]
 CROP = 7 / 8
 """Side of a ten-crop's crops as a share of the image's, as in 224 out of 256 (Krizhevsky 2012)."""
+
+FILE_READERS = ("cxrlib.data.film_paths", "cxrlib.evaluation.film_reader", "cxrlib.evaluation.prediction_files")
+"""Modules that ``films`` asks. They have no part in predictions from a store."""
 
 Variant = Callable[[torch.Tensor], torch.Tensor]
 
@@ -55,13 +58,13 @@ def predict(
     halved until they fit, and stay so. If float16 overflows, all is computed again in float32. Raises UserError for an
     unknown ``tta``, a NaN probability, or too little memory for one image.
     """
-    variants = _variants(tta)
+    chosen = variants(tta)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     with _evaluating(model), torch.inference_mode(), devices.keep_memory(device):
         dtype = dtype_of(model, precision)
-        values = _predict(_Halving(_inference(model, dtype), variants), batches, device, progress)
+        values = _predict(_Halving(_inference(model, dtype), chosen), batches, device, progress)
         if dtype == torch.float16 and np.isnan(values).any():
-            values = _predict(_Halving(_inference(model, torch.float32), variants), batches, device, progress)
+            values = _predict(_Halving(_inference(model, torch.float32), chosen), batches, device, progress)
     missing = np.flatnonzero(np.isnan(values).any(1))
     if len(missing):
         name = batches.films["image"].iloc[missing[0]]
@@ -131,7 +134,11 @@ def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
     return predictions
 
 
-def _variants(tta: str) -> list[Variant]:
+def variants(tta: str) -> list[Variant]:
+    """Variants of test-time augmentation: functions from images (B, 1, S, S) to images, the plain or upper left first.
+
+    Raises UserError for an unknown ``tta``.
+    """
     plain = {"none": [_whole], "flip": [_whole], "tencrop": [_crop(*at) for at in _CORNERS]}
     if tta not in plain:
         raise UserError(f"tta {tta!r} is unknown; choose none, flip or tencrop")
@@ -288,7 +295,7 @@ def predict_once(
         "size": batches.store.size,
         "tta": tta,
         "precision": devices.dtype_name(dtype_of(model)),
-        "code": provenance.code_version(__name__, "cxrlib.data.batches"),
+        "code": provenance.code_version(__name__, "cxrlib.data.batches", without=FILE_READERS),
     }
     if (cached := _cached(csv, batches, cache_key)) is not None:
         return cached
@@ -297,6 +304,43 @@ def predict_once(
     write(csv, batches.films, probabilities)
     paths.write_json(cache_note(csv), cache_key)
     return read(csv, batches.films).probabilities
+
+
+def films(
+    named: str | Path | Iterable[str | Path],
+    checkpoint: str | Path,
+    *,
+    anyway: bool = False,
+    heat: bool = False,
+    prevalence: str | Path | Mapping[str, float] | None = None,
+    rule: str = "youden",
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """Predictions of film files, as ``cxr predict`` gives them: one row per film and label, one row for a refused film.
+
+    ``named``: films (PNG, JPEG, DICOM), folders, CSVs of paths (``film_paths.collect``). ``checkpoint``: name, file or
+    exported folder. Columns are those of ``prediction_files.COLUMNS``; None and NaN are unknown. ``anyway``: numbers
+    also for films that the gate refuses. ``heat``: a column ``heat`` with Grad-CAM maps (S, S) of each film's findings
+    of highest rank, None for the others. ``prevalence``: a CSV or {label: share}, for PPV and NPV. ``rule``: of
+    ``thresholds.RULES``. ``attrs["remarks"]`` says what the checkpoint lacks. The frame holds all films; ``cxr
+    predict`` and ``film_reader.Reader.stream`` do not.
+    """
+    from cxrlib.data import film_paths
+    from cxrlib.evaluation import film_reader, interpretation, prediction_files
+    from cxrlib.training import checkpoint as checkpoints
+
+    paths_of_films = film_paths.collect([named] if isinstance(named, str | Path) else named)
+    reader = film_reader.Reader.open(checkpoints.resolve(str(checkpoint)))
+    interpreter = reader.interpreter(rule, *interpretation.read_prevalence(prevalence))
+    rows = []
+    for answer in reader.stream(paths_of_films, anyway=anyway, batch_size=batch_size):
+        found = list(prediction_files.rows(prediction_files.record(answer, interpreter)))
+        picture = reader.picture(answer, anyway=anyway, heat=True) if heat else None
+        maps = picture.maps if picture else {}
+        rows += [row | {"heat": maps.get(row["finding"])} if heat else row for row in found]
+    frame = pd.DataFrame(rows, columns=[*prediction_files.COLUMNS, *(["heat"] if heat else [])])
+    frame.attrs["remarks"] = interpreter.remarks()
+    return frame
 
 
 def cache_note(csv: Path) -> Path:

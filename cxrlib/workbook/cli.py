@@ -224,6 +224,43 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    films: Annotated[
+        list[str], typer.Argument(metavar="PATH…", help="Films (PNG, JPEG, DICOM), folders of them, CSVs of paths.")
+    ],
+    run: Annotated[str, typer.Option("--run", help='Run whose last checkpoint is asked; default: "base".')] = "",
+    ckpt: Annotated[
+        str, typer.Option("--ckpt", help="Checkpoint by name or file, exported folder, or hf:owner/name.")
+    ] = "",
+    out: Annotated[str, typer.Option("--out", help="Folder for the files; default: in outputs/predictions.")] = "",
+    heat: Annotated[bool, typer.Option("--heat", help="Heat maps on the page, of each film's top findings.")] = False,
+    prevalence: Annotated[
+        str, typer.Option("--prevalence", help="CSV with columns finding, prevalence (0 to 1), for PPV and NPV.")
+    ] = "",
+    rule: Annotated[str, typer.Option("--rule", help="Threshold rule: youden, f1 or sensitivity_90.")] = "youden",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Numbers also for films that do not look like frontal chest films.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", "--bs", min=1, help="Films at once.")] = 32,
+) -> None:
+    """Say what the network says about films: a table for one; CSV, JSON and a page for many.
+
+    For one film nothing is written without --out or --heat. Films that cannot be read, or are no frontal chest films,
+    are refused with the reason; the others are still read. An interrupted call goes on. Exit code 1 if some were
+    refused.
+
+    Example: cxr predict film.dcm --run base
+
+    Example: cxr predict films/ --ckpt stage5_1e-06_22 --heat --prevalence clinic.csv --out answers
+    """
+    from cxrlib.workbook import predicting
+
+    how = {"out": out, "heat": heat, "prevalence": prevalence, "rule": rule, "anyway": anyway, "batch_size": batch_size}
+    if code := predicting.run(films, run=run, ckpt=ckpt, **how):
+        raise typer.Exit(code)
+
+
+@app.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
     fast: Annotated[bool, typer.Option("--fast", help="Do not decode the films: seconds instead of minutes.")] = False,

@@ -28,8 +28,8 @@ from cxrlib.workbook import settings
 SIDE, SMALL = 440, 104
 """Sides of the large film and of the small ones on the screen, in pixels."""
 LOWEST, STEP = 1e-4, 0.01
-"""Lowest threshold of the slider, and its step in powers of ten (2.3 %). Its range never changes, since a browser answers
-a change of the range with a value of its own."""
+"""Lowest threshold of the slider, and its step in powers of ten (2.3 %). The range never changes, because a browser
+answers a change of the range with a value of its own."""
 BESIDE = 6
 """Small films in a row."""
 OWN = "own"
