@@ -28,7 +28,7 @@ from cxrlib.workbook import settings
 SIDE, SMALL = 440, 104
 """Sides of the large film and of the small ones on the screen, in pixels."""
 LOWEST, STEP = 1e-4, 0.01
-"""Lowest threshold of the slider, and its step in powers of ten (2.3 %). The range never changes, because a browser
+"""Lowest threshold of the slider, and its step in powers of ten (2.3 %). Its range never changes, since a browser
 answers a change of the range with a value of its own."""
 BESIDE = 6
 """Small films in a row."""
@@ -373,8 +373,7 @@ class Room(VBox):
             f'<span class="mark">doubtful</span>: {escape(marked["reason"] or "no reason given")} · ' if marked else ""
         )
         self.marked.value = _room(f'{state}<span class="quiet">{count}</span>')
-        if marked:
-            self.reason.value = marked["reason"]
+        self.reason.value = marked["reason"] if marked else ""
 
     def _show_counts(self) -> None:
         cut, column = self.cut, self.column
@@ -661,6 +660,8 @@ def _bar(value: float, cut: float) -> str:
 
 def _trend(said: np.ndarray, truth: np.ndarray, numbers: np.ndarray, at: int, cut: float) -> str:
     """Probabilities over a patient's films as a line: labelled ones are filled, the film on the screen has a ring."""
+    if len(said) == 1:
+        return _room('<span class="quiet">the only film of this patient in this part</span>')
     width, height, left = 760, 110, 40
     high = float(min(1.0, 1.15 * max(said.max(), cut, 0.02)))
     x = left + 14 + (width - left - 150) * (np.arange(len(said)) / max(len(said) - 1, 1))
