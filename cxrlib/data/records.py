@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlib import UserError, labels
-from cxrlib.data import images, tables
+from cxrlib.data import images, sources, tables
 from cxrlib.data.tables import Assume, Refuse, keep_silent, refuse_row
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")
@@ -41,13 +41,17 @@ BOX_PIXELS = 1024
 COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", "dataset", *labels.LABELS)
 
 
-def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
+def read(folder: str | Path, *, allow_missing: bool = False, uncertain: str = "unknown") -> pd.DataFrame:
     """Films of a data folder: the rows of its CSV, validated, with the path of each file.
 
-    With ``allow_missing`` films without a file are left out, and ``films.attrs["missing"]`` lists them.
+    With ``allow_missing`` films without a file are left out, and ``films.attrs["missing"]`` lists them. ``uncertain`` is
+    what a label of -1 becomes in datasets that have it: "unknown" (NaN), "positive" or "negative". A folder of another
+    dataset than NIH's is read by ``sources``; laterals are left out, and ``films.attrs["left_out"]`` counts them.
     Raises UserError if the folder, the CSV or a film is absent, or if a row of the CSV is wrong.
     """
     folder = Path(folder)
+    if found := sources.other(folder):
+        return found.read(dataset(folder), allow_missing=allow_missing, uncertain=uncertain)[list(COLUMNS)]
     films = read_csv(find_table(folder))
     names, files = films["image"], scan(folder)
     found, doubtful = files_of_films(names, files)
@@ -83,7 +87,14 @@ def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assu
     films["patient"] = tables.parse_integers(table["patient"], csv, "Patient ID", **how)
     if cells.attrs["cut"]:
         _refuse_cut_patient(films.tail(1), csv, on_wrong)
-    films["follow_up"] = tables.parse_integers(table["follow_up"], csv, "Follow-up #", **how)
+    absent = [name for name in tables.OPTIONAL if name not in table]
+    on_assumed("columns that the table does not have, unknown for all films", absent)
+    for name in absent:
+        table[name] = ""
+    if "follow_up" in absent:
+        films["follow_up"] = films.groupby("patient").cumcount().to_numpy(np.int64)
+    else:
+        films["follow_up"] = tables.parse_integers(table["follow_up"], csv, "Follow-up #", **how)
     films["age"] = tables.parse_ages(table["age"], csv, **how)
     films["sex"] = tables.parse_words(table["sex"], csv, "Patient Gender", tables.SEXES, **how)
     films["view"] = tables.parse_words(table["view"], csv, "View Position", tables.VIEWS, **how)
@@ -136,6 +147,8 @@ def find_table(folder: Path) -> Path:
     """Path of a data folder's CSV. Raises UserError if the folder or the CSV is absent."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds {TABLES[0]} and images/")
+    if found := sources.other(folder):
+        return found.table
     if table := find(folder, _table_files()):
         return table
     raise UserError(f"{folder} holds no {TABLES[0]}; {_nearest_table(folder)}")
@@ -150,7 +163,7 @@ def _nearest_table(folder: Path) -> str:
             tables.film_columns(tables.read_cells(csv, on_wrong=lambda *_: None), csv)
         except UserError as error:
             if "has no column" in str(error):
-                return f"{error}. Take the table from the NIH download"
+                return f"{error}. Take the table from the NIH download, or describe yours in {sources.mapping.FILE}"
         else:
             return f"{csv.name} has the columns of a label table: name it {TABLES[0]} if it is one"
     return "take it from the NIH download and put it beside images/"
@@ -170,6 +183,8 @@ def _has_images(folder: Path) -> bool:
 
 def rivals(folder: Path) -> str:
     """Warning about several label tables in a data folder that differ: which one is used. "" if there is none."""
+    if sources.other(folder):
+        return ""
     files = [path for place in places(folder) for name in _table_files() if (path := place / name).is_file()]
     first, *others = (path.relative_to(folder).as_posix() for path in files)
     others = [name for name, path in zip(others, files[1:], strict=True) if _content(path) != _content(files[0])]
@@ -186,19 +201,26 @@ def _content(csv: Path) -> str:
 
 def find_boxes(folder: Path) -> Path | None:
     """Path of a data folder's box file, or None."""
+    if found := sources.other(folder):
+        return found.table if found.source.boxes else None
     return find(folder, (BOXES, f"{BOXES}.gz", OTHER_BOXES))
 
 
 def find_dataset(folder: Path) -> Path | None:
     """Path of a data folder's ``dataset.txt``, or None."""
+    if found := sources.other(folder):
+        return file if (file := found.folder / DATASET).is_file() else None
     return find(folder, (DATASET,))
 
 
 def dataset(folder: Path) -> str:
-    """Name of the dataset in ``dataset.txt``, "" without this file. Raises UserError if the name is not valid."""
+    """Name of the dataset in ``dataset.txt``; without this file that of a known dataset's own table, else "".
+
+    Raises UserError if the name is not valid.
+    """
     file = find_dataset(folder)
     if file is None:
-        return ""
+        return sources.name_of(folder)
     try:
         word = file.read_text("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -261,6 +283,8 @@ def read_boxes(folder: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed:
 
     The table is empty if the folder has no box file. Raises UserError with the line of a wrong row.
     """
+    if (found := sources.other(Path(folder))) and (boxes := found.boxes()) is not None:
+        return boxes
     file, names = find_boxes(Path(folder)), ["image", "finding", "x", "y", "w", "h"]
     if file is None:
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
@@ -284,8 +308,11 @@ def scale_boxes(boxes: pd.DataFrame, width: float, height: float) -> pd.DataFram
 def image_folders(folder: Path) -> Iterator[Path]:
     """Folders that may hold films: ``images*`` in a data folder, ``images*`` in these, and once more in ``images/``.
 
-    They are those of the first of ``places`` that has any.
+    They are those of the first of ``places`` that has any. For another dataset it is the folder of its tables.
     """
+    if found := sources.other(folder):
+        yield found.folder
+        return
     for place in places(folder):
         if _has_images(place):
             for outer in filter(Path.is_dir, sorted(place.glob("images*"))):
@@ -333,6 +360,9 @@ def stem(name: str) -> str:
 
 def scan(folder: Path) -> dict[str, str]:
     """Path of each film as text, otherwise as ``find_images``: five times as fast for 112,120 films."""
+    if found := sources.other(folder):
+        rows = found.rows()
+        return {name: path for name, path in zip(rows["image"], found.locate(rows)[0], strict=True) if path}
     files: dict[str, str] = {}
     for subfolder in image_folders(folder):
         for entry in os.scandir(subfolder.absolute()):

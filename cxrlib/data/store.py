@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from cxrlib import UserError, paths, provenance
-from cxrlib.data import images, parallel, records, splits
+from cxrlib.data import images, parallel, records, sources, splits
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -543,7 +543,7 @@ def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
     """
     sources = source_files(films, allow_missing=True)
     tables = {"labels": records.find_table(folder), "dataset": records.find_dataset(folder)}
-    tables |= splits.find_lists(folder)
+    tables |= splits.find_lists(folder) | ({} if (other := sources.other(folder)) is None else other.tables)
     locked = [name for name, path in zip(sources.names, sources.paths, strict=True) if not os.access(path, os.R_OK)]
     seen = [sources.names, [list(stamp) for stamp in sources.stamps], *([locked] if locked else [])]
     return {
@@ -554,5 +554,7 @@ def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
 
 
 def _file_hash(path: Path | None) -> list[str]:
-    """Name and hash of a file. Empty if the file is absent."""
+    """Name and hash of a file, or names, sizes and times in a folder of reports. Empty if it is absent."""
+    if path and path.is_dir():
+        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(path.iterdir())]
     return [path.name, provenance.file_sha256(path)] if path and path.is_file() else []

@@ -36,6 +36,8 @@ HEADERS = {
     "Patient Sex": "sex",
     "View Position": "view",
 }
+OPTIONAL = ("follow_up", "age", "sex", "view")
+"""Columns that a table may lack. The number of a follow-up is then that of the film among its patient's rows, from 0."""
 SEXES = {"M": "M", "MALE": "M", "MAN": "M", "F": "F", "FEMALE": "F", "WOMAN": "F", "": "", "UNKNOWN": ""}
 VIEWS = {"PA": "PA", "AP": "AP", "": ""}
 ON_OR_OFF = {"0": 0, "0.0": 0, "0,0": 0, "FALSE": 0, "1": 1, "1.0": 1, "1,0": 1, "TRUE": 1}
@@ -67,7 +69,7 @@ def first_line(column: pd.Series, wrong: np.ndarray) -> str:
 
 
 def read_text(path: Path, on_assumed: Assume = keep_silent) -> str:
-    """Text of a file (UTF-8, or UTF-16 with a byte order mark; gzip if so named), line ends as they are.
+    """Text of a file (UTF-8, or UTF-16 with a byte order mark or without; gzip if so named), line ends as they are.
 
     Raises UserError if it cannot be read or is not text.
     """
@@ -75,16 +77,26 @@ def read_text(path: Path, on_assumed: Assume = keep_silent) -> str:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); download it again") from None
-    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    unmarked = "" if marked else _utf_16_without_mark(data)
     try:
-        text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+        text = data.decode("utf-16" if marked else unmarked or "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read ({error}); save it as UTF-8, or download it again") from None
     if "\0" in text:
         raise UserError(f"{path} is not text; save it as UTF-8, or download it again")
-    if is_utf_16:
-        on_assumed("file in UTF-16", [path.name])
+    if marked or unmarked:
+        on_assumed("file in UTF-16" + (" without a byte order mark" if unmarked else ""), [path.name])
     return text
+
+
+def _utf_16_without_mark(data: bytes) -> str:
+    """UTF-16's kind if the first line is in it without a mark: every second byte is zero, the others are not. Else ""."""
+    for kind, end, zeros, others in (("utf-16-le", b"\n\0", 1, 0), ("utf-16-be", b"\0\n", 0, 1)):
+        line = data[: data.find(end) & ~1] if end in data else b""
+        if line and len(data) % 2 == 0 and not any(line[zeros::2]) and all(line[others::2]):
+            return kind
+    return ""
 
 
 def read_cells(
@@ -146,11 +158,11 @@ def find_separator(text: str, file: Path) -> str:
 def film_columns(cells: pd.DataFrame, file: Path, on_assumed: Assume = keep_silent) -> pd.DataFrame:
     """The known columns of a table of films, named as in ``HEADERS`` and ``labels.LABELS``.
 
-    Labels are in ``finding_labels``, or in a column for each finding. Raises UserError, which names the columns found
+    Those in ``OPTIONAL`` may be absent. Labels are in ``finding_labels``, or in a column for each finding. Raises UserError, which names the columns found
     and those needed, if a column is absent or is there twice.
     """
     found = [_KNOWN.get(_key(name), "") for name in cells.columns]
-    absent = [name for name in dict.fromkeys(HEADERS.values()) if name not in found]
+    absent = [name for name in dict.fromkeys(HEADERS.values()) if name not in (*found, *OPTIONAL)]
     if "finding_labels" in absent and set(found) & {*labels.FINDINGS}:
         absent += [name for name in labels.FINDINGS if name not in found]
         absent.remove("finding_labels")
@@ -160,8 +172,8 @@ def film_columns(cells: pd.DataFrame, file: Path, on_assumed: Assume = keep_sile
         shown = [name[:40] for name in cells.columns if name][:20]
         raise UserError(
             f"{file} has no column {names}; it has {', '.join(map(repr, shown)) or 'none with a name'}. A table needs "
-            f"{', '.join(header for header in HEADERS if header != 'Patient Sex')} "
-            "(or, for Finding Labels, a column of 0 and 1 for each of the 14 findings)"
+            "Image Index, Finding Labels and Patient ID (or, for Finding Labels, a column of 0 and 1 for each of the 14 "
+            "findings); it may have Follow-up #, Patient Age, Patient Gender and View Position"
         )
     twice = [name for name in dict.fromkeys(found) if name and found.count(name) > 1]
     if twice:

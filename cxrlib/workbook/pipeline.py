@@ -215,7 +215,7 @@ def data(
     Raises UserError for a folder that is absent or cannot be used for a run.
     """
     # Imported here because pandas is slow: a wrong setting should be reported at once.
-    from cxrlib.data import check, film_identity, records, splits, store
+    from cxrlib.data import check, film_identity, records, sources, splits, store
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
@@ -234,7 +234,11 @@ def data(
         "fingerprint": records.fingerprint(films),
         "contents": store.folder_fingerprints(place, films),
         "film_size": records.film_size(films),
-        "doubts": [*filter(None, [records.rivals(place)]), *film_identity.doubts(films, parts, _decoded(films, size))],
+        "doubts": [
+            *filter(None, [records.rivals(place)]),
+            *sources.doubts(place),
+            *film_identity.doubts(films, parts, _decoded(films, size)),
+        ],
         **({"left_out": {"films": len(absent), "first": absent[:20]}} if absent else {}),
     }
 
