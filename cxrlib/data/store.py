@@ -541,11 +541,11 @@ def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
     copied or touched file counts as changed; its pixels are compared when they are read. ``tables`` covers the bytes of
     the label table, of the official lists and of ``dataset.txt``. ``boxes`` covers the bytes of the box file.
     """
-    sources = source_files(films, allow_missing=True)
+    here = source_files(films, allow_missing=True)
     tables = {"labels": records.find_table(folder), "dataset": records.find_dataset(folder)}
-    tables |= splits.find_lists(folder) | ({} if (other := sources.other(folder)) is None else other.tables)
-    locked = [name for name, path in zip(sources.names, sources.paths, strict=True) if not os.access(path, os.R_OK)]
-    seen = [sources.names, [list(stamp) for stamp in sources.stamps], *([locked] if locked else [])]
+    tables |= splits.find_lists(folder) | sources.tables_of(folder)
+    locked = [name for name, path in zip(here.names, here.paths, strict=True) if not os.access(path, os.R_OK)]
+    seen = [here.names, [list(stamp) for stamp in here.stamps], *([locked] if locked else [])]
     return {
         "films": provenance.digest(seen),
         "tables": provenance.digest({name: _file_hash(path) for name, path in tables.items()}),

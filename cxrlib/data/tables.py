@@ -93,7 +93,8 @@ def read_text(path: Path, on_assumed: Assume = keep_silent) -> str:
 def _utf_16_without_mark(data: bytes) -> str:
     """UTF-16's kind if the first line is in it without a mark: every second byte is zero, the others are not. Else ""."""
     for kind, end, zeros, others in (("utf-16-le", b"\n\0", 1, 0), ("utf-16-be", b"\0\n", 0, 1)):
-        line = data[: data.find(end) & ~1] if end in data else b""
+        start = data[:65_536]
+        line = start[: start.find(end) & ~1] if end in start else b""
         if line and len(data) % 2 == 0 and not any(line[zeros::2]) and all(line[others::2]):
             return kind
     return ""

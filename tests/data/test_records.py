@@ -111,7 +111,6 @@ WRONG_FILES = {
     "no labels column": HEADER.replace("Finding Labels", "Findings").encode() + b"\n" + row(1, 0).encode(),
     "column twice": (HEADER + ",Patient ID\n" + row(1, 0) + ",1").encode(),
     "both sexes": (HEADER + ",Patient Sex\n" + row(1, 0) + ",F").encode(),
-    "UTF-16 without a mark": (HEADER + "\n" + row(1, 0)).encode("utf-16-le"),
     "open quote": (HEADER + '\n"' + row(1, 0)).encode(),
     "binary": bytes(range(256)) * 8,
     "zeros": bytes(500),

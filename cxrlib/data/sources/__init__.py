@@ -48,10 +48,15 @@ class Found:
             return self.source.read(self.tables, hear)
         return _rows(self.source.name, tuple(self.tables.items()), _stamps(self.tables)).copy()
 
-    def films(self, *, uncertain: str = "unknown", hear: Hear | None = None) -> pd.DataFrame:
+    def films(self, *, uncertain: str = "unknown") -> pd.DataFrame:
         """Frontal films of the tables, without path and dataset; ``attrs["left_out"]`` counts the others by reason."""
-        rows = self.rows(hear)
-        return film_rows.finish(rows, film_rows.number_patients(rows["patient"], self.table, self.source.number), uncertain)
+        return self.films_of(self.rows(), uncertain)
+
+    def films_of(self, rows: pd.DataFrame, uncertain: str = "unknown") -> pd.DataFrame:
+        """The frontal films among these rows, as ``films``."""
+        return film_rows.finish(
+            rows, film_rows.number_patients(rows["patient"], self.table, self.source.number), uncertain
+        )
 
     def locate(self, rows: pd.DataFrame) -> tuple[list[str], list[str]]:
         """Path of each row's film as text, "" where it is absent, and the films that could be several files."""
@@ -61,7 +66,7 @@ class Found:
     def read(self, dataset: str, *, allow_missing: bool, uncertain: str) -> pd.DataFrame:
         """Films as ``records.read`` gives them. Raises UserError for absent films, or if no finding is labelled."""
         rows = self.rows()
-        films = self.films(uncertain=uncertain)
+        films = self.films_of(rows, uncertain)
         if not len(films):
             raise UserError(f"{self.table} has no frontal film ({_counted(films.attrs['left_out'])})")
         if films[list(labels.FINDINGS)].isna().all(axis=None):
@@ -152,7 +157,9 @@ def _folders(folder: Path, most: int = 50) -> list[Path]:
     """Folders in a folder that may be data folders, sorted."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith((".", "images")) and entry.is_dir())
+            names = sorted(
+                entry.name for entry in entries if not entry.name.startswith((".", "images")) and entry.is_dir()
+            )
     except OSError:
         return []
     return [folder / name for name in names[:most]]
@@ -175,6 +182,12 @@ def name_of(folder: Path) -> str:
     """Name of a data folder's dataset for its patients; "" for NIH's layout, where each film's name tells it."""
     found = other(folder)
     return found.source.name if found else ""
+
+
+def tables_of(folder: Path) -> Tables:
+    """Tables of a data folder's dataset by their role; none for NIH's layout."""
+    found = other(folder)
+    return dict(found.tables) if found else {}
 
 
 def doubts(folder: Path) -> list[str]:

@@ -34,9 +34,8 @@ SIDES = {"FRONTAL": "", "LATERAL": "lateral"}
 VIEWS = {"AP": "AP", "PA": "PA", "LL": "", "RL": "", "": ""}
 """View positions. 17 films are called frontal and have LL or RL; their column Frontal/Lateral decides, as it does in the paper."""
 
-_PATIENT = re.compile(r"patient\d{1,12}")
-_STUDY = re.compile(r"study\d{1,6}")
-_FILE = re.compile(r"[\w-]+\.(?:jpe?g|png|dcm|dicom)", re.IGNORECASE)
+_PATH = re.compile(r"(?:.*/)?(\w+/(patient\d{1,12})/study(\d{1,6})/[\w-]+\.(?:jpe?g|png|dcm|dicom))", re.IGNORECASE)
+"""Path of a film: the film's name, from train or valid on, with the patient and the number of the study."""
 
 
 def find(folder: Path) -> Tables:
@@ -56,14 +55,14 @@ def _read_part(file: Path, part: str, hear: Hear) -> pd.DataFrame:
     repeated = ["Sex", "Age", "Frontal/Lateral", "AP/PA", *COLUMNS.values()]
     table = film_rows.read_columns(file, ["Path"], repeated, hear)
     rows = film_rows.blank_rows(len(table))
-    pieces = [path.split("/")[-4:] for path in table["Path"]]  # (train, patient00001,) study1, view1_frontal.jpg
-    right = np.array([len(piece) == 4 and _is_film(*piece[1:]) for piece in pieces], bool)
+    matches = list(map(_PATH.fullmatch, table["Path"].tolist()))
+    wrong = np.array([match is None for match in matches], bool)
     advice = "expected a path such as CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg"
-    hear.on_wrong(file, table["Path"], ~right, "Path", advice)
-    pieces = [piece if ok else ["train", "", "study0", ""] for piece, ok in zip(pieces, right, strict=True)]
-    rows["file"] = rows["image"] = ["/".join(piece) for piece in pieces]
-    rows["patient"] = [piece[1] for piece in pieces]
-    rows["follow_up"] = [int(piece[2][5:]) for piece in pieces]
+    hear.on_wrong(file, table["Path"], wrong, "Path", advice)
+    names = [match.groups() if match else ("", "", "0") for match in matches]
+    rows["file"] = rows["image"] = [name for name, _, _ in names]
+    rows["patient"] = [patient for _, patient, _ in names]
+    rows["follow_up"] = [int(study) for _, _, study in names]
     rows["age"] = cells.parse_ages(table["Age"], file, hear.on_wrong, hear.on_assumed)
     rows["sex"] = film_rows.translate(table["Sex"], SEXES, file, hear)
     rows["view"] = film_rows.translate(table["AP/PA"], VIEWS, file, hear)
@@ -72,10 +71,6 @@ def _read_part(file: Path, part: str, hear: Hear) -> pd.DataFrame:
     for name, column in COLUMNS.items():
         rows[name] = film_rows.translate(table[column], film_rows.LABEL_CELLS, file, hear)
     return film_rows.check_rows(rows, file, hear)
-
-
-def _is_film(patient: str, study: str, file: str) -> bool:
-    return bool(_PATIENT.fullmatch(patient) and _STUDY.fullmatch(study) and _FILE.fullmatch(file))
 
 
 def locate(folder: Path, rows: pd.DataFrame) -> tuple[list[str], list[str]]:

@@ -160,7 +160,9 @@ def read_columns(
         raise UserError(f"{file} is empty; download it again")
     text, wanted = list(text), [*text, *repeated]
     if absent := [name for name in wanted if name not in names]:
-        raise UserError(f"{file} has no column {', '.join(map(repr, absent))}; it has {', '.join(map(repr, names[:20]))}")
+        raise UserError(
+            f"{file} has no column {', '.join(map(repr, absent))}; it has {', '.join(map(repr, names[:20]))}"
+        )
     wanted += [name for name in optional if name in names]
     _check_widths(content, len(names), file, hear)
     try:
@@ -199,7 +201,9 @@ def _check_widths(content: str, width: int, file: Path, hear: Hear) -> None:
     hear.on_wrong(file, cells, wrong, "row", f"a row needs {width} cells, as the header has; restore the line")
 
 
-def translate(column: pd.Series, meaning: Mapping[str, float | str], file: Path, hear: Hear, header: str = "") -> np.ndarray:
+def translate(
+    column: pd.Series, meaning: Mapping[str, float | str], file: Path, hear: Hear, header: str = ""
+) -> np.ndarray:
     """Meaning of each cell of a column, (N,): float32, or object for words. A cell that means nothing here is wrong.
 
     ``meaning`` has the words in capitals. Wrong cells become NaN or "".
@@ -242,7 +246,9 @@ def number_patients(ids: pd.Series, file: Path, number: str = NUMBER) -> np.ndar
     codes, values = pd.factorize(ids)
     pattern = re.compile(number)
     numbers = np.fromiter(
-        (int(match[1]) if (match := pattern.fullmatch(text)) else _hashed(text) for text in values), np.int64, len(values)
+        (int(match[1]) if (match := pattern.fullmatch(text)) else _hashed(text) for text in values),
+        np.int64,
+        len(values),
     )
     unique, first = np.unique(numbers, return_index=True)
     if len(unique) < len(numbers):

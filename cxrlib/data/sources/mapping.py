@@ -36,7 +36,20 @@ from cxrlib.data.sources import film_rows
 from cxrlib.data.sources.film_rows import Hear, Source, Tables, Words
 
 FILE = "columns.toml"
-TEXTS = ("dataset", "table", "films", "path", "patient", "view", "sex", "age", "follow_up", "part", "labels", "separator")
+TEXTS = (
+    "dataset",
+    "table",
+    "films",
+    "path",
+    "patient",
+    "view",
+    "sex",
+    "age",
+    "follow_up",
+    "part",
+    "labels",
+    "separator",
+)
 NEEDED = ("dataset", "table", "path")
 COLUMNS = ("path", "patient", "view", "sex", "age", "follow_up", "part", "labels")
 SECTIONS = {
@@ -57,8 +70,16 @@ VIEWS = {
     "frontal": ("frontal",),
     "lateral": ("lateral", "lat", "ll", "rl", "l"),
 }
-PARTS = {"": "", "TRAIN": "train", "TRAINING": "train", "VAL": "val", "VALID": "val", "VALIDATE": "val", "VALIDATION": "val",
-         "TEST": "test"}
+PARTS = {
+    "": "",
+    "TRAIN": "train",
+    "TRAINING": "train",
+    "VAL": "val",
+    "VALID": "val",
+    "VALIDATE": "val",
+    "VALIDATION": "val",
+    "TEST": "test",
+}
 """Words for the parts, in capitals."""
 
 
@@ -71,18 +92,24 @@ def load(file: Path) -> dict[str, Any]:
     _check_names(file, "", settings, (*TEXTS, *SECTIONS))
     for name in TEXTS:
         if name in settings and not (isinstance(settings[name], str) and settings[name]):
-            raise UserError(f"{file}: {name} is {settings[name]!r}; write it as text, such as {name} = \"films\"")
+            raise UserError(f'{file}: {name} is {settings[name]!r}; write it as text, such as {name} = "films"')
     for section, names in SECTIONS.items():
         if not isinstance(settings.setdefault(section, {}), dict):
             raise UserError(f"{file}: {section} is {settings[section]!r}; write a section [{section}]")
         _check_names(file, f"[{section}] ", settings[section], names)
         settings[section] = {name: _texts(file, name, value) for name, value in settings[section].items()}
     if absent := [name for name in NEEDED if name not in settings]:
-        raise UserError(f"{file} does not say {' and '.join(absent)}; see cxrlib/data/sources/mapping.py for an example")
+        raise UserError(
+            f"{file} does not say {' and '.join(absent)}; see cxrlib/data/sources/mapping.py for an example"
+        )
     if not settings["findings"].keys() & {*labels.FINDINGS}:
-        raise UserError(f"{file} maps none of the 14 findings; add a section [findings] with lines such as Effusion = \"fluid\"")
+        raise UserError(
+            f'{file} maps none of the 14 findings; add a section [findings] with lines such as Effusion = "fluid"'
+        )
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", settings["dataset"]) or settings["dataset"] == "unnamed":
-        raise UserError(f"{file}: dataset is {settings['dataset']!r}; write one word of a-z and digits, such as our-hospital")
+        raise UserError(
+            f"{file}: dataset is {settings['dataset']!r}; write one word of a-z and digits, such as our-hospital"
+        )
     for name in ("table", "films"):
         place = PurePosixPath(settings.get(name, "."))
         if place.is_absolute() or ".." in place.parts:
@@ -100,7 +127,11 @@ def _check_names(file: Path, where: str, given: dict, known: tuple[str, ...]) ->
 
 def _texts(file: Path, name: str, value: Any) -> tuple[str, ...]:
     value = (value,) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str | int | float) for item in value):
+    if (
+        not isinstance(value, list | tuple)
+        or not value
+        or not all(isinstance(item, str | int | float) for item in value)
+    ):
         raise UserError(f"{file}: {name} is {value!r}; write a text or a list of texts")
     return tuple(str(item) for item in value)
 
@@ -123,7 +154,9 @@ def source_of(tables: Tables) -> Source:
     words = {name: words[name] for name in labels.FINDINGS if name in words}
     doubts = []
     if "patient" not in settings:
-        doubts.append(f"{FILE} names no column of patients: each film counts as a patient of its own, and a split may leak")
+        doubts.append(
+            f"{FILE} names no column of patients: each film counts as a patient of its own, and a split may leak"
+        )
     if "view" not in settings:
         doubts.append(f"{FILE} names no column of views: all films are taken as frontal")
     return replace(
@@ -155,7 +188,9 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
     if "age" in column:
         rows["age"] = cells.parse_ages(column["age"], file, hear.on_wrong, hear.on_assumed)
     if "sex" in column:
-        rows["sex"] = cells.parse_words(column["sex"], file, settings["sex"], cells.SEXES, hear.on_wrong, hear.on_assumed)
+        rows["sex"] = cells.parse_words(
+            column["sex"], file, settings["sex"], cells.SEXES, hear.on_wrong, hear.on_assumed
+        )
     if "view" in column:
         _add_views(rows, column["view"], file, settings, hear)
     if "part" in column:
@@ -172,7 +207,9 @@ def _check_columns(table: pd.DataFrame, file: Path, mapping: Path, settings: dic
         if list(table.columns).count(column) != 1:
             there = "twice" if column in table.columns else "not"
             shown = ", ".join(repr(header[:40]) for header in table.columns if header)
-            raise UserError(f"{mapping}: {name} is the column {column!r}, which is {there} in {file.name}; it has {shown}")
+            raise UserError(
+                f"{mapping}: {name} is the column {column!r}, which is {there} in {file.name}; it has {shown}"
+            )
 
 
 def _follow_ups(column: dict, patient: pd.Series, file: Path, settings: dict, hear: Hear) -> np.ndarray:
@@ -199,7 +236,9 @@ def _add_labels(rows: pd.DataFrame, table: pd.DataFrame, file: Path, settings: d
     meaning = {word.strip().upper(): number[kind] for kind, words in VALUES.items() for word in words}
     meaning |= {word.strip().upper(): number[kind] for kind, words in settings["values"].items() for word in words}
     for name, columns in settings["findings"].items():
-        values = np.stack([film_rows.translate(table[column], meaning, file, hear) for column in columns])  # (columns, N)
+        values = np.stack(
+            [film_rows.translate(table[column], meaning, file, hear) for column in columns]
+        )  # (columns, N)
         rows[name] = any_of(values)
 
 

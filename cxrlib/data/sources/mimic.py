@@ -23,8 +23,12 @@ PARTS = {"TRAIN": "train", "VALIDATE": "val", "TEST": "test"}
 def find(folder: Path) -> Tables:
     """Label table, metadata, split and MIMIC-IV's patients of a folder."""
     found = {
-        "labels": film_rows.find_csv(folder, ["mimic-cxr-*-chexpert.csv"], ("subject_id", "study_id", "Pleural Effusion")),
-        "metadata": film_rows.find_csv(folder, ["mimic-cxr-*-metadata.csv"], ("dicom_id", "subject_id", "ViewPosition")),
+        "labels": film_rows.find_csv(
+            folder, ["mimic-cxr-*-chexpert.csv"], ("subject_id", "study_id", "Pleural Effusion")
+        ),
+        "metadata": film_rows.find_csv(
+            folder, ["mimic-cxr-*-metadata.csv"], ("dicom_id", "subject_id", "ViewPosition")
+        ),
         "split": film_rows.find_csv(folder, ["mimic-cxr-*-split.csv"], ("dicom_id", "split")),
         "patients": film_rows.find_csv(folder, ["patients.csv"], ("subject_id", "gender", "anchor_age", "anchor_year")),
     }
@@ -47,7 +51,9 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
     places = zip(subject, study, rows["image"], strict=True)
     rows["file"] = [f"p{patient[:2]}/p{patient}/s{number}/{image}" for patient, number, image in places]
     rows["patient"] = subject
-    when = [pd.to_numeric(films[name].astype("str"), errors="coerce").to_numpy(float) for name in ("StudyDate", "StudyTime")]
+    when = [
+        pd.to_numeric(films[name].astype("str"), errors="coerce").to_numpy(float) for name in ("StudyDate", "StudyTime")
+    ]
     rows["follow_up"] = film_rows.visits(subject, np.nan_to_num(when[0]) * 1e6 + np.nan_to_num(when[1]))
     view = films["ViewPosition"].astype("str").str.strip().str.upper()
     rows["view"] = view.map(VIEWS).fillna("").to_numpy(object)
@@ -62,7 +68,9 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
 
 def _add_labels(rows: pd.DataFrame, study: pd.Series, file: Path, hear: Hear) -> None:
     table = film_rows.read_columns(file, ["study_id"], list(chexpert.COLUMNS.values()), hear)
-    hear.on_wrong(file, table["study_id"], table["study_id"].duplicated().to_numpy(), "study_id", "expected one row a study")
+    hear.on_wrong(
+        file, table["study_id"], table["study_id"].duplicated().to_numpy(), "study_id", "expected one row a study"
+    )
     at = pd.Index(table["study_id"]).drop_duplicates().get_indexer(study)  # (N,), -1 for a study without labels
     first = ~table["study_id"].duplicated().to_numpy()
     for name, column in chexpert.COLUMNS.items():

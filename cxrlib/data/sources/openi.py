@@ -51,7 +51,9 @@ to back."""
 def find(folder: Path) -> Tables:
     """Header values and the folder of reports, or Kaggle's two CSVs."""
     found = {
-        "headers": film_rows.find_csv(folder, ["nlmcxr_dicom_metadata.csv"], ("imageid", "Patient ID", "View Position")),
+        "headers": film_rows.find_csv(
+            folder, ["nlmcxr_dicom_metadata.csv"], ("imageid", "Patient ID", "View Position")
+        ),
         "projections": film_rows.find_csv(folder, ["indiana_projections.csv"], ("uid", "filename", "projection")),
         "reports": film_rows.find_csv(folder, ["indiana_reports.csv"], ("uid", "MeSH")),
     }
@@ -88,13 +90,19 @@ def _read_headers(file: Path, hear: Hear) -> tuple[pd.DataFrame, list[str]]:
     side = np.where(orientation == "", film_rows.NO_VIEW, "lateral")
     side = np.where(orientation.isin(FRONTAL_ROWS), "", side)  # used only where the view position is empty
     rows["left_out"] = np.where(rows["view"] != "", "", np.where(position == "", side, "lateral"))
-    days = [pd.to_datetime(table.get(name, pd.Series("", table.index)).astype("str"), format="%Y%m%d", errors="coerce")
-            for name in ("Study Date", "Patient's Birth Date")]
+    days = [
+        pd.to_datetime(table.get(name, pd.Series("", table.index)).astype("str"), format="%Y%m%d", errors="coerce")
+        for name in ("Study Date", "Patient's Birth Date")
+    ]
     years = ((days[0] - days[1]).dt.days / 365.25).to_numpy(float)
     rows["age"] = np.where((years >= 0) & (years <= 120), np.floor(years), np.nan)
-    rows["follow_up"] = film_rows.visits(rows["patient"], days[0].dt.dayofyear.fillna(0) + 366 * days[0].dt.year.fillna(0))
+    rows["follow_up"] = film_rows.visits(
+        rows["patient"], days[0].dt.dayofyear.fillna(0) + 366 * days[0].dt.year.fillna(0)
+    )
     report = table["imageid"].str.extract(r"^CXR(\d+)_", expand=False).fillna("")
-    hear.on_wrong(file, table["imageid"], (report == "").to_numpy(), "imageid", "expected a name such as CXR1_IM-0001-3001")
+    hear.on_wrong(
+        file, table["imageid"], (report == "").to_numpy(), "imageid", "expected a name such as CXR1_IM-0001-3001"
+    )
     return rows, report.tolist()
 
 

@@ -55,14 +55,16 @@ WORDS = {
     "Mass": Words(("mass", "pulmonary mass"), _TREE + "mass of the lung; not breast, mediastinum, pleura, soft tissue"),
     "Nodule": Words(("nodule", "multiple nodules"), _TREE + "nodule and all below; not pseudonodule"),
     "Pneumonia": Words(
-        ("pneumonia", "atypical pneumonia", "viral pneumonia", "covid 19"), _TREE + "pneumonia and all below but suspicions"
+        ("pneumonia", "atypical pneumonia", "viral pneumonia", "covid 19"),
+        _TREE + "pneumonia and all below but suspicions",
     ),
     "Pneumothorax": Words(("pneumothorax", "hydropneumothorax"), _TREE + "pneumothorax and all below"),
     "Consolidation": Words(("consolidation", "air bronchogram"), _TREE + "consolidation and all below"),
     "Edema": Words(("pulmonary edema",), _TREE + "pulmonary edema"),
     "Emphysema": Words(("emphysema",), _TREE + "emphysema; not subcutaneous emphysema"),
     "Fibrosis": Words(
-        ("pulmonary fibrosis", "post radiotherapy changes", "asbestosis signs"), _TREE + "pulmonary fibrosis and all below"
+        ("pulmonary fibrosis", "post radiotherapy changes", "asbestosis signs"),
+        _TREE + "pulmonary fibrosis and all below",
     ),
     "Pleural_Thickening": Words(
         ("pleural thickening", "apical pleural thickening", "calcified pleural thickening"),
@@ -104,7 +106,9 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
     if "PatientSex_DICOM" in table:
         rows["sex"] = film_rows.translate(table["PatientSex_DICOM"], SEXES, file, hear)
     rows["view"] = film_rows.translate(table["Projection"], VIEWS, file, hear)
-    rows["left_out"] = table["Projection"].astype("str").str.strip().str.upper().map(REASONS).fillna("").to_numpy(object)
+    rows["left_out"] = (
+        table["Projection"].astype("str").str.strip().str.upper().map(REASONS).fillna("").to_numpy(object)
+    )
     for name, values in _label_columns(table["Labels"], file, hear).items():
         rows[name] = values
     return film_rows.check_rows(rows, file, hear)

@@ -17,7 +17,7 @@ from cxrlib.data.sources.film_rows import Hear, Source, Tables, Words
 WORDS = {"Pneumonia": Words(("Target",), "Shih et al., Radiology: AI 2019: opacity suspicious for pneumonia")}
 TARGETS = {"0": 0.0, "1": 1.0}
 CLASSES = {"NORMAL": 1.0, "NO LUNG OPACITY / NOT NORMAL": 0.0, "LUNG OPACITY": 0.0}
-"""Class of a film, and its "No Finding"."""
+"""Class of a film, and its "No Finding". Without the classes it is unknown for all films."""
 SEXES = {"M": "M", "F": "F", "O": "", "": ""}
 VIEWS = {"PA": "PA", "AP": "AP", "": ""}
 
@@ -44,7 +44,6 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
     rows = film_rows.blank_rows(len(names))
     rows["file"] = rows["image"] = [f"{name}.dcm" for name in names]
     rows["patient"], rows["Pneumonia"] = names, positive.astype(np.float32)
-    rows[labels.NO_FINDING] = np.where(positive, np.float32(0), np.float32(np.nan))
     if "classes" in tables:
         _add_classes(rows, tables["classes"], hear)
     if "headers" in tables:
@@ -58,8 +57,10 @@ def _add_classes(rows: pd.DataFrame, file: Path, hear: Hear) -> None:
     normal = normal[~normal.index.duplicated()].reindex(rows["patient"]).to_numpy(np.float32)
     other = pd.Series(rows["patient"].to_numpy())
     contradicts = (normal == 1) & (rows["Pneumonia"] == 1).to_numpy()
-    hear.on_wrong(file, other, contradicts, "class of film", "it is Normal and has Target 1; take both files from one download")
-    rows[labels.NO_FINDING] = np.where(np.isnan(normal), rows[labels.NO_FINDING], normal)
+    hear.on_wrong(
+        file, other, contradicts, "class of film", "it is Normal and has Target 1; take both files from one download"
+    )
+    rows[labels.NO_FINDING] = normal
 
 
 def _add_headers(rows: pd.DataFrame, file: Path, hear: Hear) -> None:

@@ -34,7 +34,9 @@ CLASSES = {name.upper(): name for name in (*COLUMNS.values(), *OTHERS)}
 
 def find(folder: Path) -> Tables:
     """The table of boxes of a folder."""
-    file = film_rows.find_csv(folder, ("train.csv", "annotations_train.csv"), ("image_id", "class_name", "rad_id", "x_min"))
+    file = film_rows.find_csv(
+        folder, ("train.csv", "annotations_train.csv"), ("image_id", "class_name", "rad_id", "x_min")
+    )
     return {"boxes": file} if file else {}
 
 
