@@ -224,7 +224,7 @@ def _other(report: FolderReport, found: sources.Found) -> tuple[pd.DataFrame | N
 
 
 def _describe(report: FolderReport, found: sources.Found, films: pd.DataFrame) -> None:
-    """Facts about another dataset: which one it is, what was left out, which findings it labels and which it does not."""
+    """Report on another dataset: which one it is, what was left out, which findings it labels."""
     source, left_out = found.source, films.attrs["left_out"]
     matrix = films[list(labels.LABELS)]
     report.facts |= {

@@ -44,10 +44,10 @@ COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", "datas
 def read(folder: str | Path, *, allow_missing: bool = False, uncertain: str = "unknown") -> pd.DataFrame:
     """Films of a data folder: the rows of its CSV, validated, with the path of each file.
 
-    With ``allow_missing`` films without a file are left out, and ``films.attrs["missing"]`` lists them. ``uncertain`` is
-    what a label of -1 becomes in datasets that have it: "unknown" (NaN), "positive" or "negative". A folder of another
-    dataset than NIH's is read by ``sources``; laterals are left out, and ``films.attrs["left_out"]`` counts them.
-    Raises UserError if the folder, the CSV or a film is absent, or if a row of the CSV is wrong.
+    With ``allow_missing`` films without a file are left out, and ``films.attrs["missing"]`` lists them. ``uncertain``
+    is what a label of -1 becomes in datasets that have it: "unknown" (NaN), "positive" or "negative". A folder of
+    another dataset than NIH's is read by ``sources``; laterals are left out, and ``films.attrs["left_out"]`` counts
+    them. Raises UserError if the folder, the CSV or a film is absent, or if a row of the CSV is wrong.
     """
     folder = Path(folder)
     if found := sources.other(folder):

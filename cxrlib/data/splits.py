@@ -219,8 +219,8 @@ def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int, least: i
     """Draw patients with about ``fraction`` of the films; (N,) bool. The prevalences are close to those of all films.
 
     The random draw is improved in ``ROUNDS`` steps. Each step tries ``SWAPS`` random swaps of a drawn patient for
-    another, and keeps the best one if it makes ``_distance`` smaller. Raises UserError for fewer than ``least`` patients:
-    two for one draw, three if the rest is to be drawn from once more.
+    another, and keeps the best one if it makes ``_distance`` smaller. Raises UserError for fewer than ``least``
+    patients: two for one draw, three if the rest is to be drawn from once more.
     """
     patients, of_film = np.unique(films["patient"].to_numpy(), return_inverse=True)
     if len(patients) < least:

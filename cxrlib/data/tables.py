@@ -37,7 +37,7 @@ HEADERS = {
     "View Position": "view",
 }
 OPTIONAL = ("follow_up", "age", "sex", "view")
-"""Columns that a table may lack. The number of a follow-up is then that of the film among its patient's rows, from 0."""
+"""Columns that a table may lack. The follow-up is then the film's number among its patient's rows, from 0."""
 SEXES = {"M": "M", "MALE": "M", "MAN": "M", "F": "F", "FEMALE": "F", "WOMAN": "F", "": "", "UNKNOWN": ""}
 VIEWS = {"PA": "PA", "AP": "AP", "": ""}
 ON_OR_OFF = {"0": 0, "0.0": 0, "0,0": 0, "FALSE": 0, "1": 1, "1.0": 1, "1,0": 1, "TRUE": 1}
@@ -91,7 +91,7 @@ def read_text(path: Path, on_assumed: Assume = keep_silent) -> str:
 
 
 def _utf_16_without_mark(data: bytes) -> str:
-    """UTF-16's kind if the first line is in it without a mark: every second byte is zero, the others are not. Else ""."""
+    """Kind of UTF-16 without a mark, else "". Every second byte of the first line is then zero, and no other is."""
     for kind, end, zeros, others in (("utf-16-le", b"\n\0", 1, 0), ("utf-16-be", b"\0\n", 0, 1)):
         start = data[:65_536]
         line = start[: start.find(end) & ~1] if end in start else b""
@@ -159,8 +159,8 @@ def find_separator(text: str, file: Path) -> str:
 def film_columns(cells: pd.DataFrame, file: Path, on_assumed: Assume = keep_silent) -> pd.DataFrame:
     """The known columns of a table of films, named as in ``HEADERS`` and ``labels.LABELS``.
 
-    Those in ``OPTIONAL`` may be absent. Labels are in ``finding_labels``, or in a column for each finding. Raises UserError, which names the columns found
-    and those needed, if a column is absent or is there twice.
+    Those in ``OPTIONAL`` may be absent. Labels are in ``finding_labels``, or in a column for each finding. Raises
+    UserError, which names the columns found and those needed, if a column is absent or is there twice.
     """
     found = [_KNOWN.get(_key(name), "") for name in cells.columns]
     absent = [name for name in dict.fromkeys(HEADERS.values()) if name not in (*found, *OPTIONAL)]
@@ -173,8 +173,8 @@ def film_columns(cells: pd.DataFrame, file: Path, on_assumed: Assume = keep_sile
         shown = [name[:40] for name in cells.columns if name][:20]
         raise UserError(
             f"{file} has no column {names}; it has {', '.join(map(repr, shown)) or 'none with a name'}. A table needs "
-            "Image Index, Finding Labels and Patient ID (or, for Finding Labels, a column of 0 and 1 for each of the 14 "
-            "findings); it may have Follow-up #, Patient Age, Patient Gender and View Position"
+            "Image Index, Finding Labels and Patient ID (or, for Finding Labels, a column of 0 and 1 for each of the "
+            "14 findings); it may have Follow-up #, Patient Age, Patient Gender and View Position"
         )
     twice = [name for name in dict.fromkeys(found) if name and found.count(name) > 1]
     if twice:

@@ -1,8 +1,8 @@
 """Sources: the datasets whose own tables are read, one small module each, and ``columns.toml`` for any other CSV.
 
-``other`` says which of them a data folder is, or None for NIH's layout, which ``records`` reads itself. ``Found`` then reads
-films, boxes and the official split. To add a dataset: write a module with a ``SOURCE`` (see ``film_rows.Source``) and put it
-into ``MODULES``.
+``other`` says which of them a data folder is, or None for NIH's layout, which ``records`` reads itself. ``Found`` then
+reads films, boxes and the official split. To add a dataset: write a module with a ``SOURCE`` (see
+``film_rows.Source``) and put it into ``MODULES``.
 """
 
 import os
@@ -74,7 +74,8 @@ class Found:
         paths, doubtful = self.locate(rows[(rows["left_out"] == "").to_numpy()])
         if doubtful:
             raise UserError(
-                f"{self.folder}: {len(doubtful)} films have no file of their own; first {doubtful[0]}; give each film one file"
+                f"{self.folder}: {len(doubtful)} films have no file of their own; first {doubtful[0]}; give each film "
+                "one file"
             )
         films.insert(1, "path", paths)
         films.insert(films.columns.get_loc("view") + 1, "dataset", dataset or self.source.name)
@@ -84,8 +85,8 @@ class Found:
             raise UserError(self.no_films(len(films)))
         if missing and not allow_missing:
             raise UserError(
-                f"{self.folder}: {len(missing)} of the {len(films)} frontal films of {self.table.name} are not there, first "
-                f"{missing[0]}; complete the download, or go on without them with --allow-missing"
+                f"{self.folder}: {len(missing)} of the {len(films)} frontal films of {self.table.name} are not there, "
+                f"first {missing[0]}; complete the download, or go on without them with --allow-missing"
             )
         films = films[~absent].reset_index(drop=True)
         films.attrs |= {"missing": missing, "left_out": left_out}
@@ -100,18 +101,19 @@ class Found:
         for other in SOURCES.values():
             if other.name != self.source.name and files and all(re.fullmatch(other.named, name) for name in files):
                 return (
-                    f"{self.folder}: {self.table.name} is of {self.source.title}, and the films beside it are named as those of "
-                    f"{other.title}, such as {files[0]}; take table and films from one download"
+                    f"{self.folder}: {self.table.name} is of {self.source.title}, and the films beside it are named as "
+                    f"those of {other.title}, such as {files[0]}; take table and films from one download"
                 )
         return (
-            f"{self.folder} holds none of the {count} frontal films of {self.table.name}; of {self.source.title} they lie in "
-            f"{self.source.films}"
+            f"{self.folder} holds none of the {count} frontal films of {self.table.name}; "
+            f"of {self.source.title} they lie in {self.source.films}"
         )
 
     def split(self, films: pd.DataFrame) -> tuple[np.ndarray | None, np.ndarray | None, str]:
         """Whether each film is in the official test and validation part, (N,) bool each, and a description.
 
-        None for a part that the dataset does not have or of which no film is here. Raises UserError if a patient is in two.
+        None for a part that the dataset does not have or of which no film is here. Raises UserError if a patient is in
+        two.
         """
         rows = self.rows()
         part = pd.Series(rows["part"].to_numpy(object), rows["image"])
@@ -124,8 +126,8 @@ class Found:
         shared = np.union1d(shared, np.intersect1d(films["patient"][in_val], films["patient"][~in_val]))
         if len(shared):
             raise UserError(
-                f"{self.folder}: {len(shared)} patients are in two parts of the official split, a leak, first {shared[0]}; take "
-                "all tables from one download"
+                f"{self.folder}: {len(shared)} patients are in two parts of the official split, a leak, first "
+                f"{shared[0]}; take all tables from one download"
             )
         return in_test, in_val if in_val.any() else None, f"official split of {self.source.title}: {self.source.split}"
 
@@ -212,7 +214,7 @@ def _counted(left_out: dict[str, int]) -> str:
 
 
 def coverage() -> pd.DataFrame:
-    """Which dataset labels which of the 14 findings, by its own words: a row a finding, a column a dataset, "" for none."""
+    """Table of which dataset labels which finding: its own words, (14, datasets) text, "" where it does not."""
     table = {
         source.title: [", ".join(source.words[name].own) if name in source.words else "" for name in labels.FINDINGS]
         for source in SOURCES.values()

@@ -1,7 +1,8 @@
 """CheXpert (Stanford), small and full: ``train.csv`` and ``valid.csv``, labels mined from reports.
 
 The labeler marks a finding as positive (1), negative (0), uncertain (-1), or not mentioned (empty): see
-``film_rows.UNCERTAIN`` and ``film_rows.NOT_MENTIONED``. ``valid.csv`` was labelled by three radiologists and has 0 and 1 only.
+``film_rows.UNCERTAIN`` and ``film_rows.NOT_MENTIONED``. ``valid.csv`` was labelled by three radiologists and has 0 and
+1 only.
 """
 
 import re
@@ -25,14 +26,15 @@ WORDS = {
     "Consolidation": Words(("Consolidation",), _PAPER),
     "Edema": Words(("Edema",), _PAPER),
 }
-"""Columns that mean one of the 14 findings. "Lung Lesion" is mass or nodule, "Pleural Other" is thickening among others, "Lung
-Opacity" holds infiltration among others: none of them says which, so these findings stay unknown."""
+"""Columns that mean one of the 14 findings. "Lung Lesion" is mass or nodule, "Pleural Other" is thickening among
+others, "Lung Opacity" holds infiltration among others: none of them says which, so these findings stay unknown."""
 
 COLUMNS = {name: words.own[0] for name, words in WORDS.items()} | {labels.NO_FINDING: "No Finding"}
 SEXES = {"MALE": "M", "FEMALE": "F", "UNKNOWN": "", "": ""}
 SIDES = {"FRONTAL": "", "LATERAL": "lateral"}
 VIEWS = {"AP": "AP", "PA": "PA", "LL": "", "RL": "", "": ""}
-"""View positions. 17 films are called frontal and have LL or RL; their column Frontal/Lateral decides, as it does in the paper."""
+"""View positions. 17 films are called frontal and have LL or RL; their column Frontal/Lateral decides, as it does in
+the paper."""
 
 _PATH = re.compile(r"(?:.*/)?(\w+/(patient\d{1,12})/study(\d{1,6})/[\w-]+\.(?:jpe?g|png|dcm|dicom))", re.IGNORECASE)
 """Path of a film: the film's name, from train or valid on, with the patient and the number of the study."""

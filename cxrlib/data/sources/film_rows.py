@@ -5,9 +5,9 @@ name), image (unique name of the film), patient (the dataset's own id as text), 
 or ""), left_out ("" for a frontal film, else why it is no film to read, such as "lateral"), part ("train", "val",
 "test" or "" where the dataset has no split), and the 15 labels: 1, 0, -1 for uncertain, NaN for unknown.
 
-Two rules hold for all datasets. *Not labelled there is unknown*: a finding for which a dataset has no word is NaN, never
-0. *No Finding* is the dataset's own where it has a column for it; else it is 1 or 0 only where all 14 are known. It
-is not 0 already because one of them is present: then the films without it would be the unknown ones, and a network
+Two rules hold for all datasets. *Not labelled there is unknown*: a finding for which a dataset has no word is NaN,
+never 0. *No Finding* is the dataset's own where it has a column for it; else it is 1 or 0 only where all 14 are known.
+It is not 0 already because one of them is present: then the films without it would be the unknown ones, and a network
 could learn that the label is 0 always.
 """
 
@@ -39,9 +39,9 @@ UNCERTAIN = {"unknown": np.nan, "positive": 1.0, "negative": 0.0}
 NOT_MENTIONED = 0.0
 """Label of a finding that a report does not mention: an empty cell of CheXpert and MIMIC-CXR.
 
-The field reads it as negative: Irvin et al. 2019 train CheXpert's baselines so, as do the benchmarks after them (Hosseinzadeh
-Taher et al. 2021, whose ResNet-50 is the best plain one on NIH), and NIH's own miner does the same. torchxrayvision (Cohen et
-al. 2022) reads it as unknown instead; set NaN here to follow it.
+Most published work reads it as negative, among it the benchmark (Hosseinzadeh Taher et al. 2021) whose ResNet-50,
+pretrained on CheXpert, is the best plain one on NIH; and NIH's own labels are 0 where a report is silent.
+torchxrayvision (Cohen et al. 2022) reads it as unknown instead; set NaN here to follow it.
 """
 
 NO_VIEW = "view not given"
@@ -78,11 +78,12 @@ Tables = dict[str, Path]
 class Source:
     """Dataset: how its folder is recognised, read and understood. All text is for people.
 
-    name: one word, the namespace of its patients · title, paper: what it is · table, films, views, patients, split: where its
-    labels and films lie, which films are read, how patients are told apart, which split it has · words: own words by
-    finding, without the findings that it does not label · find: its tables in a folder, {} if the folder is not of
-    this dataset · read: rows of the tables · locate: path of each row's film, "" where it is absent, and the doubtful ones ·
-    named: pattern of its film files' names · number: pattern of the number in a patient's id · doubts: what a result on it must be read with · boxes: rows of boxes
+    name: one word, the namespace of its patients · title, paper: what it is · table, films, views, patients, split:
+    where its labels and films lie, which films are read, how patients are told apart, which split it has · words: own
+    words by finding, without the findings that it does not label · find: its tables in a folder, {} if the folder is
+    not of this dataset · read: rows of the tables · locate: path of each row's film, "" where it is absent, and the
+    doubtful ones · named: pattern of its film files' names · number: pattern of the number in a patient's id · doubts:
+    what a result on it must be read with · boxes: rows of boxes
     """
 
     name: str
@@ -238,10 +239,11 @@ def visits(patient: pd.Series, when: np.ndarray) -> np.ndarray:
 
 
 def number_patients(ids: pd.Series, file: Path, number: str = NUMBER) -> np.ndarray:
-    """Number of each film's patient, (N,) int64, from the dataset's own ids. The same id has the same number in any table.
+    """Number of each film's patient, (N,) int64, from the dataset's own ids. The same id has the same number in any
+    table.
 
-    An id that ``number`` matches is the number in it. Another id is hashed (51 bits of SHA-256, from ``FIRST_HASH``), so
-    the two kinds cannot meet. Raises UserError if two ids come out as one number.
+    An id that ``number`` matches is the number in it. Another id is hashed (51 bits of SHA-256, from ``FIRST_HASH``),
+    so the two kinds cannot meet. Raises UserError if two ids come out as one number.
     """
     codes, values = pd.factorize(ids)
     pattern = re.compile(number)

@@ -13,11 +13,12 @@
     Effusion = "pleural_effusion"   # a column, or several of which any counts
     Pneumonia = ["pneumonia", "bronchopneumonia"]
 
-A cell of a finding is 1, 0, -1 (uncertain) or empty (unknown), or yes/no, true/false, positive/negative. ``[values]`` gives other
-words: ``positive``, ``negative``, ``uncertain`` and ``unknown``, each a list. Where one column names all findings of a film,
-``labels = "diagnoses"`` and ``separator = ";"`` say so, and ``[findings]`` has the words in it; a finding that it does not name
-is 0, and an empty cell is unknown. ``follow_up`` (number of the visit) and ``part`` (train, val or test) are further columns, and
-``[views]`` gives words for ``PA``, ``AP``, ``frontal`` and ``lateral``. A finding that is not in ``[findings]`` is unknown.
+A cell of a finding is 1, 0, -1 (uncertain) or empty (unknown), or yes/no, true/false, positive/negative. ``[values]``
+gives other words: ``positive``, ``negative``, ``uncertain`` and ``unknown``, each a list. Where one column names all
+findings of a film, ``labels = "diagnoses"`` and ``separator = ";"`` say so, and ``[findings]`` has the words in it; a
+finding that it does not name is 0, and an empty cell is unknown. ``follow_up`` (number of the visit) and ``part``
+(train, val or test) are further columns, and ``[views]`` gives words for ``PA``, ``AP``, ``frontal`` and ``lateral``.
+A finding that is not in ``[findings]`` is unknown.
 """
 
 import difflib
@@ -219,7 +220,7 @@ def _follow_ups(column: dict, patient: pd.Series, file: Path, settings: dict, he
 
 
 def _add_views(rows: pd.DataFrame, column: pd.Series, file: Path, settings: dict, hear: Hear) -> None:
-    """Add view and left_out. An empty cell may be a lateral, so that film is left out unless the mapping says otherwise."""
+    """Add view and left_out. An empty cell may be a lateral, so it is left out unless the mapping has a word for it."""
     words = {"": film_rows.NO_VIEW}
     for source in (VIEWS, settings["views"]):
         words |= {word.strip().upper(): kind for kind, given in source.items() for word in given}

@@ -1,7 +1,7 @@
 """MIMIC-CXR-JPG (Beth Israel Deaconess, PhysioNet): CheXpert's labels by study, views and dates by film.
 
-Tables: ``mimic-cxr-2.0.0-chexpert.csv`` (labels), ``-metadata.csv`` (views, needed) and ``-split.csv`` (official parts), each
-gzipped or not, of any version. With MIMIC-IV's ``patients.csv`` beside them, films have age and sex.
+Tables: ``mimic-cxr-2.0.0-chexpert.csv`` (labels), ``-metadata.csv`` (views, needed) and ``-split.csv`` (official
+parts), each gzipped or not, of any version. With MIMIC-IV's ``patients.csv`` beside them, films have age and sex.
 """
 
 from pathlib import Path

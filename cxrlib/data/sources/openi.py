@@ -1,9 +1,9 @@
 """OpenI (Indiana University): reports in XML with terms by a human coder, and a CSV of the films' DICOM headers.
 
-Labels are the ``major`` MeSH terms of a report (``ecgen-radiology/*.xml``), which a coder chose: ``Pleural Effusion/left/small`` has
-a heading and qualifiers. A coded report is complete: a heading that it does not have is negative. Views come from
-``nlmcxr_dicom_metadata.csv``. Kaggle's copy has both in ``indiana_reports.csv`` and ``indiana_projections.csv``. Without reports
-the labels are unknown.
+Labels are the ``major`` MeSH terms of a report (``ecgen-radiology/*.xml``), which a coder chose: ``Pleural
+Effusion/left/small`` has a heading and qualifiers. A coded report is complete: a heading that it does not have is
+negative. Views come from ``nlmcxr_dicom_metadata.csv``. Kaggle's copy has both in ``indiana_reports.csv`` and
+``indiana_projections.csv``. Without reports the labels are unknown.
 """
 
 import re
@@ -44,8 +44,8 @@ LARGEST_REPORT = 1_000_000
 REPORTS = ("ecgen-radiology", "NLMCXR_reports", "NLMCXR_reports/ecgen-radiology", "reports")
 POSITIONS = {"PA": "PA", "AP": "AP"}
 FRONTAL_ROWS = ("['L', 'F']", "['R', 'F']")
-"""Patient Orientation of a film whose rows run from side to side (DICOM PS3.3, C.7.6.1.1.1); in a lateral they run from front
-to back."""
+"""Patient Orientation of a film whose rows run from side to side (DICOM PS3.3, C.7.6.1.1.1); in a lateral they run
+from front to back."""
 
 
 def find(folder: Path) -> Tables:

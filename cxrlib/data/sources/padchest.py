@@ -1,8 +1,8 @@
 """PadChest (Hospital San Juan, Alicante): one large CSV with the labels of each report as the text of a list.
 
-The labels are terms of a tree, in which a term includes those below it (``trees_code.txt`` of the dataset's authors, Bustos
-et al. 2020). A report's labels are complete: a term that is not in the list is negative. The text of the list is parsed by a
-pattern and never executed.
+The labels are terms of a tree, in which a term includes those below it (``trees_code.txt`` of the dataset's authors,
+Bustos et al. 2020). A report's labels are complete: a term that is not in the list is negative. The text of the list
+is parsed by a pattern and never executed.
 """
 
 import re

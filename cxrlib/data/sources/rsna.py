@@ -1,7 +1,8 @@
 """RSNA Pneumonia Detection Challenge 2018: ``stage_2_train_labels.csv`` with boxes, DICOM films of 1024 x 1024 pixels.
 
-One finding of the 14 is labelled: pneumonia, as an opacity that radiologists took for it. ``stage_2_detailed_class_info.csv`` says
-which films are normal. Age, sex and view are in the films' headers; a CSV of them (``*dicom_headers*.csv``) is used if it is there.
+One finding of the 14 is labelled: pneumonia, as an opacity that radiologists took for it.
+``stage_2_detailed_class_info.csv`` says which films are normal. Age, sex and view are in the films' headers; a CSV of
+them (``*dicom_headers*.csv``) is used if it is there.
 """
 
 from pathlib import Path

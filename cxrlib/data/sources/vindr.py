@@ -1,8 +1,8 @@
 """VinDr-CXR (two hospitals in Hanoi): ``train.csv`` of boxes, in which three of 17 radiologists read each film.
 
-A finding is positive if more than half of the readers of the film marked it, negative if fewer did, and unknown on a tie. The
-dataset's authors give each reader's marks and no consensus for the training films; majority is what Nguyen et al. 2022 and most
-entries of the challenge use for labels. Where only one reader sees a finding, it counts as absent.
+A finding is positive if more than half of the readers of the film marked it, negative if fewer did, and unknown on a
+tie. The dataset gives each reader's marks and no consensus for these films (Nguyen et al. 2022), and a vote is the
+usual way to make labels of them. So what only one of three readers saw counts as absent.
 """
 
 from pathlib import Path
