@@ -227,6 +227,7 @@ def _describe(report: FolderReport, found: sources.Found, films: pd.DataFrame) -
     """Report on another dataset: which one it is, what was left out, which findings it labels."""
     source, left_out = found.source, films.attrs["left_out"]
     matrix = films[list(labels.LABELS)]
+    unlabelled = [name for name in labels.FINDINGS if matrix[name].isna().all()]
     report.facts |= {
         "dataset": f"{source.title} ({source.paper})",
         "table": found.table.name,
@@ -236,10 +237,10 @@ def _describe(report: FolderReport, found: sources.Found, films: pd.DataFrame) -
         "patients": films["patient"].nunique(),
         "patients_are_told_apart": source.patients,
         "split": source.split,
+        "findings_not_labelled": ", ".join(unlabelled) or "none",
         "films_with": {name: int(count) for name, count in (matrix == 1).sum().items() if matrix[name].notna().any()},
     }
     report.add("table", "warning", "doubts about the dataset", found.doubts, "say so beside every result")
-    unlabelled = [name for name in labels.FINDINGS if matrix[name].isna().all()]
     advice = "they are unknown here, not absent: no result is given for them"
     report.add("table", "warning", "findings that are not labelled here", unlabelled, advice)
     one_sided = [name for name in labels.LABELS if matrix[name].notna().any() and matrix[name].nunique() == 1]
@@ -505,7 +506,7 @@ def remarks_on(film: images.Film) -> dict[str, str]:
         remarks["sBIT" if film.basis == "sBIT" else "depth"] = f"{film.bits} bits (up to {film.largest})"
     if film.orientation != 1:
         remarks["orientation"] = str(film.orientation)
-    if film.mode not in ("L", "I;16", "1"):
+    if film.mode not in ("L", "I;16", "1", "DICOM"):
         remarks["colour"] = ""
     if height != width:
         remarks["shape"] = f"{width}x{height}"

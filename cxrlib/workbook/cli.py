@@ -280,16 +280,25 @@ def phantom(
     size: Annotated[int, typer.Option("--size", min=32, help="Side in pixels.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same set.")] = 0,
     folders: Annotated[int, typer.Option("--folders", help="12: the folders of the download; 0: images/ alone.")] = 0,
+    layout: Annotated[
+        str,
+        typer.Option("--layout", help="nih, chexpert, mimic, padchest, vindr, rsna or openi: tables and files of it."),
+    ] = "nih",
+    hospital: Annotated[
+        str, typer.Option("--hospital", help="A, or B: other people, exposure, prevalence and marker, more AP films.")
+    ] = "A",
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that draw.")] = None,
 ) -> None:
-    """Draw a set of phantom films in the complete NIH layout. A seed gives the same set for any number of processes.
+    """Draw a set of phantom films in a dataset's complete layout. A seed gives the same set with any --workers.
 
     Example: cxr phantom my-phantoms --images 500 --size 256 --seed 1
-    """
-    from cxrlib.phantom import phantom
 
-    how = {"folders": folders, "workers": workers, "progress": True}
-    print(f"Drew {images} films: {phantom.write(folder, images=images, size=size, seed=seed, **how)}")
+    Example: cxr phantom other-hospital --hospital B --layout chexpert
+    """
+    from cxrlib.phantom import layouts
+
+    how = {"layout": layout.lower(), "hospital": hospital.upper(), "folders": folders, "workers": workers}
+    print(f"Drew {images} films: {layouts.write(folder, images, size, seed, **how, progress=True)}")
 
 
 @app.command()
