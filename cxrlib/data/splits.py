@@ -74,7 +74,8 @@ def make(films: pd.DataFrame, folder: str | Path, *, val_fraction: float = 0.1, 
         in_test, source = _official(films, Path(folder))
     if in_test is None:
         in_test = _draw(films, TEST_FRACTION, seed, stream=1, least=3)
-        source = f"drawn by patient (70/10/20, seed {seed}): {Path(folder).name} holds no official lists"
+        unit = found.unit if found else "patient"
+        source = f"drawn by {unit} (70/10/20, seed {seed}): {Path(folder).name} holds no official lists"
         val_fraction = val_fraction / (1 - TEST_FRACTION)
     rest = films[~in_test]
     in_val = _draw(rest, val_fraction, seed, stream=0) if in_val is None else in_val[~in_test]

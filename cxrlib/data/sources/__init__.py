@@ -20,6 +20,9 @@ from cxrlib.data.sources import chexpert, film_rows, mapping, mimic, nih, openi,
 from cxrlib.data.sources.film_rows import Hear, Source, Tables
 
 MODULES = (nih, chexpert, mimic, padchest, vindr, rsna, openi)
+NO_IDS = "unknown"
+"""First word of ``Source.patients`` where each film counts as a patient of its own."""
+
 SOURCES: dict[str, Source] = {module.SOURCE.name: module.SOURCE for module in MODULES}
 """Datasets by name. ``mapping`` is not among them: each mapping file makes a source of its own."""
 
@@ -36,6 +39,11 @@ class Found:
     def table(self) -> Path:
         """Path of the table that is named in messages: the first one."""
         return next(iter(self.tables.values()))
+
+    @property
+    def unit(self) -> str:
+        """What a random split draws: "patient", or "film" where patients cannot be told apart."""
+        return "film" if self.source.patients.startswith(NO_IDS) else "patient"
 
     @property
     def doubts(self) -> list[str]:
@@ -129,7 +137,11 @@ class Found:
                 f"{self.folder}: {len(shared)} patients are in two parts of the official split, a leak, first "
                 f"{shared[0]}; take all tables from one download"
             )
-        return in_test, in_val if in_val.any() else None, f"official split of {self.source.title}: {self.source.split}"
+        return (
+            in_test,
+            in_val if in_val.any() else None,
+            f"official split of {self.source.title}: {self.source.split.partition(';')[0]}",
+        )
 
     def boxes(self) -> pd.DataFrame | None:
         """Boxes as ``records.read_boxes`` gives them; None if the dataset has none that can be used."""
