@@ -169,7 +169,7 @@ def read_columns(
     try:
         table = pd.read_csv(
             _lines(content),
-            header=0,
+            header=None,  # the header is read as a row, so that no column is taken for one of numbers
             names=names,
             usecols=wanted,
             dtype={name: "str" if name in text else "category" for name in wanted},
@@ -177,12 +177,12 @@ def read_columns(
             na_values=[],
             index_col=False,
             on_bad_lines="skip",  # ``_check_widths`` has told of them
-        )[wanted]
+        )[wanted].iloc[1:]
     except (pd.errors.ParserError, ValueError) as error:
         raise UserError(f"{file} is not a readable CSV ({str(error).strip().splitlines()[-1]})") from None
     if not len(table):
         raise UserError(f"{file} has a header but no rows; download it again")
-    return table
+    return table.reset_index(drop=True)
 
 
 def _lines(content: str) -> io.StringIO:

@@ -96,9 +96,7 @@ def _read_headers(file: Path, hear: Hear) -> tuple[pd.DataFrame, list[str]]:
     ]
     years = ((days[0] - days[1]).dt.days / 365.25).to_numpy(float)
     rows["age"] = np.where((years >= 0) & (years <= 120), np.floor(years), np.nan)
-    rows["follow_up"] = film_rows.visits(
-        rows["patient"], days[0].dt.dayofyear.fillna(0) + 366 * days[0].dt.year.fillna(0)
-    )
+    rows["follow_up"] = film_rows.visits(rows["patient"], days[0].to_numpy("datetime64[D]").astype(np.int64))
     report = table["imageid"].str.extract(r"^CXR(\d+)_", expand=False).fillna("")
     hear.on_wrong(
         file, table["imageid"], (report == "").to_numpy(), "imageid", "expected a name such as CXR1_IM-0001-3001"
