@@ -333,6 +333,24 @@ def test_a_wrong_cell_is_named_by_its_file(what, copy):
     assert not report.fit
 
 
+OTHER_FILMS = {
+    "labels": ("mimic", "mimic-cxr-2.0.0-chexpert.csv", "study_id"),
+    "split": ("mimic", "mimic-cxr-2.0.0-split.csv", "dicom_id"),
+    "classes": ("rsna", "stage_2_detailed_class_info.csv", "patientId"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILMS)
+def test_a_second_table_of_other_films_is_refused(what, copy):
+    name, file, key = OTHER_FILMS[what]
+    folder = copy(name)
+    table = pd.read_csv(folder / file, dtype=str, keep_default_na=False)
+    table[key] = "9" + table[key]
+    table.to_csv(folder / file, index=False)
+    with pytest.raises(UserError, match=r"is about none of the films in .*take both from one download"):
+        records.read(folder)
+
+
 def test_mimic_without_metadata_is_told_what_is_absent(copy):
     folder = copy("mimic")
     (folder / "mimic-cxr-2.0.0-metadata.csv").unlink()

@@ -295,6 +295,13 @@ def check_rows(rows: pd.DataFrame, file: Path, hear: Hear) -> pd.DataFrame:
     return rows
 
 
+def check_same_films(file: Path, known: np.ndarray, table: Path) -> None:
+    """Raise UserError if a second table has a row for none of the films of the first; ``known`` (N,) bool says for
+    which."""
+    if not known.any():
+        raise UserError(f"{file} is about none of the films in {table.name}; take both from one download")
+
+
 def by_path(folders: Iterable[Path], files: Iterable[str]) -> tuple[list[str], list[str]]:
     """Path of each file below the first of the folders that has it, with another ending if need be; "" if absent.
 

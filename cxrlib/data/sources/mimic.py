@@ -58,15 +58,16 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
     view = films["ViewPosition"].astype("str").str.strip().str.upper()
     rows["view"] = view.map(VIEWS).fillna("").to_numpy(object)
     rows["left_out"] = np.where(rows["view"] != "", "", np.where(view == "", film_rows.NO_VIEW, "lateral or oblique"))
-    _add_labels(rows, study, tables["labels"], hear)
+    film_rows.check_same_films(tables["labels"], _add_labels(rows, study, tables["labels"], hear), file)
     if "split" in tables:
-        _add_parts(rows, tables["split"], hear)
+        film_rows.check_same_films(tables["split"], _add_parts(rows, tables["split"], hear), file)
     if "patients" in tables:
         _add_people(rows, when[0] // 10_000, tables["patients"], hear)
     return film_rows.check_rows(rows, file, hear)
 
 
-def _add_labels(rows: pd.DataFrame, study: pd.Series, file: Path, hear: Hear) -> None:
+def _add_labels(rows: pd.DataFrame, study: pd.Series, file: Path, hear: Hear) -> np.ndarray:
+    """Add the labels. Returns whether each film's study has any, (N,) bool."""
     table = film_rows.read_columns(file, ["study_id"], list(chexpert.COLUMNS.values()), hear)
     hear.on_wrong(
         file, table["study_id"], table["study_id"].duplicated().to_numpy(), "study_id", "expected one row a study"
@@ -76,14 +77,15 @@ def _add_labels(rows: pd.DataFrame, study: pd.Series, file: Path, hear: Hear) ->
     for name, column in chexpert.COLUMNS.items():
         values = film_rows.translate(table[column], film_rows.LABEL_CELLS, file, hear)[first]
         rows[name] = np.where(at < 0, np.float32(np.nan), values[at])
-    if (at < 0).all():
-        raise UserError(f"{file} has labels of none of the studies in the metadata; take both from one download")
+    return at >= 0
 
 
-def _add_parts(rows: pd.DataFrame, file: Path, hear: Hear) -> None:
+def _add_parts(rows: pd.DataFrame, file: Path, hear: Hear) -> np.ndarray:
+    """Add the official parts. Returns whether each film has one, (N,) bool."""
     table = film_rows.read_columns(file, ["dicom_id"], ["split"], hear)
     part = pd.Series(film_rows.translate(table["split"], PARTS, file, hear), table["dicom_id"] + ".jpg")
     rows["part"] = part[~part.index.duplicated()].reindex(rows["image"]).fillna("").to_numpy(object)
+    return (rows["part"] != "").to_numpy()
 
 
 def _add_people(rows: pd.DataFrame, year: np.ndarray, file: Path, hear: Hear) -> None:

@@ -73,6 +73,8 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
     file = tables["projections" if kaggle else "headers"]
     rows, report = _read_projections(file, hear) if kaggle else _read_headers(file, hear)
     terms = _read_terms(tables, hear)
+    if terms:
+        film_rows.check_same_films(tables.get("reports") or tables["xml"], np.isin(report, list(terms)), file)
     for name, words in WORDS.items():
         values = {key: label(found, words.own) for key, found in terms.items()}
         rows[name] = np.fromiter((values.get(key, np.nan) for key in report), np.float32, len(rows))

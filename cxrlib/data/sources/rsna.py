@@ -46,16 +46,17 @@ def read(tables: Tables, hear: Hear) -> pd.DataFrame:
     rows["file"] = rows["image"] = [f"{name}.dcm" for name in names]
     rows["patient"], rows["Pneumonia"] = names, positive.astype(np.float32)
     if "classes" in tables:
-        _add_classes(rows, tables["classes"], hear)
+        _add_classes(rows, tables["classes"], file, hear)
     if "headers" in tables:
-        _add_headers(rows, tables["headers"], hear)
+        _add_headers(rows, tables["headers"], file, hear)
     return film_rows.check_rows(rows, file, hear)
 
 
-def _add_classes(rows: pd.DataFrame, file: Path, hear: Hear) -> None:
+def _add_classes(rows: pd.DataFrame, file: Path, labels_file: Path, hear: Hear) -> None:
     table = film_rows.read_columns(file, ["patientId"], ["class"], hear)
     normal = pd.Series(film_rows.translate(table["class"], CLASSES, file, hear), table["patientId"])
     normal = normal[~normal.index.duplicated()].reindex(rows["patient"]).to_numpy(np.float32)
+    film_rows.check_same_films(file, ~np.isnan(normal), labels_file)
     other = pd.Series(rows["patient"].to_numpy())
     contradicts = (normal == 1) & (rows["Pneumonia"] == 1).to_numpy()
     hear.on_wrong(
@@ -64,9 +65,10 @@ def _add_classes(rows: pd.DataFrame, file: Path, hear: Hear) -> None:
     rows[labels.NO_FINDING] = normal
 
 
-def _add_headers(rows: pd.DataFrame, file: Path, hear: Hear) -> None:
+def _add_headers(rows: pd.DataFrame, file: Path, labels_file: Path, hear: Hear) -> None:
     table = film_rows.read_columns(file, ["PatientID"], ["PatientSex", "PatientAge"], hear, ["ViewPosition"])
     table = table.drop_duplicates("PatientID").set_index("PatientID")
+    film_rows.check_same_films(file, rows["patient"].isin(table.index).to_numpy(), labels_file)
     here = table.reindex(rows["patient"]).reset_index(drop=True)
     blank = {name: here[name].astype("object").fillna("").astype("str") for name in here}
     rows["age"] = cells.parse_ages(blank["PatientAge"], file, hear.on_wrong, hear.on_assumed)
