@@ -494,7 +494,11 @@ def _tried_again(missing: dict[str, Any], sources: SourceFiles) -> dict[str, str
 def _gone(films: pd.DataFrame, stamps: dict) -> set[str]:
     """Names in the store that are not in ``films`` and whose files no longer exist."""
     extra = stamps.keys() - set(films["image"])
-    return extra - records.files_of_films(extra, records.scan(data_folder(films)))[0].keys() if extra else set()
+    return (
+        extra - records.files_of_films(extra, records.scan(sources.above(data_folder(films))))[0].keys()
+        if extra
+        else set()
+    )
 
 
 def _others(folder: Path, films: pd.DataFrame) -> set[str]:

@@ -431,6 +431,14 @@ def test_relative_paths_as_names_go_through_store_and_predictions(layout_set, tm
     assert predict.read(tmp_path / "test.csv", films).images == films["image"].tolist()
 
 
+@pytest.mark.parametrize("name", ["chexpert", "mimic", "openi"])
+def test_a_store_keeps_films_that_a_call_does_not_ask_for(name, layout_set):
+    films = records.read(layout_set(name))
+    store.build(films, 16, progress=False)
+    half = films[films["patient"] != films["patient"][0]].reset_index(drop=True)
+    assert len(half) < len(store.build(half, 16, progress=False).names) == len(films)
+
+
 def test_boxes_of_rsna_lie_on_its_positive_films(layout_set):
     boxes, films = records.read_boxes(layout_set("rsna")), records.read(layout_set("rsna"))
     assert {*boxes["image"]} == {*films["image"][films["Pneumonia"] == 1]}

@@ -167,6 +167,16 @@ def other(folder: Path) -> Found | None:
     return None if not found or found.source.name == nih.SOURCE.name else found
 
 
+def above(folder: Path, most: int = 5) -> Path:
+    """The data folder of another dataset than NIH's that holds this folder of films; the folder itself if there is
+    none."""
+    for place in [folder, *folder.parents[:most]]:
+        found = _recognise(place)
+        if found:
+            return folder if found.source.name == nih.SOURCE.name else place
+    return folder
+
+
 def _folders(folder: Path, most: int = 50) -> list[Path]:
     """Folders in a folder that may be data folders, sorted."""
     try:
