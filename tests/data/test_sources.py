@@ -465,6 +465,10 @@ def test_the_table_of_findings_is_whole():
     assert table.shape[1] == len(sources.SOURCES)
     assert (table["NIH ChestX-ray14"] == table.index).all()
     assert (table["RSNA Pneumonia Challenge 2018"] != "").sum() == 1
+    lines = sources.coverage_markdown().splitlines()
+    assert len(lines) == 2 + len(labels.FINDINGS)
+    unknown = [line.count("| – ") for line in lines[2:]]
+    assert unknown == (table == "").sum(axis=1).tolist()
 
 
 MAPPING = """\

@@ -242,3 +242,15 @@ def coverage() -> pd.DataFrame:
         for source in SOURCES.values()
     }
     return pd.DataFrame(table, index=list(labels.FINDINGS))
+
+
+def coverage_markdown() -> str:
+    """``coverage`` as a Markdown table for the README. Of several words the first is shown, with the number of
+    others."""
+    rows = [["Finding", *(source.title for source in SOURCES.values())]]
+    for name in labels.FINDINGS:
+        words = [source.words[name].own if name in source.words else () for source in SOURCES.values()]
+        cells = [f"{own[0]} + {len(own) - 1}" if len(own) > 1 else "".join(own) or "–" for own in words]
+        rows.append([labels.display_name(name), *cells])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
