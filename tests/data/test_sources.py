@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrlib import UserError, labels
@@ -147,6 +147,7 @@ def test_ids_are_read_as_text_and_not_as_numbers(tmp_path):
     assert table["a"].tolist() == table["b"].tolist() == [text, text[:-1] + "8", "007"]
 
 
+@settings(max_examples=40)
 @given(st.lists(ids, min_size=1, max_size=20, unique_by=lambda text: text.lstrip("0") or "0"))
 def test_a_patients_number_depends_on_the_id_alone_and_no_two_share_one(some):
     numbers = film_rows.number_patients(pd.Series(some), "t.csv")
@@ -399,6 +400,7 @@ def test_votes_of_readers():
     assert np.array_equal(vindr.majority(votes, readers), [0, 0, 1, 1, np.nan, 1], equal_nan=True)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.text(st.characters(exclude_characters="'\\\"", codec="ascii", exclude_categories=["C"]), min_size=1))
 )

@@ -12,7 +12,7 @@ from cxrlib import UserError, labels
 from cxrlib.data import check, images, records, sources, splits
 from cxrlib.phantom import film_files, hospitals, layouts, phantom
 
-SMALL = {"images": 14, "size": 32, "seed": 5}
+SMALL = {"images": 5, "size": 32, "seed": 5}
 
 
 def contents(folder):
@@ -54,7 +54,7 @@ def test_each_file_type_holds_the_film_that_was_drawn(layout, layout_set):
     """All without loss: 8 bits of DICOM, 12 bits and inverted, 16 bits of PNG."""
     films = records.read(layout_set(layout))
     plain = records.read(layout_set("nih"))
-    for k in (0, 1, 7):
+    for k in (0, 1):
         drawn, read = images.read(plain["path"][k]), images.read(films["path"][k])
         low, high = int(drawn.min()), int(drawn.max())
         stretched = (drawn.astype(float) - low) / (high - low) * 255

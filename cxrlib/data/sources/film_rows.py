@@ -308,10 +308,11 @@ def by_path(folders: Iterable[Path], files: Iterable[str]) -> tuple[list[str], l
     Also names the films that could be several files.
     """
     folders, result, doubtful = [str(folder) for folder in folders], [], []
+    there: dict[str, bool] = {}
     for file in files:
         path = next((path for base in folders if os.path.isfile(path := f"{base}/{file}")), "")  # noqa: PTH113 (fast)
         if not path:
-            candidates = [path for base in folders for path in _other_endings(f"{base}/{file}")]
+            candidates = [path for base in folders for path in _other_endings(f"{base}/{file}", there)]
             path = candidates[0] if len(candidates) == 1 else ""
             if len(candidates) > 1:
                 doubtful.append(f"{file} ({' or '.join(map(os.path.basename, candidates))})")
@@ -319,7 +320,18 @@ def by_path(folders: Iterable[Path], files: Iterable[str]) -> tuple[list[str], l
     return result, doubtful
 
 
-def _other_endings(path: str) -> list[str]:
+def _is_there(folder: str, known: dict[str, bool]) -> bool:
+    """Whether a folder exists. ``known`` keeps the answers; below an absent folder nothing is asked."""
+    if folder not in known:
+        above = os.path.dirname(folder)  # noqa: PTH120 (fast)
+        known[folder] = (above == folder or _is_there(above, known)) and os.path.isdir(folder)  # noqa: PTH112 (fast)
+    return known[folder]
+
+
+def _other_endings(path: str, there: dict[str, bool]) -> list[str]:
+    """Files with the path's name and another ending. ``there`` is as in ``_is_there``."""
+    if not _is_there(os.path.dirname(path), there):  # noqa: PTH120 (fast)
+        return []
     base = path[: -len(ending)] if (ending := _ending(path)) else path
     found = {base + other for other in images.SUFFIXES if os.path.isfile(base + other)}  # noqa: PTH113 (fast)
     return sorted(found)
