@@ -1,8 +1,9 @@
 """Records of a data folder in the NIH layout: one validated row per film, and the radiologists' boxes.
 
-Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""),
-view ("PA", "AP" or ""), dataset (who numbers the patients, "" where the folder does not say: see ``film_identity``),
-then the 15 labels as uint8. In code, *films* are rows of this table, *image* is a file name, *pixels* are grey values.
+Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""), view
+("PA", "AP" or ""), dataset (who numbers the patients, "" where the folder does not say: see ``film_identity``), then
+the 15 labels: uint8 where all are known, else float32 with NaN for unknown ones. In code, *films* are rows of this
+table, *image* is a file name, *pixels* are grey values.
 
 A data folder may be one folder deeper than it is named, and its parts may be in ``images/``: see ``places``.
 """
@@ -41,18 +42,18 @@ BOX_PIXELS = 1024
 COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", "dataset", *labels.LABELS)
 
 
-def read(folder: str | Path, *, allow_missing: bool = False, uncertain: str = "unknown") -> pd.DataFrame:
+def read(folder: str | Path, *, allow_missing: bool = False, uncertain: str = tables.UNKNOWN) -> pd.DataFrame:
     """Films of a data folder: the rows of its CSV, validated, with the path of each file.
 
     With ``allow_missing`` films without a file are left out, and ``films.attrs["missing"]`` lists them. ``uncertain``
-    is what a label of -1 becomes in datasets that have it: "unknown" (NaN), "positive" or "negative". A folder of
-    another dataset than NIH's is read by ``sources``; laterals are left out, and ``films.attrs["left_out"]`` counts
-    them. Raises UserError if the folder, the CSV or a film is absent, or if a row of the CSV is wrong.
+    says what a label of -1 counts as, one of ``tables.UNCERTAIN``. A folder of another dataset than NIH's is read by
+    ``sources``; its laterals are left out, and ``films.attrs["left_out"]`` counts them.
+    Raises UserError if the folder, the CSV or a film is absent, or if a row of the CSV is wrong.
     """
     folder = Path(folder)
     if found := sources.other(folder):
         return found.read(dataset(folder), allow_missing=allow_missing, uncertain=uncertain)[list(COLUMNS)]
-    films = read_csv(find_table(folder))
+    films = read_csv(find_table(folder), uncertain=uncertain)
     names, files = films["image"], scan(folder)
     found, doubtful = files_of_films(names, files)
     if doubtful:
@@ -73,12 +74,18 @@ def read(folder: str | Path, *, allow_missing: bool = False, uncertain: str = "u
     return films[list(COLUMNS)]
 
 
-def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assume = keep_silent) -> pd.DataFrame:
+def read_csv(
+    csv: str | Path,
+    *,
+    uncertain: str = tables.UNKNOWN,
+    on_wrong: Refuse = refuse_row,
+    on_assumed: Assume = keep_silent,
+) -> pd.DataFrame:
     """Films of a label table (header of 2017 or 2020, gzip or not), validated, without path and dataset.
 
-    ``on_assumed`` is told what was read in another than the dataset's form: see ``tables``.
-    Raises UserError with file, line and value of the first wrong row. With another ``on_wrong`` that does not raise,
-    wrong cells become 0, NaN, "" or no label.
+    ``uncertain`` is as for ``read``. ``on_assumed`` is told what was read in another than the dataset's form: see
+    ``tables``. Raises UserError with file, line and value of the first wrong row. With another ``on_wrong`` that does
+    not raise, wrong cells become 0, NaN, "" or no label.
     """
     csv, how = Path(csv), {"on_wrong": on_wrong, "on_assumed": on_assumed}
     cells = tables.read_cells(csv, **how)
@@ -102,7 +109,7 @@ def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assu
     if "finding_labels" in table:
         matrix = tables.parse_labels(table["finding_labels"], csv, **how)
     if matrix is None or set(table.columns) & {*labels.LABELS}:
-        matrix = tables.parse_finding_columns(table, csv, matrix, **how)
+        matrix = tables.parse_finding_columns(table, csv, matrix, uncertain=uncertain, **how)
     matrix = pd.DataFrame(matrix, index=films.index, columns=list(labels.LABELS))
     return pd.concat([films, matrix], axis=1).reset_index(drop=True)
 
@@ -239,20 +246,34 @@ def find_images(folder: str | Path) -> dict[str, Path]:
 
 
 def label_matrix(films: pd.DataFrame) -> np.ndarray:
-    """Label matrix of the films, (N, 15) uint8 of 0 and 1, in the order of ``labels.LABELS``.
+    """Label matrix of the films, (N, 15), in the order of ``labels.LABELS``.
 
-    Raises UserError with the film's name for the first label that is neither 0 nor 1. Unknown does not mean absent.
+    It is uint8 of 0 and 1 where all labels are known, else float32 with NaN for unknown ones.
+    Raises UserError with the film's name for the first label that is none of these.
     """
     values = films[list(labels.LABELS)].to_numpy()
-    wrong = ~((values == 0) | (values == 1))
+    unknown = pd.isna(values)
+    wrong = ~((values == 0) | (values == 1) | unknown)
     if wrong.any():
         row, k = np.argwhere(wrong)[0]
         name = films["image"].iloc[row] if "image" in films else f"row {films.index[row]}"
         raise UserError(
             f"{name}: {labels.LABELS[k]} is {values[row, k]}, neither 0 nor 1 ({wrong.any(1).sum()} films with such "
-            "labels); leave out the films with unknown labels"
+            "labels); a label that is not known is NaN"
         )
-    return values.astype(np.uint8)
+    return values.astype(np.float32 if unknown.any() else np.uint8)
+
+
+UNKNOWN_CODE = 255
+"""Code of an unknown label in ``label_codes``."""
+
+
+def label_codes(films: pd.DataFrame) -> np.ndarray:
+    """``label_matrix`` in one byte per label, (N, 15) uint8: 0, 1, or ``UNKNOWN_CODE``."""
+    matrix = label_matrix(films)
+    if matrix.dtype == np.uint8:
+        return matrix
+    return np.nan_to_num(matrix, nan=UNKNOWN_CODE).astype(np.uint8)
 
 
 def film_size(films: pd.DataFrame, sample: int = 20) -> str:
@@ -272,7 +293,7 @@ def fingerprint(films: pd.DataFrame) -> str:
     for column in ("patient", "follow_up"):
         sha.update(films[column].to_numpy("<i8").tobytes())
     sha.update(films["age"].to_numpy("<f8").round(4).tobytes())
-    sha.update(label_matrix(films).tobytes())
+    sha.update(label_codes(films).tobytes())
     if "dataset" in films and films["dataset"].any():  # without a name the fingerprint is the same as in older versions
         sha.update("\n".join(films["dataset"]).encode() + b"\0")
     return sha.hexdigest()[:16]

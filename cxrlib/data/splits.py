@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrlib import UserError, labels, paths, randomness
+from cxrlib import UserError, labels, metrics, paths, randomness
 from cxrlib.data import images, records, sources, tables
 from cxrlib.data.tables import Assume, keep_silent
 
@@ -98,10 +98,21 @@ def overlap(a: pd.DataFrame, b: pd.DataFrame) -> int:
 
 
 def summary(parts: Parts) -> pd.DataFrame:
-    """Counts per part, one row each: films, patients, then the films with each of the 15 labels."""
+    """Counts per part, one row each: films, patients, then the films with each of the 15 labels.
+
+    Where labels are unknown, further columns such as "Mass known" count the films whose label is known.
+    """
     tables = [getattr(parts, name) for name in _NAMES]
-    rows = [[len(part), part["patient"].nunique(), *records.label_matrix(part).sum(0, dtype=int)] for part in tables]
-    return pd.DataFrame(rows, list(_NAMES), ["films", "patients", *labels.LABELS])
+    matrices = [records.label_matrix(part) for part in tables]
+    rows = [
+        [len(part), part["patient"].nunique(), *metrics.positives(matrix)]
+        for part, matrix in zip(tables, matrices, strict=True)
+    ]
+    table = pd.DataFrame(rows, list(_NAMES), ["films", "patients", *labels.LABELS])
+    known = np.stack([metrics.is_known(matrix).sum(0) for matrix in matrices])  # (3, 15)
+    for k in np.flatnonzero((known < table[["films"]].to_numpy()).any(0)):
+        table[f"{labels.LABELS[k]} known"] = known[:, k]
+    return table
 
 
 def write(parts: Parts, path: Path) -> Path:
@@ -226,8 +237,8 @@ def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int, least: i
     patients, of_film = np.unique(films["patient"].to_numpy(), return_inverse=True)
     if len(patients) < least:
         raise UserError(f"{len(patients)} patients cannot be split into train, validation and test; give more films")
-    columns = np.c_[records.label_matrix(films), np.ones(len(films))]  # (N, 16), the last column counts films
-    counts = np.stack([np.bincount(of_film, column, len(patients)) for column in columns.T], 1)  # (P, 16)
+    columns = _counted(records.label_matrix(films))
+    counts = np.stack([np.bincount(of_film, column, len(patients)) for column in columns.T], 1)  # (P, C)
     order = randomness.permutation(len(patients), seed, stream, _ORDER)
     n = int(np.searchsorted(counts[order, -1].cumsum(), fraction * len(films))) + 1
     n = min(n, max(1, len(patients) - 2))  # the rest may be drawn from once more
@@ -235,7 +246,7 @@ def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int, least: i
     swaps = randomness.raw(ROUNDS * 2 * SWAPS, seed, stream, _SWAPS).reshape(ROUNDS, 2, SWAPS)
     for raw in swaps:
         out, into = randomness.below(raw[0], n), n + randomness.below(raw[1], len(patients) - n)
-        swapped = total - counts[order[out]] + counts[order[into]]  # (SWAPS, 16)
+        swapped = total - counts[order[out]] + counts[order[into]]  # (SWAPS, C)
         best = int(distance(swapped).argmin())
         if distance(swapped[best]) < distance(total):
             total = swapped[best]
@@ -243,8 +254,17 @@ def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int, least: i
     return np.isin(of_film, order[:n])
 
 
+def _counted(matrix: np.ndarray) -> np.ndarray:
+    """What a draw balances, of each film, (N, C) bool: labels that are 1, unknown labels if any, and the film itself.
+
+    Labels (N, 15) of 0, 1 and NaN. With as many positives and unknowns as expected, the negatives are so too.
+    """
+    unknown = ~metrics.is_known(matrix)
+    return np.c_[matrix == 1, unknown[:, unknown.any(0)], np.ones(len(matrix), bool)]
+
+
 def _distance(counts: np.ndarray, fraction: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Distance function of draws with label counts (..., 16) from ``fraction`` of all patients' counts (P, 16).
+    """Distance function of draws with counts (..., C) from ``fraction`` of all patients' counts (P, C).
 
     It is chi-square, plus 100 for each label that several patients have and that is on one side of the draw only.
     """

@@ -40,6 +40,12 @@ OPTIONAL = ("follow_up", "age", "sex", "view")
 """Columns that a table may lack. The follow-up is then the film's number among its patient's rows, from 0."""
 SEXES = {"M": "M", "MALE": "M", "MAN": "M", "F": "F", "FEMALE": "F", "WOMAN": "F", "": "", "UNKNOWN": ""}
 VIEWS = {"PA": "PA", "AP": "AP", "": ""}
+UNKNOWN = "unknown"
+UNCERTAIN = {UNKNOWN: np.nan, "positive": 1.0, "negative": 0.0}
+"""What a label of -1, which the reader of the report was not sure of, may count as."""
+
+NOT_SURE = {"-1", "-1.0", "-1,0"}
+NOT_STATED = {"", "NAN"}
 ON_OR_OFF = {"0": 0, "0.0": 0, "0,0": 0, "FALSE": 0, "1": 1, "1.0": 1, "1,0": 1, "TRUE": 1}
 
 _AGE = r"(?P<number>\d{1,4})(?:\.0+|,0{1,2})?(?P<unit>[YMD]?)"
@@ -290,37 +296,61 @@ def parse_finding_columns(
     columns: pd.DataFrame,
     csv: Path,
     expected: np.ndarray | None = None,
+    uncertain: str = UNKNOWN,
     on_wrong: Refuse = refuse_row,
     on_assumed: Assume = keep_silent,
 ) -> np.ndarray:
-    """Label matrix (N, 15) uint8 of a column for each finding, which holds 0 or 1. An empty cell is refused.
+    """Label matrix (N, 15) of a column for each finding: uint8 where all labels are known, else float32 with NaN.
 
-    ``No Finding`` may be absent; it is 1 where all 14 findings are 0. With ``expected`` (N, 15), from the table's
-    ``Finding Labels``, the columns that are there must say the same, and ``expected`` is returned.
+    A cell holds 0 or 1. An empty cell is unknown, and -1 counts as ``uncertain`` says. ``No Finding`` may be absent or
+    empty; then it is 1 where all 14 findings are 0, 0 where all are known and one is 1, and else unknown. With
+    ``expected`` (N, 15), from the table's ``Finding Labels``, the columns that are there must say the same, and
+    ``expected`` is returned. Raises UserError for another ``uncertain``.
     """
-    matrix = np.zeros((len(columns), len(labels.LABELS)), np.uint8) if expected is None else expected
+    if uncertain not in UNCERTAIN:
+        raise UserError(f"uncertain {uncertain!r} is unknown; choose {', '.join(UNCERTAIN)}")
+    matrix = np.zeros((len(columns), len(labels.LABELS)), np.float32)
+    wrong = np.zeros(matrix.shape, bool)
     for k, name in enumerate(labels.LABELS):
         if name not in columns:
+            matrix[:, k] = np.nan
             continue
-        codes, values = distinct_values(columns[name])
-        read = values.str.upper().map(ON_OR_OFF)
-        unknown = read.isna().to_numpy()[codes]
-        on_wrong(csv, columns[name], unknown, name, "expected 0 or 1; unknown labels cannot be read yet")
-        read = read.fillna(0).to_numpy(np.uint8)[codes]
+        matrix[:, k], wrong[:, k] = _label_values(columns[name], UNCERTAIN[uncertain])
+        on_wrong(csv, columns[name], wrong[:, k], name, "expected 0, 1, nothing (unknown) or -1 (uncertain)")
         if expected is not None:
-            other = (read != expected[:, k]) & ~unknown
+            other = labels.differ(matrix[:, k], expected[:, k]) & ~wrong[:, k]
             on_wrong(csv, columns[name], other, name, "it contradicts the row's Finding Labels; remove the wrong one")
-        elif name != labels.NO_FINDING:
-            matrix[:, k] = read
-        else:
-            other = (read == matrix.any(1)) & ~unknown
-            on_wrong(csv, columns[name], other, name, "it must be 1 where all 14 findings are 0, and 0 elsewhere")
-    if expected is None:
-        on_assumed("columns of 0 and 1 in place of Finding Labels", [csv.name])
-        if labels.NO_FINDING not in columns:
-            on_assumed("No Finding is where all 14 findings are 0", [csv.name])
-        matrix[:, -1] = ~matrix[:, :-1].any(1)
-    return matrix
+    if expected is not None:
+        return expected
+    on_assumed("columns of 0 and 1 in place of Finding Labels", [csv.name])
+    if labels.NO_FINDING in columns:
+        other = _contradicts_no_finding(matrix) & ~wrong[:, -1]
+        advice = "it must be 1 where all 14 findings are 0, and 0 elsewhere"
+        on_wrong(csv, columns[labels.NO_FINDING], other, labels.NO_FINDING, advice)
+    else:
+        on_assumed("No Finding is where all 14 findings are 0", [csv.name])
+    concluded = labels.no_finding(matrix[:, :-1])
+    matrix[:, -1] = np.where(np.isnan(concluded), matrix[:, -1], concluded)
+    unknown = np.isnan(matrix)
+    if unknown.any():
+        counts = zip(labels.LABELS, unknown.sum(0), strict=True)
+        on_assumed("labels unknown", [f"{name} of {count:,} films" for name, count in counts if count])
+    return matrix if unknown.any() else matrix.astype(np.uint8)
+
+
+def _label_values(column: pd.Series, not_sure: float) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a column, (N,) of 0, 1 and NaN, and whether a cell is no label, (N,) bool; its value is 0."""
+    codes, values = distinct_values(column)
+    values = values.str.upper()
+    read = values.map(ON_OR_OFF | dict.fromkeys(NOT_SURE, not_sure)).to_numpy(np.float64)
+    wrong = ~values.isin([*ON_OR_OFF, *NOT_SURE, *NOT_STATED]).to_numpy(bool)
+    return np.where(wrong, 0, read)[codes], wrong[codes]
+
+
+def _contradicts_no_finding(matrix: np.ndarray) -> np.ndarray:
+    """Whether a film's "No Finding" contradicts its findings, (N,) bool; labels (N, 15) of 0, 1 and NaN."""
+    stated, present = matrix[:, -1], (matrix[:, :-1] == 1).any(1)
+    return ((stated == 1) & present) | ((stated == 0) & (matrix[:, :-1] == 0).all(1))
 
 
 def parse_box_findings(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:
