@@ -201,7 +201,7 @@ def _other(report: FolderReport, found: sources.Found) -> tuple[pd.DataFrame | N
         films["dataset"] = records.dataset(report.folder)
         paths, doubtful = found.locate(rows[(rows["left_out"] == "").to_numpy()])
         if not report.problems:
-            found.split(films)
+            found.split(films, rows)
     except UserError as error:
         report.add("table", "error", "unusable table", [error], "correct the table, or take it from the download again")
         return None, {}

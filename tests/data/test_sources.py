@@ -176,7 +176,7 @@ def test_the_official_split_is_taken(name, layout_set, truth):
 
 
 def test_the_validation_films_of_an_official_split_are_taken(layout_set, truth):
-    films = records.read(layout_set("mimic"), uncertain="negative").fillna(0)
+    films = records.read(layout_set("mimic"))
     parts = splits.make(films, layout_set("mimic"))
     assert len(parts.val) == (~truth["test"] & (truth["patient"] % 10 == 0)).sum()
     assert splits.overlap(parts.train, parts.val) == splits.overlap(parts.train, parts.test) == 0
@@ -200,7 +200,7 @@ def test_without_an_official_split_patients_are_drawn(copy):
     parts = splits.make(records.read(folder), folder)
     assert parts.source.startswith("drawn by patient")
     folder = copy("vindr")
-    parts = splits.make(records.read(folder).fillna(0), folder)
+    parts = splits.make(records.read(folder), folder)
     assert parts.source.startswith("drawn by film")
 
 
@@ -217,7 +217,7 @@ def test_uncertain_labels_become_what_is_asked(layout_set):
     assert (read["negative"][~sure] == 0).all()
     for values in read.values():
         assert (values[sure] == np.nan_to_num(raw[sure])).all()
-    with pytest.raises(UserError, match="uncertain is 'maybe'; give unknown, positive, negative"):
+    with pytest.raises(UserError, match="uncertain 'maybe' is unknown; choose unknown, positive, negative"):
         records.read(layout_set("chexpert"), uncertain="maybe")
 
 
@@ -424,7 +424,7 @@ def test_mesh_terms():
 def test_relative_paths_as_names_go_through_store_and_predictions(layout_set, tmp_path):
     from cxrlib.evaluation import predict
 
-    films = records.read(layout_set("chexpert")).fillna(dict.fromkeys(LABELS, 0))
+    films = records.read(layout_set("chexpert"))
     assert films["image"].str.contains("/").all()
     pixels = store.build(films, 16, progress=False)
     assert pixels.rows(films).tolist() == [sorted(films["image"]).index(name) for name in films["image"]]

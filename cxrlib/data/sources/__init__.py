@@ -117,13 +117,15 @@ class Found:
             f"of {self.source.title} they lie in {self.source.films}"
         )
 
-    def split(self, films: pd.DataFrame) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    def split(
+        self, films: pd.DataFrame, rows: pd.DataFrame | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
         """Whether each film is in the official test and validation part, (N,) bool each, and a description.
 
-        None for a part that the dataset does not have or of which no film is here. Raises UserError if a patient is in
-        two.
+        None for a part that the dataset does not have or of which no film is here. ``rows`` are those of the tables, if
+        they were read already. Raises UserError if a patient is in two parts.
         """
-        rows = self.rows()
+        rows = self.rows() if rows is None else rows
         part = pd.Series(rows["part"].to_numpy(object), rows["image"])
         part = part[~part.index.duplicated()].reindex(films["image"]).fillna("").to_numpy(object)
         in_test, in_val = part == "test", part == "val"

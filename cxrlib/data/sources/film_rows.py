@@ -33,8 +33,8 @@ from cxrlib import UserError, labels
 from cxrlib.data import images, tables
 from cxrlib.data.tables import Assume, Refuse, keep_silent, refuse_row
 
-UNCERTAIN = {"unknown": np.nan, "positive": 1.0, "negative": 0.0}
-"""What an uncertain label (-1) becomes: U-Ignore, U-Ones and U-Zeros of Irvin et al. 2019."""
+UNCERTAIN = tables.UNCERTAIN
+"""What an uncertain label (-1) counts as: U-Ignore, U-Ones and U-Zeros of Irvin et al. 2019."""
 
 NOT_MENTIONED = 0.0
 """Label of a finding that a report does not mention: an empty cell of CheXpert and MIMIC-CXR.
@@ -273,14 +273,14 @@ def finish(rows: pd.DataFrame, numbers: np.ndarray, uncertain: str) -> pd.DataFr
     ``attrs["left_out"]`` counts the other rows by reason. Raises UserError for another word of ``uncertain``.
     """
     if uncertain not in UNCERTAIN:
-        raise UserError(f"uncertain is {uncertain!r}; give {', '.join(UNCERTAIN)}")
+        raise UserError(f"uncertain {uncertain!r} is unknown; choose {', '.join(UNCERTAIN)}")
     frontal = (rows["left_out"] == "").to_numpy()
     films = rows.loc[frontal, ["image", "follow_up", "age", "sex", "view"]].reset_index(drop=True)
     films.insert(1, "patient", numbers[frontal])
     matrix = rows.loc[frontal, list(labels.LABELS)].to_numpy(np.float32, copy=True)  # (N, 15)
     matrix[matrix == -1] = UNCERTAIN[uncertain]
     if np.isnan(rows[labels.NO_FINDING]).all():
-        matrix[:, -1] = np.where(np.isnan(matrix[:, :-1]).any(1), np.nan, ~(matrix[:, :-1] == 1).any(1))
+        matrix[:, -1] = labels.no_finding(matrix[:, :-1])
     if not np.isnan(matrix).any():
         matrix = matrix.astype(np.uint8)
     films = pd.concat([films, pd.DataFrame(matrix, columns=list(labels.LABELS))], axis=1)
