@@ -366,13 +366,17 @@ def film_files(folder: Path, depth: int) -> Iterable[tuple[str, str]]:
     while folders:
         place, level = folders.pop()
         below = []
-        with os.scandir(place) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(images.SUFFIXES):
-                    if entry.is_file():
-                        yield entry.path, entry.name
-                elif level < depth and entry.is_dir():
-                    below.append((entry.path, level + 1))
+        try:
+            with os.scandir(place) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:  # a folder that may not be read: its films are missing
+            continue
+        for entry in found:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(images.SUFFIXES):
+                if entry.is_file():
+                    yield entry.path, entry.name
+            elif level < depth and entry.is_dir():
+                below.append((entry.path, level + 1))
         folders += reversed(below)
