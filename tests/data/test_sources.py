@@ -136,6 +136,14 @@ def test_without_patient_ids_each_film_is_a_patient_and_it_is_said(name, layout_
     assert any(problem.level == "warning" and "doubts" in problem.what for problem in report.problems)
 
 
+def test_doubts_about_a_dataset_are_told_at_the_start_of_a_run(layout_set):
+    from cxrlib.workbook import pipeline
+
+    found = pipeline.data(str(layout_set("rsna")), size=16)
+    assert found["doubts"] == list(sources.SOURCES["rsna"].doubts)
+    assert found["parts"].keys() == {"train", "val", "test"}
+
+
 ids = st.one_of(st.integers(0, 10**12 - 1).map(str), st.text("abcdef0123456789-", min_size=1, max_size=40))
 
 
