@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from cxrlib import paths
-from cxrlib.data import augmentation, records, splits, store
+from cxrlib.data import augmentation, records, splits, store, tables
 from cxrlib.data.batches import Batches
 from cxrlib.phantom import phantom
 
@@ -55,16 +55,25 @@ class Dataset:
         )
 
 
-def open(folder: str, size: int, *, seed: int = 0, allow_missing: bool = False, progress: bool = True) -> Dataset:
+def open(
+    folder: str,
+    size: int,
+    *,
+    seed: int = 0,
+    allow_missing: bool = False,
+    uncertain: str = tables.UNKNOWN,
+    progress: bool = True,
+) -> Dataset:
     """Open a data folder in the NIH layout: read and check its table, decode its films once, split them by patient.
 
     ``folder`` "" means the phantom set, which is drawn first if it is not there. ``size`` is the side of the stored
     films in pixels; ``seed`` draws the validation patients. With ``allow_missing`` films that are absent or cannot be
-    decoded are left out. ``progress`` shows a bar while films are decoded.
-    Raises UserError for a folder that is absent, a row that is wrong, and films that are absent or damaged.
+    decoded are left out. ``uncertain`` says what a label of -1 counts as, one of ``tables.UNCERTAIN``. ``progress``
+    shows a bar while films are decoded. Raises UserError for a folder that is absent, a row that is wrong, and films
+    that are absent or damaged.
     """
     place = locate(folder)
-    films = records.read(place, allow_missing=allow_missing)
+    films = records.read(place, allow_missing=allow_missing, uncertain=uncertain)
     pixels = store.build(films, size, allow_missing=allow_missing, progress=progress)
     films = pixels.present(films)
     return Dataset(place, films, pixels, splits.make(films, place, seed=seed))

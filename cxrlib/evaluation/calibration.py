@@ -224,9 +224,11 @@ def _probability(logits: np.ndarray, raw: np.ndarray) -> np.ndarray:
 
 def _bins(probabilities: np.ndarray, bins: int) -> list[np.ndarray]:
     """Positions of the films of each bin, about equally many; films of equal probability stay together."""
+    if len(probabilities) == 0:
+        return []
     ranked = np.argsort(probabilities, kind="stable")
     cuts = np.searchsorted(probabilities[ranked], probabilities[ranked[np.arange(1, bins) * len(ranked) // bins]])
-    return [part for part in np.split(ranked, np.unique(cuts)) if len(part)] if len(ranked) else []
+    return [part for part in np.split(ranked, np.unique(cuts)) if len(part)]
 
 
 def _plain(value: Any) -> Any:

@@ -128,7 +128,7 @@ RULES = {
 def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]]:
     """Rows of the AUC table, best first, with prevalence and drawing; then undefined findings, "No Finding", the mean.
 
-    films: number of films in the test part, None where unknown.
+    films: number of films in the test part, None where unknown. A finding's row counts the films whose label is known.
     """
     if auc is None:
         return []
@@ -137,8 +137,9 @@ def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]
     for row in auc.sort_values("auc", ascending=False, na_position="last", kind="stable").to_dict("records"):
         sides = row["auc"], row["auc_low"], row["auc_high"]
         row["mark"] = page.svg_interval(*sides, least=least, most=1.0, neutral=0.5)
-        row["prevalence"] = row["positives"] / films if films else None
-        row["films"], row["least"] = films, least
+        known = row.get("films", films)  # films whose label is known; tables of older versions do not have it
+        row["prevalence"] = row["positives"] / known if known else None
+        row["films"], row["least"] = known, least
         row["reason"], row["no_interval"] = row.get("reason", ""), row.get("no_interval", "")
         row["patients"] = row.get("patients")
         rows.append(row)

@@ -52,6 +52,9 @@ Again = Annotated[
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without films that are absent or cannot be decoded.")
 ]
+Uncertain = Annotated[
+    str, typer.Option("--uncertain", help="What a label of -1 counts as: unknown (default), positive or negative.")
+]
 Checkpoint = Annotated[
     str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file, from where you stand.")
 ]
@@ -66,6 +69,7 @@ def given_settings(
     seed: int | None,
     allow_missing: bool = False,
     processes: int | None = None,
+    uncertain: str = "",
 ) -> dict:
     """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
     named = {
@@ -77,6 +81,7 @@ def given_settings(
         "seed": seed,
         "allow_missing": allow_missing or None,
         "processes": processes,
+        "uncertain": uncertain,
     }
     return {name: value for name, value in named.items() if value not in ("", None)}
 
@@ -120,6 +125,7 @@ def run(
     processes: Processes = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    uncertain: Uncertain = "",
     again: Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
@@ -132,7 +138,7 @@ def run(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, uncertain)
     options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
     _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
@@ -157,6 +163,7 @@ def train(
     processes: Processes = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    uncertain: Uncertain = "",
     again: Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Accepts the flags of the original program.
@@ -174,7 +181,7 @@ def train(
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
     prefix = f"stage{stage}."
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes)
+    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, uncertain)
     options |= stage_settings(prefix, lr, epochs, loss, override)
     named = settings.parse(parameter or [])
     options |= {prefix + name if name in settings.OWN else name: value for name, value in named.items()}
@@ -193,6 +200,7 @@ def evaluate(
     batch_size: BatchSize = None,
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
+    uncertain: Uncertain = "",
     again: Again = False,
 ) -> None:
     """Evaluate a checkpoint on the test part: execute 06_evaluation and 07_localisation.
@@ -204,7 +212,8 @@ def evaluate(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, "", size, batch_size, "", None, allow_missing) | settings.parse(parameter or [])
+    options = given_settings(data, "", size, batch_size, "", None, allow_missing, None, uncertain)
+    options |= settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {f"{part}.ckpt": ckpt for part in EVALUATIONS} if ckpt else {}
     if ckpt and "size" not in options:  # 0: the checkpoint's own size

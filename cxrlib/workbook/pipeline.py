@@ -153,7 +153,7 @@ def run(
     shares = settings.judge(books, all_settings, kept=earlier, done=run_record.done(before), chosen=chosen)
     judge_weights(home, chosen, shares, before)
     parameters = settings.common(books, wanted)
-    types, values = {"seed": int, "size": int, "allow_missing": bool}, {**wanted, **parameters}
+    types, values = {"seed": int, "size": int, "allow_missing": bool, "uncertain": str}, {**wanted, **parameters}
     how = {name: kind(values[name]) for name, kind in types.items() if name in values}
     from rich.console import Console
 
@@ -205,6 +205,7 @@ def data(
     *,
     known: bool = False,
     allow_missing: bool = False,
+    uncertain: str = "unknown",
     seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def data(
     records.find_table(place)  # raises for a wrong folder, before the check lists the faults of a right one
     if not known:
         check.folder(place, fast=True, progress=False).require(allow_missing=allow_missing)
-    films = records.read(place, allow_missing=allow_missing)
+    films = records.read(place, allow_missing=allow_missing, uncertain=uncertain)
     absent = films.attrs.get("missing", [])
     parts = splits.make(films, place, seed=seed)
     return {
