@@ -15,7 +15,14 @@ from cxrlib.report import page, sections
 from cxrlib.training import progress
 
 ROOMS = ("report", "sections", "page")
-TEMPLATES = ("report.html.j2", "quality.html.j2", "limits.html.j2", "page.html.j2", "macros.html.j2")
+TEMPLATES = (
+    "report.html.j2",
+    "quality.html.j2",
+    "limits.html.j2",
+    "external.html.j2",
+    "page.html.j2",
+    "macros.html.j2",
+)
 
 
 def build(run: str) -> Path:
@@ -63,6 +70,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "thresholds": sections.thresholds(home, album),
         "subgroups": sections.subgroups(home, album),
         "localisation": sections.localisation(home, album),
+        "external": sections.external(home),
         "published": sections.published(home, album, single),
         "films": [figure for name in page.FILMS if (figure := album.strip(home.figures / name))],
     }

@@ -36,14 +36,17 @@ class Loss:
         no gradient; without any known label the loss and all gradients are 0.
         """
         labels = labels.to(logits.device)
-        known = labels == labels  # NaN is not equal to itself; no test for any unknown, which a card would wait for
-        labels = torch.where(known, labels, 0.0)
+        known = labels == labels  # NaN is not equal to itself
+        masks = labels.device.type != "cpu" or not known.all()  # a card would wait for the answer, so it always masks
+        labels = torch.where(known, labels, 0.0) if masks else labels
         agreement = logits.float() * (2 * labels - 1)  # (B, 15): the logit of the label's value
         loss = -logsigmoid(agreement)
         if self.gamma:
             loss = loss * torch.exp(self.gamma * logsigmoid(-agreement))
         if self.positive_weight is not None:
             loss = loss * torch.where(labels > 0.5, _on(loss.device, self.positive_weight), 1.0)
+        if not masks:
+            return loss.mean()
         share = known.numel() / known.sum().clamp(min=1)  # exactly 1 where all are known, so the mean is unchanged
         return torch.where(known, loss, 0.0).mean() * share
 
