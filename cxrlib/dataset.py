@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from cxrlib import paths
-from cxrlib.data import augmentation, exclusion, records, splits, store
+from cxrlib.data import augmentation, exclusion, records, splits, store, tables
 from cxrlib.data.batches import Batches
 from cxrlib.phantom import phantom
 
@@ -65,6 +65,7 @@ def open(
     seed: int = 0,
     allow_missing: bool = False,
     exclude: str = "",
+    uncertain: str = tables.UNKNOWN,
     progress: bool = True,
 ) -> Dataset:
     """Open a data folder in the NIH layout: read and check its table, decode its films once, split them by patient.
@@ -72,12 +73,13 @@ def open(
     ``folder`` "" means the phantom set, which is drawn first if it is not there. ``size`` is the side of the stored
     films in pixels; ``seed`` draws the validation patients. With ``allow_missing`` films that are absent or cannot be
     decoded are left out. ``exclude`` is a CSV of films to leave out (see ``data.exclusion``), "" none; they need not be
-    readable, and they change the part of no other film. ``progress`` shows a bar while films are decoded.
+    readable, and they change the part of no other film. ``uncertain`` says what a label of -1 counts as, one of
+    ``tables.UNCERTAIN``. ``progress`` shows a bar while films are decoded.
     Raises UserError for a folder that is absent, a row that is wrong, films that are absent or damaged, and a list of
     which no film is in the folder.
     """
     place = locate(folder)
-    everyone = exclusion.read_films(place, exclude, allow_missing=allow_missing)
+    everyone = exclusion.read_films(place, exclude, allow_missing=allow_missing, uncertain=uncertain)
     excluded = exclusion.find(everyone, exclude)
     films = excluded.without(everyone)
     pixels = store.build(films, size, allow_missing=allow_missing, progress=progress)

@@ -2,6 +2,7 @@
 
 The 14 findings stand in the order of the dataset paper (Wang et al., ChestX-ray8, CVPR 2017, extended to 14 in
 its arXiv version), then "No Finding". Every matrix of labels, logits or probabilities has these 15 columns.
+A label is 1, 0, or NaN where it is unknown. A matrix of labels is uint8 where all are known, else float32.
 """
 
 from collections.abc import Iterable
@@ -61,9 +62,24 @@ def encode(text: str) -> np.ndarray:
     return vector
 
 
-def decode(vector: Iterable[int]) -> str:
-    """``Finding Labels`` text of a (15,) vector of 0 and 1. This is the inverse of ``encode``."""
-    return SEPARATOR.join(name for name, on in zip(LABELS, vector, strict=True) if on)
+def decode(vector: Iterable[float]) -> str:
+    """``Finding Labels`` text of a (15,) vector of 0, 1 and NaN: the labels that are 1. The inverse of ``encode``."""
+    return SEPARATOR.join(name for name, on in zip(LABELS, vector, strict=True) if on == 1)
+
+
+def no_finding(findings: np.ndarray) -> np.ndarray:
+    """ "No Finding" of films from their 14 findings: (N, 14) of 0, 1 and NaN → (N,) float32 of the same.
+
+    It is unknown where any finding is unknown, also beside a finding that is present. Otherwise a dataset that labels
+    only some of the 14 would have known zeros and no known ones, and a network would learn that the label is always 0.
+    """
+    known = ~np.isnan(findings).any(1)
+    return np.where(known, (findings == 0).all(1), np.nan).astype(np.float32)
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether labels differ, bool of their common shape. Two unknown labels (NaN) do not differ."""
+    return (one != other) & ((one == one) | (other == other))
 
 
 def check_order(names: Iterable[str], where: str) -> None:

@@ -1,7 +1,8 @@
 """Metrics from labels and scores in pure NumPy.
 
-An undefined number is NaN, never 0 or 0.5; ``reason`` says why. "Scores" may be any values that order films
-(probabilities or logits); "probabilities" must lie in 0..1.
+A label is 1, 0 or NaN, which is unknown: a film with an unknown label does not count for that finding. An undefined
+number is NaN, never 0 or 0.5; ``reason`` says why. "Scores" may be any values that order films (probabilities or
+logits); "probabilities" must lie in 0..1.
 """
 
 from typing import NamedTuple
@@ -46,22 +47,59 @@ def is_mean(name: str) -> bool:
     return name.startswith("mean of ")
 
 
+def is_known(labels: np.ndarray) -> np.ndarray:
+    """Whether each label is known, bool of the shape of ``labels``. Labels of integers or bools are all known."""
+    labels = np.asarray(labels)
+    return ~np.isnan(labels) if labels.dtype.kind == "f" else np.ones(labels.shape, bool)
+
+
+def of_known(labels: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Labels of one finding (N,) and other arrays (N, ...) of the same films, all without the films of unknown label.
+
+    Where all labels are known the arrays are returned as they are.
+    """
+    known = is_known(labels)
+    arrays = tuple(map(np.asarray, (labels, *others)))
+    return arrays if known.all() else tuple(array[known] for array in arrays)
+
+
+def positives(labels: np.ndarray) -> np.ndarray:
+    """Number of films with each finding: labels (N, K) → (K,) int64; a number for (N,). Unknown ones do not count."""
+    return (np.asarray(labels) == 1).sum(0, dtype=np.int64)
+
+
+def mean_of_known(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean of each column of values (N, K) over the films whose label (N, K) is known: (K,), NaN where none is."""
+    known = is_known(labels)
+    return values.mean(0) if known.all() else nanmean(np.where(known, values, np.nan), axis=0)
+
+
+def fill_unknown(labels: np.ndarray) -> np.ndarray:
+    """Labels (N, K) with each finding's prevalence (0.5 where no label is known) in place of unknown ones, float64.
+
+    For methods that cannot leave out a label, such as nearest neighbours. Metrics take the labels as they are.
+    """
+    share = mean_of_known(np.asarray(labels, np.float64), labels)
+    return np.where(is_known(labels), labels, np.where(np.isnan(share), 0.5, share))
+
+
 def reason(labels: np.ndarray) -> str:
-    """Reason why the AUC of one finding is undefined; "" if it is defined."""
-    if len(labels) == 0:
-        return "no films"
-    positives = int(np.count_nonzero(labels))
+    """Reason why the AUC of one finding is undefined, labels (N,); "" if it is defined."""
+    (known,) = of_known(labels)
+    if len(known) == 0:
+        return "no film with a known label" if len(labels) else "no films"
+    positives = int(np.count_nonzero(known))
     if positives == 0:
         return "no film with the finding"
-    return "no film without the finding" if positives == len(labels) else ""
+    return "no film without the finding" if positives == len(known) else ""
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve: the probability that a positive film scores above a negative one, ties counting half.
 
-    labels (N,) of 0 and 1, scores (N,) finite. Returns 0..1, NaN when one class is absent. It is the Mann-Whitney
+    labels (N,) of 0, 1 and NaN, scores (N,) finite. Returns 0..1, NaN when one class is absent. It is the Mann-Whitney
     statistic (Hanley & McNeil 1982): positives are looked up among the sorted negatives.
-    Raises UserError for scores that are not finite, or labels other than 0 and 1.
+    Raises UserError for scores that are not finite, or other labels.
     """
     positive, scores = _checked(labels, scores)
     if reason(positive):
@@ -183,15 +221,20 @@ def _per_label(metric, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of one finding as (N,) bool and scores as (N,) float64. Raises UserError for values that are no such."""
+    """Known labels of one finding as (n,) bool and their scores as (n,) float64.
+
+    Raises UserError for labels and scores (N,) that are no such.
+    """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise UserError(f"labels {labels.shape} and scores {scores.shape} must both be (films,)")
     if not np.isfinite(scores).all():
         raise UserError(f"{np.count_nonzero(~np.isfinite(scores))} scores are NaN or infinite; no metric can rank them")
+    labels, scores = of_known(labels, scores)
     positive = labels == 1
     if not (positive | (labels == 0)).all():
-        raise UserError(f"labels hold {np.unique(labels[~positive & (labels != 0)])[:5]}; only 0 and 1 are known")
+        wrong = np.unique(labels[~positive & (labels != 0)])[:5]
+        raise UserError(f"labels hold {wrong}; a label is 0, 1, or NaN where it is unknown")
     return positive, scores
 
 

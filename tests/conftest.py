@@ -85,3 +85,18 @@ def tiny_phantom(tmp_path_factory) -> Path:
     from cxrlib.phantom import phantom
 
     return phantom.write(tmp_path_factory.mktemp("phantom") / "tiny", images=96, size=64, seed=1)
+
+
+@pytest.fixture(scope="session")
+def layout_set(tmp_path_factory):
+    """Function that gives the folder of a phantom set in a dataset's layout: 48 films of 32 px, drawn once."""
+    from functools import cache
+
+    from cxrlib.phantom import layouts
+
+    @cache
+    def folder(layout: str, hospital: str = "A") -> Path:
+        place = tmp_path_factory.mktemp("layouts") / layout
+        return layouts.write(place, images=48, size=32, seed=3, layout=layout, hospital=hospital)
+
+    return folder

@@ -111,7 +111,7 @@ def test_the_reports_template_is_part_of_the_package():
 def test_a_module_is_named_once_says_first_what_it_holds_and_is_read_in_one_sitting():
     """Someone who sees the tree and each file's first line shall find a subject at the first guess."""
     files = [file for file in (ROOT / "cxrlib").rglob("*.py") if file.name != "__init__.py"]
-    assert len({file.name for file in files}) == len(files) <= 90
+    assert len({file.name for file in files}) == len(files) <= 100
     for file in files:
         first, *rest = file.read_text().splitlines()
         assert first.startswith('"""'), file

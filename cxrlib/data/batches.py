@@ -40,11 +40,12 @@ def epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
 def cap_per_label(marks: np.ndarray, cap: int) -> np.ndarray:
     """Films kept if each of the 15 labels may occur ``cap`` times: positions (k,) int64, ascending.
 
-    ``marks`` are labels (N, 15) in the order of the draw. All Hernia films are kept and counted first. Then a film is
-    kept if none of its labels has reached the cap. The original did this film by film, and dropped the first film of
-    each class that has only that label; this function keeps it.
+    ``marks`` are labels (N, 15) in the order of the draw; only those that are 1 count. All Hernia films are kept and
+    counted first. Then a film is kept if none of its labels has reached the cap. The original did this film by film,
+    and dropped the first film of each class that has only that label; this function keeps it.
     """
-    hernia = marks[:, _HERNIA] == 1
+    marks = marks == 1
+    hernia = marks[:, _HERNIA]
     counts = marks[hernia].sum(0, dtype=np.int64)
     full = counts >= cap
     full[_HERNIA] = False  # Hernia has no cap
@@ -138,7 +139,7 @@ class Batch(NamedTuple):
     """A batch on its device. ``rows`` are positions in the ``films`` of ``Batches``, always on the CPU."""
 
     images: torch.Tensor | None  # (B, 1, T, T) float32, normalised; None without images
-    labels: torch.Tensor  # (B, 15) float32, 0 or 1
+    labels: torch.Tensor  # (B, 15) float32: 0, 1, or NaN where unknown
     rows: torch.Tensor  # (B,) int64
 
 
@@ -180,7 +181,9 @@ class Batches:
         self.shuffle, self.augment, self.cap, self.variants = shuffle, augment or augmentation.Augment(), cap, variants
         self.rank, self.world = rank, world
         self._rows = store.rows(films)
-        self._labels = records.label_matrix(films)
+        self._labels = records.label_codes(films)
+        self._known = (self._labels != records.UNKNOWN_CODE).sum(1)  # (N,) number of known labels of each film
+        self._all_known = bool((self._known == self._labels.shape[1]).all())
 
     def __len__(self) -> int:
         """Number of batches in epoch 0. With ``cap`` other epochs may have a few more or less: see ``steps``."""
@@ -193,6 +196,17 @@ class Batches:
     def sizes(self, epoch: int) -> np.ndarray:
         """Number of films in each batch of this epoch, all processes together, (steps,) int64."""
         return np.diff(self._cuts(len(self.order(epoch))))
+
+    def known(self, epoch: int) -> np.ndarray:
+        """Number of known labels in each batch of this epoch, all processes together, (steps,) int64."""
+        if self._all_known:
+            return self.sizes(epoch) * self._labels.shape[1]
+        order = self.order(epoch)
+        return np.add.reduceat(self._known[order], self._cuts(len(order))[:-1])
+
+    def known_of(self, rows: torch.Tensor) -> int:
+        """Number of known labels of the films at these rows of ``films``. No accelerator is waited for."""
+        return len(rows) * self._labels.shape[1] if self._all_known else int(self._known[rows.numpy()].sum())
 
     def variant(self, epoch: int) -> int | None:
         """Number of the variant that an epoch uses. None if each epoch augments differently."""
@@ -251,7 +265,7 @@ class Batches:
 
     def _labels_only(self, rows: np.ndarray, on: torch.device) -> Batch:
         labels = torch.from_numpy(self._labels[rows])
-        return Batch(None, to_device(labels, on).float(), torch.from_numpy(rows))
+        return Batch(None, self._decoded(to_device(labels, on)), torch.from_numpy(rows))
 
     def _whole(self, rows: np.ndarray, random: np.ndarray, on: torch.device) -> Batch:
         pixels = torch.empty(len(rows), self.store.size, self.store.size, dtype=torch.uint8)
@@ -260,7 +274,12 @@ class Batches:
         images = augmentation.augmented_images(
             pixels, torch.from_numpy(random), self.augment
         )  # on the CPU: some devices lack operations
-        return Batch(images.to(on), labels.to(on).float(), torch.from_numpy(rows))
+        return Batch(images.to(on), self._decoded(labels.to(on)), torch.from_numpy(rows))
+
+    def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
+        """Labels (B, 15) float32 of 0, 1 and NaN from ``records.label_codes``."""
+        labels = codes.float()
+        return labels if self._all_known else labels.masked_fill_(codes == records.UNKNOWN_CODE, torch.nan)
 
     def _pack(self, rows: np.ndarray, random: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Random numbers, pixels and labels of a batch in one pinned buffer, for a single copy to the GPU."""
@@ -282,4 +301,4 @@ class Batches:
         random = buffer[:draws_end].view(torch.float32).view(len(rows), augmentation.DRAWS)
         pixels = buffer[draws_end:films_end].view(len(rows), size, size)
         labels = buffer[films_end:].view(len(rows), -1)
-        return Batch(augmentation.augmented_images(pixels, random, self.augment), labels.float(), rows)
+        return Batch(augmentation.augmented_images(pixels, random, self.augment), self._decoded(labels), rows)

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cxrlib import UserError, labels, paths
-from cxrlib.data import film_identity, film_quality, images, parallel, records, splits, tables
+from cxrlib.data import film_identity, film_quality, images, parallel, records, sources, splits, tables
 
 LEVELS = ("error", "missing", "warning", "note")
 EXAMPLES = 5
@@ -122,13 +122,22 @@ Files = dict[str, list[tuple[str, int]]]
 def examine(report: FolderReport, size: int, workers: int | None, progress: bool) -> None:
     """Run all checks on the report's folder. Parameters as in ``check.folder``."""
     try:
-        records.places(report.folder)
+        found = sources.other(report.folder)
+        if not found:
+            records.places(report.folder)
     except UserError as error:
-        report.add("layout", "error", "several data folders in one", [error], "check each of them")
+        report.add(
+            "layout", "error", "a folder that cannot be told", [error], "check each dataset in a folder of its own"
+        )
         return
-    films = _table(report)
-    files = _layout(report) if report.folder.is_dir() else {}
-    if films is not None:
+    if found:
+        films, files = _other(report, found)
+        if films is not None:
+            _space(report, len(files), size)
+    else:
+        films = _table(report)
+        files = _layout(report) if report.folder.is_dir() else {}
+    if films is not None and not found:
         files = _by_film(report, films, files)
         _files(report, films, files)
         _lists(report, films)
@@ -182,6 +191,65 @@ def _table(report: FolderReport) -> pd.DataFrame | None:
     advice = "splits use the Patient ID of the row; make sure that it is right"
     report.add("table", "warning", "films with another patient in their name than in their row", misnamed, advice)
     return films.drop_duplicates("image").reset_index(drop=True)
+
+
+def _other(report: FolderReport, found: sources.Found) -> tuple[pd.DataFrame | None, Files]:
+    """Films and files of another dataset than NIH's, with what was assumed and what is wrong reported."""
+    hear = sources.Hear(_collector(report, "table"), _listener(report, "table"))
+    try:
+        rows = found.rows(hear)
+        films = found.films_of(rows)
+        films["dataset"] = records.dataset(report.folder)
+        paths, doubtful = found.locate(rows[(rows["left_out"] == "").to_numpy()])
+        if not report.problems:
+            found.split(films, rows)
+    except UserError as error:
+        report.add("table", "error", "unusable table", [error], "correct the table, or take it from the download again")
+        return None, {}
+    _describe(report, found, films)
+    report.add("files", "error", "films that several files may be", doubtful, records.ONE_FILE)
+    there = {name: [(path, os.path.getsize(path))] for name, path in zip(films["image"], paths, strict=True) if path}  # noqa: PTH202
+    absent = [name for name in films["image"] if name not in there]
+    report.add("files", "missing", "films of the table absent", absent, "complete the download, or use --allow-missing")
+    if len(absent) == len(films):
+        report.add(
+            "files", "error", "table of other films", [found.no_films(len(films))], "put the films where they belong"
+        )
+    renamed = [f"{path} is {name}" for name, ((path, _),) in there.items() if Path(path).suffix != Path(name).suffix]
+    report.add("files", "note", "films with another ending than in the table", renamed, "they are used")
+    report.add(
+        "files", "missing", "empty files", sorted(name for name, ((_, size),) in there.items() if not size), AGAIN
+    )
+    report.facts |= {"files": len(there), "gigabytes": round(sum(size for ((_, size),) in there.values()) / 1e9, 3)}
+    return films, there
+
+
+def _describe(report: FolderReport, found: sources.Found, films: pd.DataFrame) -> None:
+    """Report on another dataset: which one it is, what was left out, which findings it labels."""
+    source, left_out = found.source, films.attrs["left_out"]
+    matrix = films[list(labels.LABELS)]
+    unlabelled = [name for name in labels.FINDINGS if matrix[name].isna().all()]
+    report.facts |= {
+        "dataset": f"{source.title} ({source.paper})",
+        "table": found.table.name,
+        "films_in_table": len(films) + sum(left_out.values()),
+        "frontal_films": len(films),
+        "left_out": left_out or "none",
+        "patients": films["patient"].nunique(),
+        "patients_are_told_apart": source.patients,
+        "split": source.split,
+        "findings_not_labelled": ", ".join(unlabelled) or "none",
+        "films_with": {name: int(count) for name, count in (matrix == 1).sum().items() if matrix[name].notna().any()},
+    }
+    report.add("table", "warning", "doubts about the dataset", found.doubts, "say so beside every result")
+    advice = "they are unknown here, not absent: no result is given for them"
+    report.add("table", "warning", "findings that are not labelled here", unlabelled, advice)
+    one_sided = [name for name in labels.LABELS if matrix[name].notna().any() and matrix[name].nunique() == 1]
+    advice = "an AUC needs films with and films without the finding; it is undefined for these"
+    report.add("table", "warning", "findings that all films have, or none", one_sided, advice)
+    if len(unlabelled) == len(labels.FINDINGS):
+        advice = f"the labels of {source.title} are in {source.table}"
+        report.add("table", "error", "no finding is known for any film", [found.table.name], advice)
 
 
 def _deeper(report: FolderReport) -> None:
@@ -449,7 +517,7 @@ def remarks_on(film: images.Film) -> dict[str, str]:
         remarks["sBIT" if film.basis == "sBIT" else "depth"] = f"{film.bits} bits (up to {film.largest})"
     if film.orientation != 1:
         remarks["orientation"] = str(film.orientation)
-    if film.mode not in ("L", "I;16", "1"):
+    if film.mode not in ("L", "I;16", "1", "DICOM"):
         remarks["colour"] = ""
     if height != width:
         remarks["shape"] = f"{width}x{height}"

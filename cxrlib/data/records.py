@@ -1,8 +1,9 @@
 """Records of a data folder in the NIH layout: one validated row per film, and the radiologists' boxes.
 
-Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""),
-view ("PA", "AP" or ""), dataset (who numbers the patients, "" where the folder does not say: see ``film_identity``),
-then the 15 labels as uint8. In code, *films* are rows of this table, *image* is a file name, *pixels* are grey values.
+Columns: image (file name), path (absolute), patient, follow_up, age (years, NaN unknown), sex ("M", "F" or ""), view
+("PA", "AP" or ""), dataset (who numbers the patients, "" where the folder does not say: see ``film_identity``), then
+the 15 labels: uint8 where all are known, else float32 with NaN for unknown ones. In code, *films* are rows of this
+table, *image* is a file name, *pixels* are grey values.
 
 A data folder may be one folder deeper than it is named, and its parts may be in ``images/``: see ``places``.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from cxrlib import UserError, labels
-from cxrlib.data import images, tables
+from cxrlib.data import images, sources, tables
 from cxrlib.data.tables import Assume, Refuse, keep_silent, refuse_row
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")
@@ -41,14 +42,18 @@ BOX_PIXELS = 1024
 COLUMNS = ("image", "path", "patient", "follow_up", "age", "sex", "view", "dataset", *labels.LABELS)
 
 
-def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
+def read(folder: str | Path, *, allow_missing: bool = False, uncertain: str = tables.UNKNOWN) -> pd.DataFrame:
     """Films of a data folder: the rows of its CSV, validated, with the path of each file.
 
-    With ``allow_missing`` films without a file are left out, and ``films.attrs["missing"]`` lists them.
+    With ``allow_missing`` films without a file are left out, and ``films.attrs["missing"]`` lists them. ``uncertain``
+    says what a label of -1 counts as, one of ``tables.UNCERTAIN``. A folder of another dataset than NIH's is read by
+    ``sources``; its laterals are left out, and ``films.attrs["left_out"]`` counts them.
     Raises UserError if the folder, the CSV or a film is absent, or if a row of the CSV is wrong.
     """
     folder = Path(folder)
-    films = read_csv(find_table(folder))
+    if found := sources.other(folder):
+        return found.read(dataset(folder), allow_missing=allow_missing, uncertain=uncertain)[list(COLUMNS)]
+    films = read_csv(find_table(folder), uncertain=uncertain)
     names, files = films["image"], scan(folder)
     found, doubtful = files_of_films(names, files)
     if doubtful:
@@ -69,12 +74,18 @@ def read(folder: str | Path, *, allow_missing: bool = False) -> pd.DataFrame:
     return films[list(COLUMNS)]
 
 
-def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assume = keep_silent) -> pd.DataFrame:
+def read_csv(
+    csv: str | Path,
+    *,
+    uncertain: str = tables.UNKNOWN,
+    on_wrong: Refuse = refuse_row,
+    on_assumed: Assume = keep_silent,
+) -> pd.DataFrame:
     """Films of a label table (header of 2017 or 2020, gzip or not), validated, without path and dataset.
 
-    ``on_assumed`` is told what was read in another than the dataset's form: see ``tables``.
-    Raises UserError with file, line and value of the first wrong row. With another ``on_wrong`` that does not raise,
-    wrong cells become 0, NaN, "" or no label.
+    ``uncertain`` is as for ``read``. ``on_assumed`` is told what was read in another than the dataset's form: see
+    ``tables``. Raises UserError with file, line and value of the first wrong row. With another ``on_wrong`` that does
+    not raise, wrong cells become 0, NaN, "" or no label.
     """
     csv, how = Path(csv), {"on_wrong": on_wrong, "on_assumed": on_assumed}
     cells = tables.read_cells(csv, **how)
@@ -83,7 +94,14 @@ def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assu
     films["patient"] = tables.parse_integers(table["patient"], csv, "Patient ID", **how)
     if cells.attrs["cut"]:
         _refuse_cut_patient(films.tail(1), csv, on_wrong)
-    films["follow_up"] = tables.parse_integers(table["follow_up"], csv, "Follow-up #", **how)
+    absent = [name for name in tables.OPTIONAL if name not in table]
+    on_assumed("columns that the table does not have, unknown for all films", absent)
+    for name in absent:
+        table[name] = ""
+    if "follow_up" in absent:
+        films["follow_up"] = films.groupby("patient").cumcount().to_numpy(np.int64)
+    else:
+        films["follow_up"] = tables.parse_integers(table["follow_up"], csv, "Follow-up #", **how)
     films["age"] = tables.parse_ages(table["age"], csv, **how)
     films["sex"] = tables.parse_words(table["sex"], csv, "Patient Gender", tables.SEXES, **how)
     films["view"] = tables.parse_words(table["view"], csv, "View Position", tables.VIEWS, **how)
@@ -91,7 +109,7 @@ def read_csv(csv: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed: Assu
     if "finding_labels" in table:
         matrix = tables.parse_labels(table["finding_labels"], csv, **how)
     if matrix is None or set(table.columns) & {*labels.LABELS}:
-        matrix = tables.parse_finding_columns(table, csv, matrix, **how)
+        matrix = tables.parse_finding_columns(table, csv, matrix, uncertain=uncertain, **how)
     matrix = pd.DataFrame(matrix, index=films.index, columns=list(labels.LABELS))
     return pd.concat([films, matrix], axis=1).reset_index(drop=True)
 
@@ -136,6 +154,8 @@ def find_table(folder: Path) -> Path:
     """Path of a data folder's CSV. Raises UserError if the folder or the CSV is absent."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds {TABLES[0]} and images/")
+    if found := sources.other(folder):
+        return found.table
     if table := find(folder, _table_files()):
         return table
     raise UserError(f"{folder} holds no {TABLES[0]}; {_nearest_table(folder)}")
@@ -150,7 +170,7 @@ def _nearest_table(folder: Path) -> str:
             tables.film_columns(tables.read_cells(csv, on_wrong=lambda *_: None), csv)
         except UserError as error:
             if "has no column" in str(error):
-                return f"{error}. Take the table from the NIH download"
+                return f"{error}. Take the table from the NIH download, or describe yours in {sources.mapping.FILE}"
         else:
             return f"{csv.name} has the columns of a label table: name it {TABLES[0]} if it is one"
     return "take it from the NIH download and put it beside images/"
@@ -170,6 +190,8 @@ def _has_images(folder: Path) -> bool:
 
 def rivals(folder: Path) -> str:
     """Warning about several label tables in a data folder that differ: which one is used. "" if there is none."""
+    if sources.other(folder):
+        return ""
     files = [path for place in places(folder) for name in _table_files() if (path := place / name).is_file()]
     first, *others = (path.relative_to(folder).as_posix() for path in files)
     others = [name for name, path in zip(others, files[1:], strict=True) if _content(path) != _content(files[0])]
@@ -186,19 +208,26 @@ def _content(csv: Path) -> str:
 
 def find_boxes(folder: Path) -> Path | None:
     """Path of a data folder's box file, or None."""
+    if found := sources.other(folder):
+        return found.table if found.source.boxes else None
     return find(folder, (BOXES, f"{BOXES}.gz", OTHER_BOXES))
 
 
 def find_dataset(folder: Path) -> Path | None:
     """Path of a data folder's ``dataset.txt``, or None."""
+    if found := sources.other(folder):
+        return file if (file := found.folder / DATASET).is_file() else None
     return find(folder, (DATASET,))
 
 
 def dataset(folder: Path) -> str:
-    """Name of the dataset in ``dataset.txt``, "" without this file. Raises UserError if the name is not valid."""
+    """Name of the dataset in ``dataset.txt``; without this file that of a known dataset's own table, else "".
+
+    Raises UserError if the name is not valid.
+    """
     file = find_dataset(folder)
     if file is None:
-        return ""
+        return sources.name_of(folder)
     try:
         word = file.read_text("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -217,20 +246,34 @@ def find_images(folder: str | Path) -> dict[str, Path]:
 
 
 def label_matrix(films: pd.DataFrame) -> np.ndarray:
-    """Label matrix of the films, (N, 15) uint8 of 0 and 1, in the order of ``labels.LABELS``.
+    """Label matrix of the films, (N, 15), in the order of ``labels.LABELS``.
 
-    Raises UserError with the film's name for the first label that is neither 0 nor 1. Unknown does not mean absent.
+    It is uint8 of 0 and 1 where all labels are known, else float32 with NaN for unknown ones.
+    Raises UserError with the film's name for the first label that is none of these.
     """
     values = films[list(labels.LABELS)].to_numpy()
-    wrong = ~((values == 0) | (values == 1))
+    unknown = pd.isna(values)
+    wrong = ~((values == 0) | (values == 1) | unknown)
     if wrong.any():
         row, k = np.argwhere(wrong)[0]
         name = films["image"].iloc[row] if "image" in films else f"row {films.index[row]}"
         raise UserError(
             f"{name}: {labels.LABELS[k]} is {values[row, k]}, neither 0 nor 1 ({wrong.any(1).sum()} films with such "
-            "labels); leave out the films with unknown labels"
+            "labels); a label that is not known is NaN"
         )
-    return values.astype(np.uint8)
+    return values.astype(np.float32 if unknown.any() else np.uint8)
+
+
+UNKNOWN_CODE = 255
+"""Code of an unknown label in ``label_codes``."""
+
+
+def label_codes(films: pd.DataFrame) -> np.ndarray:
+    """``label_matrix`` in one byte per label, (N, 15) uint8: 0, 1, or ``UNKNOWN_CODE``."""
+    matrix = label_matrix(films)
+    if matrix.dtype == np.uint8:
+        return matrix
+    return np.nan_to_num(matrix, nan=UNKNOWN_CODE).astype(np.uint8)
 
 
 def film_size(films: pd.DataFrame, sample: int = 20) -> str:
@@ -250,7 +293,7 @@ def fingerprint(films: pd.DataFrame) -> str:
     for column in ("patient", "follow_up"):
         sha.update(films[column].to_numpy("<i8").tobytes())
     sha.update(films["age"].to_numpy("<f8").round(4).tobytes())
-    sha.update(label_matrix(films).tobytes())
+    sha.update(label_codes(films).tobytes())
     if "dataset" in films and films["dataset"].any():  # without a name the fingerprint is the same as in older versions
         sha.update("\n".join(films["dataset"]).encode() + b"\0")
     return sha.hexdigest()[:16]
@@ -261,6 +304,8 @@ def read_boxes(folder: str | Path, *, on_wrong: Refuse = refuse_row, on_assumed:
 
     The table is empty if the folder has no box file. Raises UserError with the line of a wrong row.
     """
+    if (found := sources.other(Path(folder))) and (boxes := found.boxes()) is not None:
+        return boxes
     file, names = find_boxes(Path(folder)), ["image", "finding", "x", "y", "w", "h"]
     if file is None:
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
@@ -284,8 +329,11 @@ def scale_boxes(boxes: pd.DataFrame, width: float, height: float) -> pd.DataFram
 def image_folders(folder: Path) -> Iterator[Path]:
     """Folders that may hold films: ``images*`` in a data folder, ``images*`` in these, and once more in ``images/``.
 
-    They are those of the first of ``places`` that has any.
+    They are those of the first of ``places`` that has any. For another dataset it is the folder of its tables.
     """
+    if found := sources.other(folder):
+        yield found.folder
+        return
     for place in places(folder):
         if _has_images(place):
             for outer in filter(Path.is_dir, sorted(place.glob("images*"))):
@@ -333,6 +381,9 @@ def stem(name: str) -> str:
 
 def scan(folder: Path) -> dict[str, str]:
     """Path of each film as text, otherwise as ``find_images``: five times as fast for 112,120 films."""
+    if found := sources.other(folder):
+        rows = found.rows()
+        return {name: path for name, path in zip(rows["image"], found.locate(rows)[0], strict=True) if path}
     files: dict[str, str] = {}
     for subfolder in image_folders(folder):
         for entry in os.scandir(subfolder.absolute()):

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrlib import UserError, labels, paths, randomness
-from cxrlib.data import images, records, tables
+from cxrlib import UserError, labels, metrics, paths, randomness
+from cxrlib.data import images, records, sources, tables
 from cxrlib.data.tables import Assume, keep_silent
 
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
@@ -67,13 +67,18 @@ def make(films: pd.DataFrame, folder: str | Path, *, val_fraction: float = 0.1, 
     """
     if not 0 < val_fraction < 0.5:
         raise UserError(f"val_fraction is {val_fraction}; give a share of films between 0 and 0.5")
-    in_test, source = _official(films, Path(folder))
+    found, in_val = sources.other(Path(folder)), None
+    if found:
+        in_test, in_val, source = found.split(films)
+    else:
+        in_test, source = _official(films, Path(folder))
     if in_test is None:
-        in_test = _draw(films, TEST_FRACTION, seed, stream=1)
-        source = f"drawn by patient (70/10/20, seed {seed}): {Path(folder).name} holds no official lists"
+        in_test = _draw(films, TEST_FRACTION, seed, stream=1, least=3)
+        unit = found.unit if found else "patient"
+        source = f"drawn by {unit} (70/10/20, seed {seed}): {Path(folder).name} holds no official lists"
         val_fraction = val_fraction / (1 - TEST_FRACTION)
     rest = films[~in_test]
-    in_val = _draw(rest, val_fraction, seed, stream=0)
+    in_val = _draw(rest, val_fraction, seed, stream=0) if in_val is None else in_val[~in_test]
     tables = [part.reset_index(drop=True) for part in (rest[~in_val], rest[in_val], films[in_test])]
     for a, b in combinations(tables, 2):
         if shared := overlap(a, b):
@@ -93,10 +98,21 @@ def overlap(a: pd.DataFrame, b: pd.DataFrame) -> int:
 
 
 def summary(parts: Parts) -> pd.DataFrame:
-    """Counts per part, one row each: films, patients, then the films with each of the 15 labels."""
+    """Counts per part, one row each: films, patients, then the films with each of the 15 labels.
+
+    Where labels are unknown, further columns such as "Mass known" count the films whose label is known.
+    """
     tables = [getattr(parts, name) for name in _NAMES]
-    rows = [[len(part), part["patient"].nunique(), *records.label_matrix(part).sum(0, dtype=int)] for part in tables]
-    return pd.DataFrame(rows, list(_NAMES), ["films", "patients", *labels.LABELS])
+    matrices = [records.label_matrix(part) for part in tables]
+    rows = [
+        [len(part), part["patient"].nunique(), *metrics.positives(matrix)]
+        for part, matrix in zip(tables, matrices, strict=True)
+    ]
+    table = pd.DataFrame(rows, list(_NAMES), ["films", "patients", *labels.LABELS])
+    known = np.stack([metrics.is_known(matrix).sum(0) for matrix in matrices])  # (3, 15)
+    for k in np.flatnonzero((known < table[["films"]].to_numpy()).any(0)):
+        table[f"{labels.LABELS[k]} known"] = known[:, k]
+    return table
 
 
 def write(parts: Parts, path: Path) -> Path:
@@ -156,7 +172,9 @@ def read_lists(folder: Path, on_assumed: Assume = keep_silent) -> dict[str, pd.I
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    """Paths of a data folder's official lists, by the list's usual name."""
+    """Paths of a data folder's official lists, by the list's usual name; none for another dataset than NIH's."""
+    if sources.other(folder):
+        return {}
     found = {name: records.find(folder, (name, other)) for name, other in OTHER_NAMES.items()}
     return {name: path for name, path in found.items() if path}
 
@@ -209,25 +227,26 @@ def _stems(names: Iterable[str]) -> pd.Index:
     return pd.Index(map(records.stem, names), dtype=str)
 
 
-def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int) -> np.ndarray:
+def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int, least: int = 2) -> np.ndarray:
     """Draw patients with about ``fraction`` of the films; (N,) bool. The prevalences are close to those of all films.
 
     The random draw is improved in ``ROUNDS`` steps. Each step tries ``SWAPS`` random swaps of a drawn patient for
-    another, and keeps the best one if it makes ``_distance`` smaller. Raises UserError for fewer than three patients.
+    another, and keeps the best one if it makes ``_distance`` smaller. Raises UserError for fewer than ``least``
+    patients: two for one draw, three if the rest is to be drawn from once more.
     """
     patients, of_film = np.unique(films["patient"].to_numpy(), return_inverse=True)
-    if len(patients) < 3:
+    if len(patients) < least:
         raise UserError(f"{len(patients)} patients cannot be split into train, validation and test; give more films")
-    columns = np.c_[records.label_matrix(films), np.ones(len(films))]  # (N, 16), the last column counts films
-    counts = np.stack([np.bincount(of_film, column, len(patients)) for column in columns.T], 1)  # (P, 16)
+    columns = _counted(records.label_matrix(films))
+    counts = np.stack([np.bincount(of_film, column, len(patients)) for column in columns.T], 1)  # (P, C)
     order = randomness.permutation(len(patients), seed, stream, _ORDER)
     n = int(np.searchsorted(counts[order, -1].cumsum(), fraction * len(films))) + 1
-    n = min(n, len(patients) - 2)
+    n = min(n, max(1, len(patients) - 2))  # the rest may be drawn from once more
     total, distance = counts[order[:n]].sum(0), _distance(counts, fraction)
     swaps = randomness.raw(ROUNDS * 2 * SWAPS, seed, stream, _SWAPS).reshape(ROUNDS, 2, SWAPS)
     for raw in swaps:
         out, into = randomness.below(raw[0], n), n + randomness.below(raw[1], len(patients) - n)
-        swapped = total - counts[order[out]] + counts[order[into]]  # (SWAPS, 16)
+        swapped = total - counts[order[out]] + counts[order[into]]  # (SWAPS, C)
         best = int(distance(swapped).argmin())
         if distance(swapped[best]) < distance(total):
             total = swapped[best]
@@ -235,8 +254,17 @@ def _draw(films: pd.DataFrame, fraction: float, seed: int, stream: int) -> np.nd
     return np.isin(of_film, order[:n])
 
 
+def _counted(matrix: np.ndarray) -> np.ndarray:
+    """What a draw balances, of each film, (N, C) bool: labels that are 1, unknown labels if any, and the film itself.
+
+    Labels (N, 15) of 0, 1 and NaN. With as many positives and unknowns as expected, the negatives are so too.
+    """
+    unknown = ~metrics.is_known(matrix)
+    return np.c_[matrix == 1, unknown[:, unknown.any(0)], np.ones(len(matrix), bool)]
+
+
 def _distance(counts: np.ndarray, fraction: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Distance function of draws with label counts (..., 16) from ``fraction`` of all patients' counts (P, 16).
+    """Distance function of draws with counts (..., C) from ``fraction`` of all patients' counts (P, C).
 
     It is chi-square, plus 100 for each label that several patients have and that is on one side of the draw only.
     """

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from cxrlib import UserError, paths, provenance
-from cxrlib.data import images, parallel, records, splits
+from cxrlib.data import images, parallel, records, sources, splits
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -494,7 +494,11 @@ def _tried_again(missing: dict[str, Any], sources: SourceFiles) -> dict[str, str
 def _gone(films: pd.DataFrame, stamps: dict) -> set[str]:
     """Names in the store that are not in ``films`` and whose files no longer exist."""
     extra = stamps.keys() - set(films["image"])
-    return extra - records.files_of_films(extra, records.scan(data_folder(films)))[0].keys() if extra else set()
+    return (
+        extra - records.files_of_films(extra, records.scan(sources.above(data_folder(films))))[0].keys()
+        if extra
+        else set()
+    )
 
 
 def _others(folder: Path, films: pd.DataFrame) -> set[str]:
@@ -541,11 +545,11 @@ def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
     copied or touched file counts as changed; its pixels are compared when they are read. ``tables`` covers the bytes of
     the label table, of the official lists and of ``dataset.txt``. ``boxes`` covers the bytes of the box file.
     """
-    sources = source_files(films, allow_missing=True)
+    here = source_files(films, allow_missing=True)
     tables = {"labels": records.find_table(folder), "dataset": records.find_dataset(folder)}
-    tables |= splits.find_lists(folder)
-    locked = [name for name, path in zip(sources.names, sources.paths, strict=True) if not os.access(path, os.R_OK)]
-    seen = [sources.names, [list(stamp) for stamp in sources.stamps], *([locked] if locked else [])]
+    tables |= splits.find_lists(folder) | sources.tables_of(folder)
+    locked = [name for name, path in zip(here.names, here.paths, strict=True) if not os.access(path, os.R_OK)]
+    seen = [here.names, [list(stamp) for stamp in here.stamps], *([locked] if locked else [])]
     return {
         "films": provenance.digest(seen),
         "tables": provenance.digest({name: _file_hash(path) for name, path in tables.items()}),
@@ -554,5 +558,7 @@ def folder_fingerprints(folder: Path, films: pd.DataFrame) -> dict[str, str]:
 
 
 def _file_hash(path: Path | None) -> list[str]:
-    """Name and hash of a file. Empty if the file is absent."""
+    """Name and hash of a file, or names, sizes and times in a folder of reports. Empty if it is absent."""
+    if path and path.is_dir():
+        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(path.iterdir())]
     return [path.name, provenance.file_sha256(path)] if path and path.is_file() else []

@@ -36,8 +36,16 @@ HEADERS = {
     "Patient Sex": "sex",
     "View Position": "view",
 }
+OPTIONAL = ("follow_up", "age", "sex", "view")
+"""Columns that a table may lack. The follow-up is then the film's number among its patient's rows, from 0."""
 SEXES = {"M": "M", "MALE": "M", "MAN": "M", "F": "F", "FEMALE": "F", "WOMAN": "F", "": "", "UNKNOWN": ""}
 VIEWS = {"PA": "PA", "AP": "AP", "": ""}
+UNKNOWN = "unknown"
+UNCERTAIN = {UNKNOWN: np.nan, "positive": 1.0, "negative": 0.0}
+"""What a label of -1, which the reader of the report was not sure of, may count as."""
+
+NOT_SURE = {"-1", "-1.0", "-1,0"}
+NOT_STATED = {"", "NAN"}
 ON_OR_OFF = {"0": 0, "0.0": 0, "0,0": 0, "FALSE": 0, "1": 1, "1.0": 1, "1,0": 1, "TRUE": 1}
 
 _AGE = r"(?P<number>\d{1,4})(?:\.0+|,0{1,2})?(?P<unit>[YMD]?)"
@@ -67,7 +75,7 @@ def first_line(column: pd.Series, wrong: np.ndarray) -> str:
 
 
 def read_text(path: Path, on_assumed: Assume = keep_silent) -> str:
-    """Text of a file (UTF-8, or UTF-16 with a byte order mark; gzip if so named), line ends as they are.
+    """Text of a file (UTF-8, or UTF-16 with a byte order mark or without; gzip if so named), line ends as they are.
 
     Raises UserError if it cannot be read or is not text.
     """
@@ -75,16 +83,27 @@ def read_text(path: Path, on_assumed: Assume = keep_silent) -> str:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); download it again") from None
-    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    unmarked = "" if marked else _utf_16_without_mark(data)
     try:
-        text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+        text = data.decode("utf-16" if marked else unmarked or "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read ({error}); save it as UTF-8, or download it again") from None
     if "\0" in text:
         raise UserError(f"{path} is not text; save it as UTF-8, or download it again")
-    if is_utf_16:
-        on_assumed("file in UTF-16", [path.name])
+    if marked or unmarked:
+        on_assumed("file in UTF-16" + (" without a byte order mark" if unmarked else ""), [path.name])
     return text
+
+
+def _utf_16_without_mark(data: bytes) -> str:
+    """Kind of UTF-16 without a mark, else "". Every second byte of the first line is then zero, and no other is."""
+    for kind, end, zeros, others in (("utf-16-le", b"\n\0", 1, 0), ("utf-16-be", b"\0\n", 0, 1)):
+        start = data[:65_536]
+        line = start[: start.find(end) & ~1] if end in start else b""
+        if line and len(data) % 2 == 0 and not any(line[zeros::2]) and all(line[others::2]):
+            return kind
+    return ""
 
 
 def read_cells(
@@ -146,11 +165,11 @@ def find_separator(text: str, file: Path) -> str:
 def film_columns(cells: pd.DataFrame, file: Path, on_assumed: Assume = keep_silent) -> pd.DataFrame:
     """The known columns of a table of films, named as in ``HEADERS`` and ``labels.LABELS``.
 
-    Labels are in ``finding_labels``, or in a column for each finding. Raises UserError, which names the columns found
-    and those needed, if a column is absent or is there twice.
+    Those in ``OPTIONAL`` may be absent. Labels are in ``finding_labels``, or in a column for each finding. Raises
+    UserError, which names the columns found and those needed, if a column is absent or is there twice.
     """
     found = [_KNOWN.get(_key(name), "") for name in cells.columns]
-    absent = [name for name in dict.fromkeys(HEADERS.values()) if name not in found]
+    absent = [name for name in dict.fromkeys(HEADERS.values()) if name not in (*found, *OPTIONAL)]
     if "finding_labels" in absent and set(found) & {*labels.FINDINGS}:
         absent += [name for name in labels.FINDINGS if name not in found]
         absent.remove("finding_labels")
@@ -160,8 +179,8 @@ def film_columns(cells: pd.DataFrame, file: Path, on_assumed: Assume = keep_sile
         shown = [name[:40] for name in cells.columns if name][:20]
         raise UserError(
             f"{file} has no column {names}; it has {', '.join(map(repr, shown)) or 'none with a name'}. A table needs "
-            f"{', '.join(header for header in HEADERS if header != 'Patient Sex')} "
-            "(or, for Finding Labels, a column of 0 and 1 for each of the 14 findings)"
+            "Image Index, Finding Labels and Patient ID (or, for Finding Labels, a column of 0 and 1 for each of the "
+            "14 findings); it may have Follow-up #, Patient Age, Patient Gender and View Position"
         )
     twice = [name for name in dict.fromkeys(found) if name and found.count(name) > 1]
     if twice:
@@ -277,37 +296,61 @@ def parse_finding_columns(
     columns: pd.DataFrame,
     csv: Path,
     expected: np.ndarray | None = None,
+    uncertain: str = UNKNOWN,
     on_wrong: Refuse = refuse_row,
     on_assumed: Assume = keep_silent,
 ) -> np.ndarray:
-    """Label matrix (N, 15) uint8 of a column for each finding, which holds 0 or 1. An empty cell is refused.
+    """Label matrix (N, 15) of a column for each finding: uint8 where all labels are known, else float32 with NaN.
 
-    ``No Finding`` may be absent; it is 1 where all 14 findings are 0. With ``expected`` (N, 15), from the table's
-    ``Finding Labels``, the columns that are there must say the same, and ``expected`` is returned.
+    A cell holds 0 or 1. An empty cell is unknown, and -1 counts as ``uncertain`` says. ``No Finding`` may be absent or
+    empty; then it is 1 where all 14 findings are 0, 0 where all are known and one is 1, and else unknown. With
+    ``expected`` (N, 15), from the table's ``Finding Labels``, the columns that are there must say the same, and
+    ``expected`` is returned. Raises UserError for another ``uncertain``.
     """
-    matrix = np.zeros((len(columns), len(labels.LABELS)), np.uint8) if expected is None else expected
+    if uncertain not in UNCERTAIN:
+        raise UserError(f"uncertain {uncertain!r} is unknown; choose {', '.join(UNCERTAIN)}")
+    matrix = np.zeros((len(columns), len(labels.LABELS)), np.float32)
+    wrong = np.zeros(matrix.shape, bool)
     for k, name in enumerate(labels.LABELS):
         if name not in columns:
+            matrix[:, k] = np.nan
             continue
-        codes, values = distinct_values(columns[name])
-        read = values.str.upper().map(ON_OR_OFF)
-        unknown = read.isna().to_numpy()[codes]
-        on_wrong(csv, columns[name], unknown, name, "expected 0 or 1; unknown labels cannot be read yet")
-        read = read.fillna(0).to_numpy(np.uint8)[codes]
+        matrix[:, k], wrong[:, k] = _label_values(columns[name], UNCERTAIN[uncertain])
+        on_wrong(csv, columns[name], wrong[:, k], name, "expected 0, 1, nothing (unknown) or -1 (uncertain)")
         if expected is not None:
-            other = (read != expected[:, k]) & ~unknown
+            other = labels.differ(matrix[:, k], expected[:, k]) & ~wrong[:, k]
             on_wrong(csv, columns[name], other, name, "it contradicts the row's Finding Labels; remove the wrong one")
-        elif name != labels.NO_FINDING:
-            matrix[:, k] = read
-        else:
-            other = (read == matrix.any(1)) & ~unknown
-            on_wrong(csv, columns[name], other, name, "it must be 1 where all 14 findings are 0, and 0 elsewhere")
-    if expected is None:
-        on_assumed("columns of 0 and 1 in place of Finding Labels", [csv.name])
-        if labels.NO_FINDING not in columns:
-            on_assumed("No Finding is where all 14 findings are 0", [csv.name])
-        matrix[:, -1] = ~matrix[:, :-1].any(1)
-    return matrix
+    if expected is not None:
+        return expected
+    on_assumed("columns of 0 and 1 in place of Finding Labels", [csv.name])
+    if labels.NO_FINDING in columns:
+        other = _contradicts_no_finding(matrix) & ~wrong[:, -1]
+        advice = "it must be 1 where all 14 findings are 0, and 0 elsewhere"
+        on_wrong(csv, columns[labels.NO_FINDING], other, labels.NO_FINDING, advice)
+    else:
+        on_assumed("No Finding is where all 14 findings are 0", [csv.name])
+    concluded = labels.no_finding(matrix[:, :-1])
+    matrix[:, -1] = np.where(np.isnan(concluded), matrix[:, -1], concluded)
+    unknown = np.isnan(matrix)
+    if unknown.any():
+        counts = zip(labels.LABELS, unknown.sum(0), strict=True)
+        on_assumed("labels unknown", [f"{name} of {count:,} films" for name, count in counts if count])
+    return matrix if unknown.any() else matrix.astype(np.uint8)
+
+
+def _label_values(column: pd.Series, not_sure: float) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a column, (N,) of 0, 1 and NaN, and whether a cell is no label, (N,) bool; its value is 0."""
+    codes, values = distinct_values(column)
+    values = values.str.upper()
+    read = values.map(ON_OR_OFF | dict.fromkeys(NOT_SURE, not_sure)).to_numpy(np.float64)
+    wrong = ~values.isin([*ON_OR_OFF, *NOT_SURE, *NOT_STATED]).to_numpy(bool)
+    return np.where(wrong, 0, read)[codes], wrong[codes]
+
+
+def _contradicts_no_finding(matrix: np.ndarray) -> np.ndarray:
+    """Whether a film's "No Finding" contradicts its findings, (N,) bool; labels (N, 15) of 0, 1 and NaN."""
+    stated, present = matrix[:, -1], (matrix[:, :-1] == 1).any(1)
+    return ((stated == 1) & present) | ((stated == 0) & (matrix[:, :-1] == 0).all(1))
 
 
 def parse_box_findings(column: pd.Series, csv: Path, on_wrong: Refuse = refuse_row) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from cxrlib import UserError
+from cxrlib import UserError, metrics
 from cxrlib import labels as order
 from cxrlib.evaluation import intervals
 
@@ -83,6 +83,7 @@ def from_dict(values: dict[str, Any], where: str = "calibration") -> Calibration
 def fit(labels: np.ndarray, probabilities: np.ndarray, kind: str = "platt", gamma: float = 0.0) -> Calibration:
     """Fit a calibration on *validation*: labels (N, 15), probabilities (N, 15), gamma of the focal loss or 0.
 
+    Each label's line is fitted on the films whose label is known.
     First ``unfocal`` removes the bias of the focal loss, which needs no films. Then "temperature" fits a slope per
     label (Guo et al. 2017), which corrects over- and underconfidence; "platt" also fits an intercept (Platt 1999, with
     his smoothed targets), which corrects the overall level, as after positive weights; "none" fits nothing. A label
@@ -109,10 +110,12 @@ def unfocal(probabilities: np.ndarray, gamma: float) -> np.ndarray:
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> pd.DataFrame:
     """Observed frequency of one finding by probability: labels and probabilities (N,); a row per bin.
 
+    Only films of known label count; without any there is no row.
     Bins hold equally many films (ties together): nearly all probabilities of a rare finding are small, so bins of equal
     width would be empty but for one. Columns films, low, high (of the bin), probability (mean), observed (frequency)
     with its Wilson interval observed_low, observed_high.
     """
+    labels, probabilities = metrics.of_known(labels, probabilities)
     rows = []
     for these in _bins(probabilities, bins):
         inside, positives = probabilities[these], int(np.count_nonzero(labels[these]))
@@ -125,9 +128,10 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -
 def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error of one finding: mean distance of probability and frequency over ``reliability`` bins.
 
-    0 is perfect; perfect probabilities of N films still give about 0.8 √(p (1−p) bins / N). NaN without films.
+    0 is perfect; perfect probabilities of N films still give about 0.8 √(p (1−p) bins / N). NaN without films
+    of known label.
     """
-    if len(labels) == 0:
+    if not metrics.is_known(labels).any():
         return np.nan
     rows = reliability(labels, probabilities, bins)
     return float(np.average((rows["probability"] - rows["observed"]).abs(), weights=rows["films"]))
@@ -136,17 +140,18 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
 def scores(
     labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, *, replicates: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Brier score and classwise ECE per label: labels, probabilities (N, 15), patients (N,).
+    """Brier score and classwise ECE per label, over films of known label: labels, probabilities (N, 15), patients (N,).
 
     Columns finding, positives, probability (mean), prevalence, brier with brier_low and brier_high by patient,
     brier_prevalence (the score of the prevalence as every film's probability; a higher Brier is worse than no network),
     ece.
     """
-    errors = (probabilities - labels) ** 2
-    brier = intervals.ratio(errors, np.ones_like(errors), patients, replicates=replicates, seed=seed)
-    share = labels.mean(0)
-    table = pd.DataFrame({"finding": order.LABELS, "positives": labels.sum(0, dtype=np.int64)})
-    table["probability"], table["prevalence"] = probabilities.mean(0), share
+    errors, known = (probabilities - labels) ** 2, metrics.is_known(labels)
+    errors = errors if known.all() else np.where(known, errors, 0.0)
+    brier = intervals.ratio(errors, known.astype(np.float64), patients, replicates=replicates, seed=seed)
+    share = metrics.mean_of_known(labels.astype(np.float64), labels)
+    table = pd.DataFrame({"finding": order.LABELS, "positives": metrics.positives(labels)})
+    table["probability"], table["prevalence"] = metrics.mean_of_known(probabilities, labels), share
     table["brier"], table["brier_low"], table["brier_high"] = brier
     table["brier_prevalence"] = share * (1 - share)
     table["ece"] = [ece(labels[:, k], probabilities[:, k]) for k in range(labels.shape[1])]
@@ -157,6 +162,7 @@ def _line(labels: np.ndarray, logits: np.ndarray, kind: str) -> tuple[float, flo
     """Slope and intercept of one label's line and ""; or 1, 0 and the reason why nothing was fitted."""
     if kind == "none":
         return 1.0, 0.0, "not asked for"
+    labels, logits = metrics.of_known(labels, logits)
     positives = int(np.count_nonzero(labels))
     fewest = min(positives, len(labels) - positives)
     if fewest < LEAST:
@@ -218,9 +224,11 @@ def _probability(logits: np.ndarray, raw: np.ndarray) -> np.ndarray:
 
 def _bins(probabilities: np.ndarray, bins: int) -> list[np.ndarray]:
     """Positions of the films of each bin, about equally many; films of equal probability stay together."""
+    if len(probabilities) == 0:
+        return []
     ranked = np.argsort(probabilities, kind="stable")
     cuts = np.searchsorted(probabilities[ranked], probabilities[ranked[np.arange(1, bins) * len(ranked) // bins]])
-    return [part for part in np.split(ranked, np.unique(cuts)) if len(part)] if len(ranked) else []
+    return [part for part in np.split(ranked, np.unique(cuts)) if len(part)]
 
 
 def _plain(value: Any) -> Any:

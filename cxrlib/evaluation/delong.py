@@ -54,9 +54,11 @@ class Estimate:
 def auc(labels: np.ndarray, scores: np.ndarray, rows: np.ndarray, patients: int) -> Estimate:
     """ROC AUC of one finding, labels and scores (N,), both classes present; rows (N,) each film's patient, 0 … P - 1.
 
+    Films of unknown label (NaN) are left out.
     Parts are scaled by √(n / (n − 1)) for the n patients of a class, as in a sample's variance.
     """
-    positive = np.asarray(labels) == 1
+    labels, scores, rows = metrics.of_known(labels, scores, rows)
+    positive = labels == 1
     value = metrics.roc_auc(labels, scores)
     classes = zip((rows[positive], rows[~positive]), components(positive, scores[None]), strict=True)
     parts, counts = zip(*(_summed(where, deviations[0], patients) for where, deviations in classes), strict=True)
@@ -122,12 +124,12 @@ def imperfect(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     A perfect AUC has no variance, although the next film might be ranked wrong.
     """
-    positive = np.asarray(labels) == 1
+    positive, negative = np.asarray(labels) == 1, np.asarray(labels) == 0
     if metrics.roc_auc(labels, scores) not in (0.0, 1.0):
         return scores
-    sign = 1.0 if scores[positive].min() > scores[~positive].max() else -1.0
+    sign = 1.0 if scores[positive].min() > scores[negative].max() else -1.0
     weakest = np.flatnonzero(positive)[np.argmin(sign * scores[positive])]
-    strongest = np.flatnonzero(~positive)[np.argmax(sign * scores[~positive])]
+    strongest = np.flatnonzero(negative)[np.argmax(sign * scores[negative])]
     swapped = np.array(scores, np.float64)
     swapped[[weakest, strongest]] = swapped[[strongest, weakest]]
     return swapped

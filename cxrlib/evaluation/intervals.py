@@ -55,7 +55,11 @@ def draw_resamples(patients: np.ndarray, replicates: int, seed: int) -> tuple[np
 
 
 def running_weights(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> RunningWeights:
-    """Running weights of one finding: labels (N,), scores (N,), counts and rows as from ``draw_resamples``."""
+    """Running weights of one finding: labels (N,), scores (N,), counts and rows as from ``draw_resamples``.
+
+    Films of unknown label are left out; the patients are resampled as for any other finding.
+    """
+    labels, scores, rows = metrics.of_known(labels, scores, rows)
     order = np.argsort(scores, kind="stable")
     positive = labels[order] == 1
     scores, rows = scores[order], rows[order]
@@ -268,9 +272,10 @@ def bootstrap(
 ) -> Bootstrap:
     """Resample the patients, and compute AUC and average precision of every finding on each resample.
 
-    labels (N, K) of 0 and 1, probabilities (N, K), patients (N,). Equal patients and seed give equal resamples, so the
-    replicates of two models on the same films may be subtracted (``difference``). Without ``precision`` the replicates
-    of AP are NaN, which halves the time.
+    labels (N, K) of 0, 1 and NaN (unknown: the film does not count for this finding), probabilities (N, K), patients
+    (N,). Equal patients and seed give equal resamples, the same for all findings, so the replicates of two models on
+    the same films may be subtracted (``difference``). Without ``precision`` the replicates of AP are NaN, which halves
+    the time.
     """
     check(labels, probabilities, patients)
     auc, ap = metrics.auc_per_label(labels, probabilities), metrics.ap_per_label(labels, probabilities)
@@ -278,7 +283,7 @@ def bootstrap(
     values = np.full((2, replicates, labels.shape[1]), np.nan)
     for start in range(0, replicates, BLOCK):
         block = np.ascontiguousarray(counts[:, start : start + BLOCK])
-        for k in np.flatnonzero(labels.any(0)):
+        for k in np.flatnonzero(metrics.positives(labels)):
             at = running_weights(labels[:, k], probabilities[:, k], block, rows)
             values[0, start : start + BLOCK, k] = resampled_auc(at)
             if precision:

@@ -32,7 +32,10 @@ Variant = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions from a file: images (N,), patients (N,), labels (N, 15), probabilities (N, 15)."""
+    """Predictions from a file: images (N,), patients (N,), labels (N, 15), probabilities (N, 15).
+
+    Labels are as from ``records.label_matrix``: uint8 where all are known, else float32 with NaN for unknown ones.
+    """
 
     images: list[str]
     patients: np.ndarray
@@ -103,7 +106,10 @@ def table(films: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
 
 
 def write(path: Path, films: pd.DataFrame, probabilities: np.ndarray) -> Path:
-    """Write ``table`` as CSV, atomically, with nine digits, which keep all float32 values distinct."""
+    """Write ``table`` as CSV, atomically, with nine digits, which keep all float32 values distinct.
+
+    The cell of an unknown label is empty.
+    """
     with paths.atomic(path) as temporary:
         table(films, probabilities).to_csv(temporary, index=False, float_format="%.9g")
     return path
@@ -114,7 +120,7 @@ def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
 
     Raises UserError if the file is absent or not a CSV, if columns are missing or in another label order, if an image
     occurs twice (or is not one of ``films``, or is missing, or has other labels or another patient there), if a
-    probability is NaN or outside 0..1, or if a label is not 0 or 1.
+    probability is NaN or outside 0..1, if a label is not 0, 1, or empty or NaN (unknown), or if a row was cut off.
     """
     csv = Path(csv)
     frame = _frame(csv)
@@ -126,7 +132,7 @@ def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
     predictions = Predictions(
         images=frame["image"].tolist(),
         patients=_numbers(frame[["patient"]], csv, whole=True)[:, 0].astype(np.int64),
-        labels=_numbers(frame[TRUTHS], csv, whole=True, high=1).astype(np.uint8),
+        labels=_labels(frame[TRUTHS], csv),
         probabilities=_numbers(frame[PROBABILITIES], csv, high=1),
     )
     if films is not None:
@@ -251,11 +257,26 @@ def _matched(frame: pd.DataFrame, films: pd.DataFrame, csv: Path) -> pd.DataFram
 
 def _check_truth(predictions: Predictions, films: pd.DataFrame, csv: Path) -> None:
     """Raise UserError if the labels or patients changed since the file was written."""
-    other = (predictions.labels != films[list(labels.LABELS)].to_numpy()).any(1)
+    other = labels.differ(predictions.labels, records.label_matrix(films)).any(1)
     other |= predictions.patients != films["patient"].to_numpy()
     if other.any():
         name = predictions.images[int(np.argmax(other))]
         raise UserError(f"{csv}: labels or patient of {name} are not those of the films ({other.sum()}); predict again")
+
+
+def _labels(part: pd.DataFrame, csv: Path) -> np.ndarray:
+    """Labels of the columns, (N, 15) as ``records.label_matrix``. A row that was cut off has no unknown labels."""
+    unknown = part.isna().to_numpy()
+    if not unknown.any():
+        return _numbers(part, csv, whole=True, high=1).astype(np.uint8)
+    text = csv.read_text("utf-8-sig")
+    width = text.partition("\n")[0].count(",")
+    short = [i for i, line in enumerate(text.splitlines(), 1) if line.count(",") < width]
+    if short or not text.endswith("\n"):
+        where = f"row {short[0]}" if short else "the last row"
+        raise UserError(f"{csv}, {where} was cut off; predict again")
+    values = _numbers(part.mask(unknown, 0), csv, whole=True, high=1).astype(np.float32)
+    return np.where(unknown, np.float32(np.nan), values)
 
 
 def _numbers(part: pd.DataFrame, csv: Path, *, high: float = np.inf, whole: bool = False) -> np.ndarray:

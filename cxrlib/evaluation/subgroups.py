@@ -84,7 +84,7 @@ def measure(
     replicates: int = 500,
     seed: int = 0,
 ) -> Measured:
-    """Measure AUC, and the sensitivity of calls, of the 14 findings in every group.
+    """Measure AUC, and the sensitivity of calls, of the 14 findings in every group, on its films of known label.
 
     films: N rows as ``records.read``; probabilities (N, 15); calls (N, 15) as from ``thresholds.Decisions``: 1.0 or
     0.0, NaN in columns without a threshold. Without calls sensitivity is left out. Raises UserError for another shape.
@@ -161,7 +161,7 @@ def view_shortcut(
     table = pd.DataFrame(
         {
             "finding": FINDINGS,
-            **{name: labels[here].sum(0, dtype=np.int64) for name, here in zip(VIEWS, views, strict=True)},
+            **{name: metrics.positives(labels[here]) for name, here in zip(VIEWS, views, strict=True)},
             "auc": values[0],
             "within": values[1],
             "difference": values[0] - values[1],
@@ -173,7 +173,7 @@ def view_shortcut(
     defined = np.flatnonzero(~np.isnan(values[0]))
     fewest = intervals.patients_of(labels[either][:, defined], rows[either], len(counts))[0].min(0)
     ends, name = _mean_ends(gains[:, defined], len(counts), fewest), metrics.mean_of(len(defined))
-    counts = [int(labels[here].sum()) for here in views]
+    counts = [int(metrics.positives(labels[here]).sum()) for here in views]
     last = pd.DataFrame([dict(zip(table.columns, (name, *counts, *mean, *ends, ""), strict=True))])
     return pd.concat([table, last], ignore_index=True)
 
@@ -191,7 +191,8 @@ def _estimates(
         elif number == "auc":
             estimates.append(delong.auc(truth[:, k], values[:, k], rows, len(counts)))
         else:
-            estimates.append(delong.share(values[:, k] * truth[:, k], truth[:, k], rows, len(counts)))
+            positive = truth[:, k] == 1
+            estimates.append(delong.share(values[:, k] * positive, positive, rows, len(counts)))
     return estimates
 
 
@@ -208,7 +209,7 @@ def _gap(number: str, kind: str, one: str, other: str, measured: Measured) -> pd
     ours, theirs = (measured.numbers[number][name] for name in (one, other))
     sides = [measured.groups[name].here for name in (one, other)]
     differences = {k: delong.less(ours[k], theirs[k]) for k in range(len(FINDINGS)) if ours[k] and theirs[k]}
-    counts = [measured.known[here][:, : len(FINDINGS)].sum(0, dtype=np.int64) for here in sides]
+    counts = [metrics.positives(measured.known[here][:, : len(FINDINGS)]) for here in sides]
     patients = [measured.films.loc[here, "patient"].nunique() for here in sides]
     few = f"fewer than {LEAST} patients with or without it in a group, or no threshold"
     rows = [
@@ -255,13 +256,20 @@ def _rows(group: Group, measured: Measured) -> pd.DataFrame:
     patients = len(np.unique(film_patients))
     fewest = np.array([estimate.counts.min() if estimate else 0 for estimate in estimates])
     low, high = intervals.percentiles(np.where(fewest < intervals.LEAST, np.nan, replicates), fewest)
-    table = pd.DataFrame({"finding": FINDINGS, "positives": labels.sum(0, dtype=np.int64), "auc": values})
+    table = pd.DataFrame({"finding": FINDINGS, "positives": metrics.positives(labels), "auc": values})
     table["low"], table["high"], table["findings"] = low, high, 1
     table["reason"] = [why(labels[:, k], film_patients) for k in range(len(FINDINGS))]
     defined = np.flatnonzero(~np.isnan(values))
     ends = _mean_ends(replicates[:, defined], patients, fewest[defined])
     reason = "" if len(defined) else "no finding is defined here" if len(labels) else "no films"
-    last = (metrics.mean_of(len(defined)), int(labels.sum()), metrics.nanmean(values), *ends, len(defined), reason)
+    last = (
+        metrics.mean_of(len(defined)),
+        table["positives"].sum(),
+        metrics.nanmean(values),
+        *ends,
+        len(defined),
+        reason,
+    )
     table = pd.concat([table, pd.DataFrame([dict(zip(table.columns, last, strict=True))])], ignore_index=True)
     counts = {"films": int(group.here.sum()), "patients": patients}
     return pd.DataFrame({"kind": group.kind, "group": group.name, **counts}, index=table.index).join(table)

@@ -161,17 +161,19 @@ SURE = 0.05  # largest p, adjusted if there are several, at which a difference c
 def auc(films: pd.DataFrame, probabilities: np.ndarray, *, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     """AUC and average precision of each label with 95 % intervals by patient bootstrap; the last row is the mean.
 
-    films: N rows as from ``records.read``; probabilities (N, 15). Columns finding, positives, patients (with the
-    finding; in the last row all), auc, auc_low, auc_high, ap, ap_low, ap_high, reason, no_interval (the reason for
-    none), p_chance and p_others as from ``against``. A finding with one class only is NaN, with a ``reason``, and not
-    part of the mean, whose name gives the number of its findings. "No Finding" is listed but never part of the mean.
+    films: N rows as from ``records.read``; probabilities (N, 15). Columns finding, positives, films (whose label is
+    known; in the last row all), patients (with the finding; in the last row all), auc, auc_low, auc_high, ap, ap_low,
+    ap_high, reason, no_interval (the reason for none), p_chance and p_others as from ``against``. A finding with one
+    class only is NaN, with a ``reason``, and not part of the mean, whose name gives the number of its findings. "No
+    Finding" is listed but never part of the mean.
     """
     labels = records.label_matrix(films)
     boot = intervals.bootstrap(labels, probabilities, films["patient"].to_numpy(), replicates=replicates, seed=seed)
     rows = pd.DataFrame(
         {
             "finding": LABELS,
-            "positives": labels.sum(0),
+            "positives": metrics.positives(labels),
+            "films": metrics.is_known(labels).sum(0),
             "patients": boot.patients[0],
             "auc": boot.auc,
             **dict(zip(("auc_low", "auc_high"), boot.auc_interval, strict=True)),
@@ -181,7 +183,8 @@ def auc(films: pd.DataFrame, probabilities: np.ndarray, *, replicates: int = 100
             "no_interval": boot.why(),
         }
     ).join(against(films, probabilities))
-    mean = (metrics.mean_of(len(boot.told)), labels[:, metrics.HEADLINE].sum(), boot.everyone, *boot.mean_auc)
+    positives = rows["positives"][metrics.HEADLINE].sum()
+    mean = (metrics.mean_of(len(boot.told)), positives, len(labels), boot.everyone, *boot.mean_auc)
     mean += (*boot.mean_ap, "", boot.why_mean(), np.nan, np.nan)
     return pd.concat([rows, pd.DataFrame([dict(zip(rows.columns, mean, strict=True))])], ignore_index=True)
 
@@ -325,31 +328,38 @@ def steps(names: Sequence[str], films: pd.DataFrame, readings: Sequence[np.ndarr
 def at_half(known: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Mean AUC, and mean sensitivity and specificity at 0.5, over the 14 findings; undefined ones are left out.
 
-    known (N, 15) of 0 and 1, probabilities (N, 15).
+    known (N, 15) of 0, 1 and NaN, probabilities (N, 15).
     """
+    shown = metrics.is_known(known[:, metrics.HEADLINE])
     at = [metrics.at_threshold(known[:, k], probabilities[:, k], 0.5) for k in range(len(FINDINGS))]
     return {
         "mean AUC": metrics.mean_auc(known, probabilities),
         "sensitivity at 0.5": metrics.nanmean(np.array([one.sensitivity for one in at])),
         "specificity at 0.5": metrics.nanmean(np.array([one.specificity for one in at])),
-        "mean probability": float(probabilities[:, : len(FINDINGS)].mean()),
-        "prevalence": float(known[:, : len(FINDINGS)].mean()),
+        "mean probability": float(_where(shown, probabilities[:, metrics.HEADLINE]).mean()),
+        "prevalence": float(_where(shown, known[:, metrics.HEADLINE]).mean()),
     }
+
+
+def _where(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values of known labels; the array as it is if all are known."""
+    return values if known.all() else values[known]
 
 
 def rank(films: pd.DataFrame, probabilities: np.ndarray) -> np.ndarray:
     """Rank of each film by its own findings: (N,), 1 best, 0 worst, NaN for films without a finding.
 
-    For each of the film's findings, the share of films without it that score lower (ties count half); then their mean.
-    The mean over a finding's films is its AUC, so the films with the lowest rank reduce it most.
+    For each of the film's findings, the share of films known to be without it that score lower (ties count half); then
+    their mean. The mean over a finding's films is its AUC, so the films with the lowest rank reduce it most.
     """
-    labels = records.label_matrix(films)[:, : len(FINDINGS)].astype(bool)
+    labels = records.label_matrix(films)[:, : len(FINDINGS)]
     shares = np.full(labels.shape, np.nan)
     for k in range(len(FINDINGS)):
-        positive = labels[:, k]
-        if positive.any() and not positive.all():
-            among_all, among_own = rankdata(probabilities[:, k]), rankdata(probabilities[positive, k])
-            shares[positive, k] = (among_all[positive] - among_own) / np.count_nonzero(~positive)
+        if not metrics.reason(labels[:, k]):
+            known, scores, films_of = metrics.of_known(labels[:, k], probabilities[:, k], np.arange(len(labels)))
+            positive = known == 1
+            among_all, among_own = rankdata(scores), rankdata(scores[positive])
+            shares[films_of[positive], k] = (among_all[positive] - among_own) / np.count_nonzero(~positive)
     return metrics.nanmean(shares, axis=1)
 
 
@@ -367,7 +377,7 @@ def _differences(films: pd.DataFrame, ours: np.ndarray, theirs: np.ndarray) -> I
         difference = intervals.delong_difference(labels[:, k], ours[:, k], theirs[:, k], patients)
         yield {
             "finding": finding,
-            "positives": int(labels[:, k].sum()),
+            "positives": int(metrics.positives(labels[:, k])),
             "auc": metrics.roc_auc(labels[:, k], ours[:, k]),
             "auc_against": metrics.roc_auc(labels[:, k], theirs[:, k]),
             **dict(zip(("difference", "low", "high", "p"), difference, strict=True)),

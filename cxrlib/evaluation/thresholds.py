@@ -27,12 +27,13 @@ SENSITIVITY = 0.9
 def choose(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """Thresholds per label and rule from *validation*: labels (N, 15), probabilities (N, 15).
 
+    Each label's thresholds come from the films whose label is known.
     Columns finding, rule, threshold, positives, reason. A threshold is the middle between the lowest score called
     positive and the next lower one. NaN, with the reason, if validation has one class only.
     """
     rows = []
     for k, finding in enumerate(order.LABELS[: labels.shape[1]]):
-        why, positives = metrics.reason(labels[:, k]), int(np.count_nonzero(labels[:, k]))
+        why, positives = metrics.reason(labels[:, k]), int(metrics.positives(labels[:, k]))
         cuts = _by_rule(labels[:, k], probabilities[:, k]) if not why else dict.fromkeys(RULES, np.nan)
         why = f"validation: {why}" if why else ""
         rows += [(finding, rule, cuts[rule], positives, why) for rule in RULES]
@@ -50,14 +51,15 @@ def judge(
 ) -> pd.DataFrame:
     """Results of chosen thresholds on other films: labels, probabilities (N, 15), patients (N,).
 
-    Columns finding, rule, threshold, positives (here), then sensitivity, specificity, ppv, npv, f1, each with _low
-    and _high by patient, and reason. NaN where the threshold or the number is undefined.
+    A film counts for a finding if its label is known. Columns finding, rule, threshold, positives (here), then
+    sensitivity, specificity, ppv, npv, f1, each with _low and _high by patient, and reason. NaN where the threshold or
+    the number is undefined.
     """
     columns = [order.column(finding) for finding in chosen["finding"]]
-    truth, scores = labels[:, columns].astype(bool), probabilities[:, columns]
+    truth, scores = labels[:, columns], probabilities[:, columns]
     defined = chosen["threshold"].notna().to_numpy()
     table = chosen[["finding", "rule", "threshold"]].reset_index(drop=True)
-    table["positives"] = truth.sum(0)
+    table["positives"] = metrics.positives(truth)
     called = scores >= np.where(defined, chosen["threshold"], 0)
     for name, (part, whole) in _shares(truth, called).items():
         value, low, high = intervals.ratio(part, whole, patients, replicates=replicates, seed=seed)
@@ -105,6 +107,7 @@ def vector(values: dict[str, dict[str, float | None]], rule: str) -> np.ndarray:
 
 
 def _by_rule(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    labels, scores = metrics.of_known(labels, scores)
     curve = metrics.roc_curve(labels, scores)
     positives, negatives = np.count_nonzero(labels), np.count_nonzero(labels == 0)
     true, false = curve.y[1:] * positives, curve.x[1:] * negatives  # without the first vertex, which has no calls
@@ -119,13 +122,15 @@ def _by_rule(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def _shares(truth: np.ndarray, called: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Numerators and denominators of the five numbers, film by film, (N, M) each."""
+    """Numerators and denominators of the five numbers, film by film, (N, M) each; 0 where the truth is unknown."""
+    ill, well = truth == 1, truth == 0
+    called, passed = called & (ill | well), ~called & (ill | well)
     return {
-        "sensitivity": (called & truth, truth),
-        "specificity": (~called & ~truth, ~truth),
-        "ppv": (called & truth, called),
-        "npv": (~called & ~truth, ~called),
-        "f1": (2 * (called & truth), truth.astype(int) + called),
+        "sensitivity": (called & ill, ill),
+        "specificity": (passed & well, well),
+        "ppv": (called & ill, called),
+        "npv": (passed & well, passed),
+        "f1": (2 * (called & ill), ill.astype(int) + called),
     }
 
 

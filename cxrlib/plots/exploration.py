@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from cxrlib import metrics
 from cxrlib.data import images, records
 from cxrlib.labels import FINDINGS, LABELS, display_name
 from cxrlib.plots import common
@@ -23,11 +24,15 @@ FOLLOW_UPS = (1, 2, 3, 4, 5, 10, 20, 50, 100, np.inf)
 
 
 def prevalences(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Prevalence of each label, part by part: columns label, part, films (with the label), share (0..1)."""
+    """Prevalence of each label, part by part: columns label, part, films (with the label), share (0..1).
+
+    The share is of the films whose label is known, NaN without any.
+    """
     rows = []
     for name, films in parts.items():
-        counts = records.label_matrix(films).sum(0)
-        shares = counts / len(films) if len(films) else np.full(len(LABELS), np.nan)
+        labels = records.label_matrix(films)
+        counts, known = metrics.positives(labels), metrics.is_known(labels).sum(0)
+        shares = np.divide(counts, known, out=np.full(len(LABELS), np.nan), where=known > 0)
         rows.append(pd.DataFrame({"label": LABELS, "part": name, "films": counts, "share": shares}))
     return pd.concat(rows, ignore_index=True)
 
@@ -57,9 +62,13 @@ def prevalence(numbers: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def co_occurrences(films: pd.DataFrame) -> pd.DataFrame:
-    """Share (0..1) of the films with the row's finding that also have the column's; NaN without such films."""
-    labels = records.label_matrix(films)[:, : len(FINDINGS)].astype(np.int64)
-    both, one = labels.T @ labels, labels.sum(0)[:, None]
+    """Share (0..1) of the films with the row's finding that also have the column's; NaN without such films.
+
+    Films whose label of the column's finding is unknown do not count.
+    """
+    labels = records.label_matrix(films)[:, : len(FINDINGS)]
+    present, known = (labels == 1).astype(np.int64), metrics.is_known(labels).astype(np.int64)
+    both, one = present.T @ present, present.T @ known
     shares = np.divide(both, one, out=np.full(both.shape, np.nan), where=one > 0)
     return pd.DataFrame(shares, index=list(FINDINGS), columns=list(FINDINGS))
 
@@ -172,10 +181,10 @@ def gaps(films: pd.DataFrame) -> pd.DataFrame:
     report did not repeat it, or the text rules missed it.
     """
     ordered = films.sort_values(["patient", "follow_up"])
-    labels = records.label_matrix(ordered)[:, : len(FINDINGS)].astype(bool)
-    patient = ordered["patient"].to_numpy()
-    around = labels[:-2] & labels[2:] & (patient[:-2] == patient[2:])[:, None]
-    chances, missing = around.sum(0), (around & ~labels[1:-1]).sum(0)
+    labels = records.label_matrix(ordered)[:, : len(FINDINGS)]
+    present, patient = labels == 1, ordered["patient"].to_numpy()
+    around = present[:-2] & present[2:] & (patient[:-2] == patient[2:])[:, None] & metrics.is_known(labels[1:-1])
+    chances, missing = around.sum(0), (around & ~present[1:-1]).sum(0)
     share = np.divide(missing, chances, out=np.full(len(FINDINGS), np.nan), where=chances > 0)
     return pd.DataFrame({"finding": FINDINGS, "chances": chances, "gaps": missing, "share": share})
 
@@ -225,7 +234,7 @@ def one_of_each(films: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
     Films with a box of the finding are preferred, then those with the fewest other findings.
     """
     boxed = set(zip(boxes["image"], boxes["finding"], strict=True))
-    several = records.label_matrix(films).sum(1)
+    several = (records.label_matrix(films) == 1).sum(1)
     chosen = []
     for finding in FINDINGS:
         positive = films.assign(shown=finding, several=several)[films[finding] == 1]

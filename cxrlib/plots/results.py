@@ -182,7 +182,7 @@ def roc(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Ax
     ax.set_title(display_name(finding))
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
     if points["rate"].isna().all():
-        return common.blank(ax, "undefined:\n" + _reason(positives))
+        return common.blank(ax, "undefined:\n" + _reason(positives, negatives))
     colour = common.FINDING_COLOURS[finding]
     ax.plot([0, 1], [0, 1], color=common.MUTED, lw=0.8, ls=":")
     ax.fill_between(points["rate"], points["low"], points["high"], color=colour, alpha=0.22, lw=0)
@@ -201,7 +201,7 @@ def pr(points: pd.DataFrame, ax: Axes, table: pd.DataFrame | None = None) -> Axe
     ax.set_title(display_name(finding))
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
     if points["recall"].isna().all():
-        return common.blank(ax, "undefined:\n" + _reason(positives))
+        return common.blank(ax, "undefined:\n" + _reason(positives, negatives))
     colour, prevalence = common.FINDING_COLOURS[finding], positives / (positives + negatives)
     ax.axhline(prevalence, color=common.MUTED, lw=0.8, ls=":")
     ax.fill_between(points["recall"], points["low"], points["high"], color=colour, alpha=0.22, lw=0)
@@ -244,15 +244,17 @@ def _grid(draw, points: pd.DataFrame, axes: np.ndarray, table: pd.DataFrame | No
 
 
 def _points(finding: str, truth: np.ndarray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    positives = int(np.count_nonzero(truth))
-    return pd.DataFrame({"finding": finding, "positives": positives, "negatives": len(truth) - positives, **columns})
+    positives, negatives = np.count_nonzero(truth == 1), np.count_nonzero(truth == 0)
+    return pd.DataFrame({"finding": finding, "positives": positives, "negatives": negatives, **columns})
 
 
 def _undefined(finding: str, truth: np.ndarray, names: tuple[str, str]) -> pd.DataFrame:
     return _points(finding, truth, {name: np.array([np.nan]) for name in (*names, "low", "high")})
 
 
-def _reason(positives: int) -> str:
+def _reason(positives: int, negatives: int) -> str:
+    if positives + negatives == 0:
+        return "no film with a known label"
     return "no film with the finding" if positives == 0 else "no film without the finding"
 
 
@@ -274,7 +276,7 @@ def reliability_points(labels: np.ndarray, readings: Mapping[str, np.ndarray], b
     """Calibration curves of the 14 findings for several probabilities, such as before and after calibration.
 
     labels (N, 15), readings: name → probabilities (N, 15). Columns finding, reading, ece, and those of
-    ``calibration.reliability``.
+    ``calibration.reliability``. A finding whose label is known of no film has no rows.
     """
     parts = []
     for name, probabilities in readings.items():
@@ -291,6 +293,8 @@ def reliability(points: pd.DataFrame, ax: Axes) -> Axes:
     points: one finding's rows of ``reliability_points``. Both axes end a little above the largest value, since a rare
     finding's probabilities are all small.
     """
+    if points.empty:
+        return common.blank(ax, "undefined:\nno film with a known label")
     top = 1.3 * min(1.0, np.nanmax(points[["probability", "observed"]].to_numpy(), initial=0.01))
     ax.plot([0, 1], [0, 1], color=common.MUTED, lw=0.8, ls=":")
     for i, (name, rows) in enumerate(points.groupby("reading", sort=False)):
@@ -312,7 +316,7 @@ def reliability_grid(points: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
     """Calibration curves of the 14 findings as small multiples, each with its own axis limits."""
     shown = np.atleast_2d(axes)
     for ax, finding in zip(shown.flat, FINDINGS, strict=False):
-        reliability(points[points["finding"] == finding], ax)
+        reliability(points[points["finding"] == finding], ax).set_title(display_name(finding))
     for ax in shown.flat[len(FINDINGS) :]:
         ax.axis("off")
     for ax in shown[-1]:

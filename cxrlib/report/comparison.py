@@ -15,7 +15,7 @@ import pandas as pd
 
 from cxrlib import UserError, metrics, paths, provenance
 from cxrlib.evaluation import intervals
-from cxrlib.labels import FINDINGS, column
+from cxrlib.labels import FINDINGS, column, differ
 from cxrlib.report import page, report, sections
 
 REPLICATES, SEED = 1000, 0
@@ -51,8 +51,7 @@ def why_not_paired(one: RunPredictions, other: RunPredictions) -> str:
             f"They were tested on different films ({sizes[0]:,} and {sizes[1]:,}, {shared:,} of them the same). "
             "No difference is computed, because it would partly come from the films."
         )
-    if (one.labels != other.labels).any() or (one.patients != other.patients).any():
-        count = int(((one.labels != other.labels).any(1) | (one.patients != other.patients)).sum())
+    if count := int((differ(one.labels, other.labels).any(1) | (one.patients != other.patients)).sum()):
         return f"They were tested on the same films, but {count:,} have other labels or patients; they are not paired."
     return ""
 
@@ -88,8 +87,8 @@ def _pair(first: RunPredictions, second: RunPredictions) -> pd.DataFrame:
         k = column(finding)
         scores = second.probabilities[:, k], first.probabilities[:, k]
         change = intervals.delong_difference(labels[:, k], *scores, patients)
-        rows.append((finding, int(labels[:, k].sum()), boots[0].auc[k], boots[1].auc[k], *change))
-    name, positives = metrics.mean_of(len(boots[0].told)), int(labels[:, metrics.HEADLINE].sum())
+        rows.append((finding, int(metrics.positives(labels[:, k])), boots[0].auc[k], boots[1].auc[k], *change))
+    name, positives = metrics.mean_of(len(boots[0].told)), int(metrics.positives(labels[:, metrics.HEADLINE]).sum())
     means = (boot.mean_auc.value for boot in boots)
     rows.append((name, positives, *means, *intervals.difference(boots[1], boots[0])))
     names = ("finding", "positives", "first", "second", "difference", "low", "high", "p")

@@ -16,7 +16,7 @@ from cxrlib.report import page, sections
 from cxrlib.training import progress
 
 ROOMS = ("report", "sections", "page")
-PARTS = ("quality", "limits", "labels", "page", "macros")
+PARTS = ("quality", "limits", "labels", "external", "page", "macros")
 TEMPLATES = ("report.html.j2", *(f"{part}.html.j2" for part in PARTS))
 
 
@@ -66,6 +66,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "subgroups": sections.subgroups(home, album),
         "localisation": sections.localisation(home, album),
         "labels": sections.labels(home, album),
+        "external": sections.external(home),
         "published": sections.published(home, album, single),
         "films": [figure for name in page.FILMS if (figure := album.strip(home.figures / name))],
     }

@@ -28,6 +28,10 @@ NEEDED = {
     "thresholds": ("finding", "rule", "threshold", "sensitivity", "specificity", "ppv", "npv"),
     "subgroups": ("kind", "group", "finding", "films", "patients", "auc", "low", "high"),
     "gaps": ("number", "group", "against", "finding", "difference", "low", "high", "p_holm"),
+    "external": ("finding", "home_auc", "there_auc", "drop", "low", "high", "p_holm", "reason"),
+    "external_calibration": ("finding", "probabilities", "probability", "prevalence", "brier", "ece"),
+    "external_thresholds": ("finding", "rule", "thresholds", "sensitivity", "specificity", "ppv"),
+    "external_mix": ("number", "home", "there"),
     "view_shortcut": ("finding", "auc", "within", "difference", "low", "high"),
     "localisation": ("finding", "boxes", "hit", "hit_low", "hit_high", "chance", "lift", "lift_low", "lift_high"),
     "localisation_control": ("finding", "hit", "lift"),
@@ -43,7 +47,7 @@ NEEDED = {
 
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
-    *("method", "network", "source", "reading", "probabilities", "comparison", "says"),
+    *("method", "network", "source", "reading", "probabilities", "comparison", "says", "thresholds"),
     *("set", "origin", "first", "unknown", "no_interval", "chosen_on", "split"),
 )
 """Columns that hold text. All others hold numbers; a cell that is not a number counts as undefined."""
@@ -134,7 +138,7 @@ RULES = {
 def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]]:
     """Rows of the AUC table, best first, with prevalence and drawing; then undefined findings, "No Finding", the mean.
 
-    films: number of films in the test part, None where unknown.
+    films: number of films in the test part, None where unknown. A finding's row counts the films whose label is known.
     """
     if auc is None:
         return []
@@ -143,8 +147,9 @@ def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]
     for row in auc.sort_values("auc", ascending=False, na_position="last", kind="stable").to_dict("records"):
         sides = row["auc"], row["auc_low"], row["auc_high"]
         row["mark"] = page.svg_interval(*sides, least=least, most=1.0, neutral=0.5)
-        row["prevalence"] = row["positives"] / films if films else None
-        row["films"], row["least"] = films, least
+        known = row.get("films", films)  # films whose label is known; tables of older versions do not have it
+        row["prevalence"] = row["positives"] / known if known else None
+        row["films"], row["least"] = known, least
         row["reason"], row["no_interval"] = row.get("reason", ""), row.get("no_interval", "")
         row["patients"] = row.get("patients")
         rows.append(row)
@@ -286,6 +291,32 @@ def subgroups(home: paths.Run, album: page.FigureAlbum) -> dict[str, Any]:
         "gaps": _gaps(home, album),
         "shortcut": _shortcut(home),
     }
+
+
+def external(home: paths.Run) -> dict[str, Any]:
+    """Result on another dataset's films beside the home result; ``rows`` is empty for a run without such a test.
+
+    Tables as from ``evaluation.external``: external, external_calibration, external_thresholds and external_mix.
+    """
+    if not (home.tables / "external.csv").exists():
+        return {"tested": False, "rows": [], "why": ""}
+    names = ("external", "external_calibration", "external_thresholds", "external_mix")
+    found = {name: read_table(home.tables / f"{name}.csv") for name in names}
+    if found["external"].value is None:
+        return {"tested": True, "rows": [], "why": found["external"].why}
+    table = found["external"].value
+    rows = table.rename(columns={"drop": "difference"}).to_dict("records")
+    numbers = {"calibration": ("probabilities", ["probability", "prevalence", "ece", "brier"])}
+    numbers |= {"thresholds": ("thresholds", ["sensitivity", "specificity", "ppv"])}
+    means = {}
+    for name, (by, columns) in numbers.items():
+        one = found[f"external_{name}"].value
+        if one is not None:
+            one = one[one["finding"].isin(FINDINGS) & (one["rule"] == "youden" if name == "thresholds" else True)]
+            means[name] = one.groupby(by, sort=False)[columns].mean().reset_index().to_dict("records")
+    mix = found["external_mix"].value
+    mix = [] if mix is None else mix[~mix["number"].isin(FINDINGS)].to_dict("records")
+    return {"tested": True, "rows": rows[:-1], "mean": rows[-1], "why": "", "mix": mix, **means}
 
 
 def localisation(home: paths.Run, album: page.FigureAlbum) -> dict[str, Any]:

@@ -7,12 +7,12 @@ state and ends, on the same CPU machine, with the same bits as an undisturbed on
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from cxrlib import UserError, metrics, paths
 from cxrlib.data import batches, records
+from cxrlib.labels import LABELS
 from cxrlib.training import checkpoint, devices, frozen, lineage, network, optim, schedules, stage_folder
 from cxrlib.training.devices import ProcessGroup
 from cxrlib.training.frozen import FrozenFeatures, Inference
@@ -35,9 +36,9 @@ they have already arrived, so nothing waits. On a CPU every loss is read at once
 
 @dataclass
 class LossMeter:
-    """Meter of the loss: the mean loss and the number of films of each batch, in this process alone.
+    """Meter of the loss: the mean loss, the number of films and of known labels of each batch, in this process alone.
 
-    ``where`` and ``part`` (the batches) are for error messages · ``losses``, ``films``: one value per batch ·
+    ``where`` is for error messages, ``part`` are the batches · ``losses``, ``films``, ``known``: one value per batch ·
     ``seconds``: training time · ``unseen``, ``coming``: losses that are not read yet.
     """
 
@@ -45,12 +46,13 @@ class LossMeter:
     part: Any
     losses: list[float] = field(default_factory=list)
     films: list[int] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
     seconds: float = 0.0
     unseen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     coming: list[tuple[batches.OnItsWayToCpu, list[Tensor]]] = field(default_factory=list)
 
     def add(self, loss: Tensor, rows: Tensor) -> None:
-        """Add the mean loss of the next batch, over the films at ``rows``."""
+        """Add the mean loss of the next batch, over the known labels of the films at ``rows``."""
         self.unseen.append((loss.detach(), rows))
         if loss.device.type == "cpu":
             self.look()
@@ -77,19 +79,24 @@ class LossMeter:
                     raise UserError(self._complaint(value, films))
                 self.losses.append(value)
                 self.films.append(len(films))
+                self.known.append(self.part.known_of(films))
 
     def last(self) -> float:
         """The newest loss that was read, NaN before the first."""
         return self.losses[-1] if self.losses else float("nan")
 
-    def of_all(self, process_group: ProcessGroup) -> tuple[list[float], list[int]]:
-        """Losses and films of each batch over all processes. All must have the same number of batches."""
+    def of_all(self, process_group: ProcessGroup) -> "Losses":
+        """Losses, films and known labels of each batch over all processes, which have the same number of batches."""
         self.look()
         if process_group.world == 1:
-            return list(self.losses), list(self.films)
-        films = torch.tensor(self.films, dtype=torch.float64)
-        sums, counts = process_group.sum(torch.stack([torch.tensor(self.losses, dtype=torch.float64) * films, films]))
-        return (sums / counts).tolist(), counts.int().tolist()
+            return Losses(list(self.losses), list(self.films), list(self.known))
+        losses, films, known = (
+            torch.tensor(values, dtype=torch.float64) for values in (self.losses, self.films, self.known)
+        )
+        shares = known / len(LABELS)
+        sums, shares, films, known = process_group.sum(torch.stack([losses * shares, shares, films, known]))
+        means = sums / torch.where(shares > 0, shares, 1.0)
+        return Losses(means.tolist(), films.int().tolist(), known.int().tolist())
 
     def _complaint(self, value: float, rows: Tensor) -> str:
         names = self.part.films["image"].iloc[rows.numpy()].tolist()
@@ -100,10 +107,18 @@ class LossMeter:
         )
 
 
-def mean_loss(losses: Sequence[float], films: Sequence[int]) -> float:
-    """Mean loss per film, NaN without films. The sum is exact, so an interruption does not change it."""
-    total = math.fsum(loss * n for loss, n in zip(losses, films, strict=True))
-    return total / sum(films) if sum(films) else float("nan")
+class Losses(NamedTuple):
+    """Mean losses of batches, and their numbers of films and of known labels: one value per batch."""
+
+    losses: list[float]
+    films: list[int]
+    known: list[int]
+
+    def mean(self) -> float:
+        """Mean loss per known label, NaN without any. The sum is exact, so an interruption does not change it."""
+        shares = [known / len(LABELS) for known in self.known]  # the number of films, if all labels are known
+        total = math.fsum(loss * share for loss, share in zip(self.losses, shares, strict=True))
+        return total / math.fsum(shares) if any(self.known) else float("nan")
 
 
 class NoRoomError(MemoryError):
@@ -127,8 +142,10 @@ class Suffix(nn.Module):
 
 
 class Step:
-    """Training step: ``learn`` adds up gradients of the mean loss over the step's films, ``take`` updates the weights.
+    """Training step: ``learn`` adds up gradients of the mean loss over the step's labels, ``take`` updates the weights.
 
+    The mean is over the known labels of all films of the step, however they are cut into batches, parts and processes:
+    ``known_of(rows)`` gives their number for films of the training part.
     ``dtype`` is for autocast; for float16 the loss is scaled. ``compiled`` is the compiled batch size, 0 for none.
     ``parts`` is the number of parts of a batch, 1 unless memory ran out (recipe ``split_on_oom``). The gradients are
     the same, except that BatchNorm computes its statistics on each part alone.
@@ -142,15 +159,17 @@ class Step:
         optimizer: Optimizer,
         process_group: ProcessGroup,
         *,
+        known_of: Callable[[Tensor], int],
         dtype: torch.dtype = torch.float32,
         compiled: int = 0,
     ) -> None:
-        self.model, self.loss, self.recipe, self.optimizer, self.process_group = (
+        self.model, self.loss, self.recipe, self.optimizer, self.process_group, self.known_of = (
             model,
             loss,
             recipe,
             optimizer,
             process_group,
+            known_of,
         )
         self.dtype = dtype
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -162,9 +181,9 @@ class Step:
     def learn(self, batch: Any, features: Callable[[Any], Tensor], of: int, *, last: bool) -> Tensor:
         """Add the gradients of a batch. Returns its mean loss, a scalar without autograd.
 
-        ``features(batch)`` gives the output of the frozen part. ``of`` is the number of films of the whole step, over
-        all batches and processes. ``last`` says whether ``take`` follows. Raises NoRoomError where memory runs out and
-        the recipe's ``split_on_oom`` does not help.
+        ``features(batch)`` gives the output of the frozen part. ``of`` is the number of known labels of the whole step,
+        over all batches and processes. ``last`` says whether ``take`` follows. Raises NoRoomError where memory runs out
+        and the recipe's ``split_on_oom`` does not help.
         """
         before = [w.grad.clone() for w in self.weights] if self.recipe.split_on_oom and self.owing else None
         while True:
@@ -207,14 +226,15 @@ class Step:
     def _learn(self, batch: Any, features: Callable[[Any], Tensor], of: int, last: bool) -> Tensor:
         size = math.ceil(len(batch.rows) / self.parts)
         cuts = range(0, len(batch.rows), size)
-        total = torch.zeros((), device=self.process_group.device)
+        total, whole = torch.zeros((), device=self.process_group.device), max(self.known_of(batch.rows), 1)
         for at in cuts:
             part = batch if self.parts == 1 else _cut(batch, at, at + size)
             with nullcontext() if last and at == cuts[-1] else self.process_group.unsynced(self.suffix):
                 value, _ = self.forward(part, features)
-                share = len(part.rows) * self.process_group.world / of  # the wrapper takes the mean over the processes
+                known = self.known_of(part.rows)
+                share = known * self.process_group.world / max(of, 1)  # the wrapper takes the mean over the processes
                 self.scaler.scaled(value * share).backward()
-            total += value.detach() * (len(part.rows) / len(batch.rows))
+            total += value.detach() * (known / whole)
         return total
 
     def forward(self, batch: Any, features: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
@@ -287,9 +307,9 @@ def fit(
     """Train a stage by its recipe, write it to ``folder``, and leave its best weights in the network.
 
     ``train`` and ``val`` are whole ``data.batches.Batches``; each process of a launcher takes its share of them.
-    ``score(labels (N, 15) uint8, probabilities (N, 15))`` gives 15 AUCs, NaN where undefined. ``parent`` is the
-    checkpoint of the network's weights, None for the initial ``weights``. ``data`` is a fingerprint for the checkpoint.
-    ``device`` None means the best one. ``watch`` follows the training, see ``progress``.
+    ``score(labels (N, 15), probabilities (N, 15))`` gives 15 AUCs, NaN where undefined; labels as ``label_matrix``.
+    ``parent`` is the checkpoint of the network's weights, None for the initial ``weights``. ``data`` is a fingerprint
+    for the checkpoint. ``device`` None means the best one. ``watch`` follows the training, see ``progress``.
 
     Raises UserError where the folder cannot be written, another process trains in it, a loss is not finite, or memory
     runs out. Raises ``Stopped`` on Ctrl-C, SIGTERM or a notebook's interrupt. After an error the network holds its
@@ -356,7 +376,14 @@ class _Training:
             self.recipe, self.train, self.model, self.process_group.device, self.process_group.world
         )
         self.step = Step(
-            self.model, self.loss, self.recipe, self.optimizer, self.process_group, dtype=dtype, compiled=compiled
+            self.model,
+            self.loss,
+            self.recipe,
+            self.optimizer,
+            self.process_group,
+            known_of=self.train.known_of,
+            dtype=dtype,
+            compiled=compiled,
         )
         options = {"dtype": dtype, "compiled": compiled, "pause": self.pause, "folder": self.files.folder}
         self.train_features = FrozenFeatures(self.model, self.train, self.process_group, **options)
@@ -410,12 +437,13 @@ class _Training:
         """Train the rest of the epoch. A step comes after ``accumulate`` batches and at the end of the epoch."""
         self.model.train()
         features = partial(self.train_features.of, epoch=self.epoch)
-        sizes, accumulate, clock = self.train.sizes(self.epoch), self.recipe.accumulate, time.monotonic()
+        sizes, known = self.train.sizes(self.epoch), self.train.known(self.epoch)
+        accumulate, clock = self.recipe.accumulate, time.monotonic()
         for batch in self.train_features.batches(self.epoch, self.batch):
             due = (self.batch + 1) % accumulate == 0 or self.batch + 1 == len(sizes)
             begin = self.batch - self.batch % accumulate
-            step_films = int(sizes[begin : begin + accumulate].sum())
-            loss = self.step.learn(batch, features, step_films, last=due)
+            step_labels = int(known[begin : begin + accumulate].sum())
+            loss = self.step.learn(batch, features, step_labels, last=due)
             self.meter.add(loss, batch.rows)
             self.batch += 1
             if due:
@@ -430,8 +458,8 @@ class _Training:
                 self.save_when_due(within=True)
 
     @torch.no_grad()
-    def validate(self) -> tuple[tuple[list[float], list[int]], np.ndarray]:
-        """Losses and film counts of the validation batches, and the 15 AUCs."""
+    def validate(self) -> tuple[Losses, np.ndarray]:
+        """Losses of the validation batches, and the 15 AUCs."""
         self.model.eval()
         val_meter = LossMeter(f"stage {self.recipe.number}, validation after epoch {self.epoch + 1}", self.val)
         rows, logits = [], []
@@ -447,15 +475,16 @@ class _Training:
         aucs = self.score(labels[order.numpy()], probabilities.numpy())
         return val_meter.of_all(self.process_group), aucs
 
-    def close_epoch(self, val: tuple[list[float], list[int]], aucs: np.ndarray) -> None:
+    def close_epoch(self, val: Losses, aucs: np.ndarray) -> None:
         """Write the epoch's history row, and a checkpoint if the epoch is the best so far or the last."""
         number, train = self.epoch + 1, self.meter.of_all(self.process_group)
         so_far, lr = self.files.line.epochs_so_far + number, self.highest_rate()
-        row = stage_folder.history_row(number, so_far, lr, mean_loss(*train), mean_loss(*val), aucs)
+        row = stage_folder.history_row(number, so_far, lr, train.mean(), val.mean(), aucs)
         row |= {"skipped": self.step.scaler.skipped}
-        row |= {"seconds": self.meter.seconds, "images_per_s": sum(train[1]) / self.meter.seconds}
+        row |= {"seconds": self.meter.seconds, "images_per_s": sum(train.films) / self.meter.seconds}
         self.history.append(row)
-        self.losses += stage_folder.loss_rows(number, "train", *train) + stage_folder.loss_rows(number, "val", *val)
+        for part, of_part in (("train", train), ("val", val)):
+            self.losses += stage_folder.loss_rows(number, part, of_part.losses, of_part.films)
         last = number == self.recipe.epochs or self.stops_early()
         self.process_group.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
         self.progress.close_epoch(row)
@@ -502,13 +531,17 @@ class _Training:
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The training's state, as tensors and as plain data."""
-        losses, films = self.meter.of_all(self.process_group)
+        losses, films, known = self.meter.of_all(self.process_group)
         values = stage_folder.join_tensors(
             model=optim.learned(self.model),
             optimizer=optim.tensors(self.optimizer, self.model),
             average=self.average.values if self.average else {},
             random=stage_folder.random_state(self.process_group.device),
-            meter={"losses": torch.tensor(losses, dtype=torch.float64), "films": torch.tensor(films)},
+            meter={
+                "losses": torch.tensor(losses, dtype=torch.float64),
+                "films": torch.tensor(films),
+                "known": torch.tensor(known),
+            },
         )
         position = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "parts": self.step.parts}
         position |= {"scaler": self.step.scaler.state()}
@@ -537,7 +570,7 @@ class _Training:
         share = (
             1 if self.process_group.first else 0
         )  # saved for all processes together, so the first continues with all
-        losses, films = meter_state["losses"] * share, meter_state["films"] * share
-        self.meter = self.new_meter(losses=losses.tolist(), films=films.tolist(), seconds=saved.data["seconds"])
+        counted = {name: (meter_state[name] * share).tolist() for name in ("losses", "films", "known")}
+        self.meter = self.new_meter(**counted, seconds=saved.data["seconds"])
         self.progress.go_on_from(self.epoch, self.batch, self.history)
         return f"epoch {self.epoch + 1}, batch {self.batch}"

@@ -98,7 +98,8 @@ def measure(
 def _training_step(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Work:
     dtype, process_group = devices.dtype(device, recipe.precision), ProcessGroup(device)
     optimizer = optim.make(model.train(), recipe)
-    step = fit.Step(model, losses.make(recipe.loss), recipe, optimizer, process_group, dtype=dtype)
+    how = {"dtype": dtype, "known_of": lambda rows: len(rows) * len(LABELS)}
+    step = fit.Step(model, losses.make(recipe.loss), recipe, optimizer, process_group, **how)
     images = torch.randn(films, 1, size, size, device=device)
     batch = Batch(images, torch.zeros(films, len(LABELS), device=device), torch.arange(films))
     varying = type("Varying", (), {"variant": staticmethod(lambda epoch: None)})

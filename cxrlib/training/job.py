@@ -45,6 +45,7 @@ def train(
     batch_size: int = 32,
     allow_missing: bool = False,
     exclude: str = "",
+    uncertain: str = "unknown",
     weights: str = "none",
     ckpt: str = "",
     lr: float = 0.0,
@@ -60,7 +61,8 @@ def train(
     """
     recipe = schedules.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, override=override)
     given = {"run": run, "data": data, "size": size, "batch_size": batch_size, "seed": seed}
-    given |= {"weights": weights, "ckpt": ckpt, "allow_missing": allow_missing, "exclude": exclude}
+    given |= {"weights": weights, "ckpt": ckpt, "allow_missing": allow_missing}
+    given |= {"exclude": exclude, "uncertain": uncertain}
     folder = parameters.judge(f"stage{stage}", given)
     process_group = devices.launched_group()
     parent = lineage.parent_of_stage(folder, stage, ckpt)
@@ -68,7 +70,8 @@ def train(
         checkpoint.load(parent)
     else:
         network.judge(weights)
-    options = {"seed": seed, "allow_missing": allow_missing, "exclude": exclude, "progress": False}
+    options = {"seed": seed, "allow_missing": allow_missing, "exclude": exclude, "uncertain": uncertain}
+    options |= {"progress": False}
     if process_group.world > 1:  # one process decodes the films, the others find them decoded
         process_group.from_first(lambda: dataset.open(data, size, **options).fingerprint)
     films = dataset.open(data, size, **options)

@@ -1,6 +1,7 @@
 """Losses for 15 labels, of which several can be present together. They take logits.
 
-Both are means over all elements of the (batch, 15) matrix, so the value does not depend on the batch size.
+Both are means over the known elements of the (batch, 15) matrix, so the value depends neither on the batch size nor on
+how many labels are unknown.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from cxrlib import UserError
+from cxrlib import UserError, metrics
 from cxrlib.labels import LABELS
 
 NAMES = ("focal", "bce")
@@ -18,7 +19,7 @@ NAMES = ("focal", "bce")
 
 @dataclass(frozen=True)
 class Loss:
-    """Loss function that can be compared: ``loss(logits, labels)``, both (B, 15), gives a scalar.
+    """Loss function that can be compared: ``loss(logits, labels)``, both (B, 15), gives a scalar. Unknown is NaN.
 
     ``positive_weight``: 15 factors for the terms where a label is 1, None for no factors.
     """
@@ -28,19 +29,26 @@ class Loss:
     positive_weight: tuple[float, ...] | None = None
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean over all elements of -(1 - p)^gamma log p, where p is the predicted probability of the label's value.
+        """Mean over known labels of -(1 - p)^gamma log p, where p is the predicted probability of the label's value.
 
         Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4; gamma 0 is binary cross-entropy.
-        log p and log(1 - p) come from the logit, so nothing overflows or becomes NaN.
+        log p and log(1 - p) come from the logit, so nothing overflows or becomes NaN. An unknown label gives its logit
+        no gradient; without any known label the loss and all gradients are 0.
         """
         labels = labels.to(logits.device)
+        known = labels == labels  # NaN is not equal to itself
+        masks = labels.device.type != "cpu" or not known.all()  # a card would wait for the answer, so it always masks
+        labels = torch.where(known, labels, 0.0) if masks else labels
         agreement = logits.float() * (2 * labels - 1)  # (B, 15): the logit of the label's value
         loss = -logsigmoid(agreement)
         if self.gamma:
             loss = loss * torch.exp(self.gamma * logsigmoid(-agreement))
         if self.positive_weight is not None:
             loss = loss * torch.where(labels > 0.5, _on(loss.device, self.positive_weight), 1.0)
-        return loss.mean()
+        if not masks:
+            return loss.mean()
+        share = known.numel() / known.sum().clamp(min=1)  # exactly 1 where all are known, so the mean is unchanged
+        return torch.where(known, loss, 0.0).mean() * share
 
 
 def make(name: str, *, gamma: float = 2.0, positive_weight: np.ndarray | None = None) -> Loss:
@@ -56,18 +64,18 @@ def make(name: str, *, gamma: float = 2.0, positive_weight: np.ndarray | None = 
 
 
 def positive_weights(labels: np.ndarray, bound: float = 10.0) -> np.ndarray | None:
-    """Positive weights: negatives per positive of each label in the training part, from 1 / bound to ``bound``.
+    """Positive weights: known negatives per positive of each label in the training part, from 1 / bound to ``bound``.
 
-    ``labels`` (N, 15) of 0 and 1. Returns (15,) float64, or None (no weights) for bound 0. A label without positives
-    gets ``bound``. Without the bound, Hernia's 500 negatives per positive would dominate the loss.
-    Raises UserError for a bound between 0 and 1, which would reverse the weights.
+    ``labels`` (N, 15) of 0, 1 and NaN. Returns (15,) float64, or None (no weights) for bound 0. A label without
+    positives gets ``bound``, one that is known of no film gets 1. Without the bound, Hernia's 500 negatives per
+    positive would dominate the loss. Raises UserError for a bound between 0 and 1, which would reverse the weights.
     """
     if bound == 0:
         return None
     if not bound >= 1:
         raise UserError(f"positive_weight is {bound!r}; it must be 0 (no weights) or the largest weight, 1 or more")
-    positives = labels.sum(0, dtype=np.float64)
-    ratio = (len(labels) - positives) / np.maximum(positives, 1e-9)
+    positives, known = metrics.positives(labels).astype(np.float64), metrics.is_known(labels).sum(0)
+    ratio = np.where(known > 0, (known - positives) / np.maximum(positives, 1e-9), 1.0)
     return np.clip(ratio, 1 / bound, bound)
 
 

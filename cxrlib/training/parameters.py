@@ -28,6 +28,8 @@ WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """Names of torchvision's weights of a ResNet-50."""
 MODES = ("none", "flip", "tencrop")
 """Modes of test-time augmentation."""
+UNCERTAIN = ("unknown", "positive", "negative")
+"""What a label of -1 may count as: ``data.tables.UNCERTAIN``."""
 TESTS = ("evaluation", "localisation", "reading_room", "labels")
 """Notebooks that test a checkpoint. Their ``size`` may be 0, which is the checkpoint's own."""
 PARTS = ("val", "test")
@@ -155,6 +157,7 @@ RULES: Mapping[str, Rule] = {
     "batch_size": Rule(int, _batch_size),
     "allow_missing": Rule(bool),
     "exclude": Rule(str, _exclude),
+    "uncertain": _choice(*UNCERTAIN),
     "allow_leak": Rule(bool),
     "weights": Rule(str, _weights),
     "ckpt": Rule(str),

@@ -18,7 +18,13 @@ from cxrlib import UserError, paths
 LOSSES = {"focalloss": "focal", "focal": "focal", "bce": "bce", "bceloss": "bce"}
 
 Data = Annotated[
-    str, typer.Option("--data", "--data_path", "--data-path", help="Folder in the NIH layout, from where you stand.")
+    str,
+    typer.Option(
+        "--data",
+        "--data_path",
+        "--data-path",
+        help="Data folder: NIH's layout or another's.",
+    ),
 ]
 Run = Annotated[
     str, typer.Option("--run", help="Name of the run: letters, digits, - and _. Its results go to outputs/RUN.")
@@ -55,6 +61,9 @@ AllowMissing = Annotated[
 Exclude = Annotated[
     str, typer.Option("--exclude", metavar="FILE", help="CSV of films to leave out: a column image, perhaps reason.")
 ]
+Uncertain = Annotated[
+    str, typer.Option("--uncertain", help="What a label of -1 counts as: unknown (default), positive or negative.")
+]
 Checkpoint = Annotated[
     str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file, from where you stand.")
 ]
@@ -70,6 +79,7 @@ def given_settings(
     allow_missing: bool = False,
     processes: int | None = None,
     exclude: str = "",
+    uncertain: str = "",
 ) -> dict:
     """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
     named = {
@@ -82,6 +92,7 @@ def given_settings(
         "allow_missing": allow_missing or None,
         "processes": processes,
         "exclude": exclude,
+        "uncertain": uncertain,
     }
     return {name: value for name, value in named.items() if value not in ("", None)}
 
@@ -126,6 +137,7 @@ def run(
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
     exclude: Exclude = "",
+    uncertain: Uncertain = "",
     again: Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
@@ -140,7 +152,9 @@ def run(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude)
+    options = given_settings(
+        data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude, uncertain
+    )
     options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
     _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
@@ -166,6 +180,7 @@ def train(
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
     exclude: Exclude = "",
+    uncertain: Uncertain = "",
     again: Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Accepts the flags of the original program.
@@ -183,7 +198,9 @@ def train(
     if stage not in range(1, 6):
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
     prefix = f"stage{stage}."
-    options = given_settings(data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude)
+    options = given_settings(
+        data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude, uncertain
+    )
     options |= stage_settings(prefix, lr, epochs, loss, override)
     named = settings.parse(parameter or [])
     options |= {prefix + name if name in settings.OWN else name: value for name, value in named.items()}
@@ -203,6 +220,7 @@ def evaluate(
     parameter: Parameter = None,
     allow_missing: AllowMissing = False,
     exclude: Exclude = "",
+    uncertain: Uncertain = "",
     again: Again = False,
 ) -> None:
     """Evaluate a checkpoint on the test part: execute 06_evaluation, 07_localisation and 08_reading_room.
@@ -214,7 +232,7 @@ def evaluate(
     """
     from cxrlib.workbook import pipeline, settings
 
-    options = given_settings(data, "", size, batch_size, "", None, allow_missing, exclude=exclude)
+    options = given_settings(data, "", size, batch_size, "", None, allow_missing, None, exclude, uncertain)
     options |= settings.parse(parameter or [])
     name = run or (ORIGINAL if data else DEMO)
     once = {f"{part}.ckpt": ckpt for part in EVALUATIONS} if ckpt else {}
@@ -262,7 +280,7 @@ def predict(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder: NIH's layout or another's.")],
     fast: Annotated[bool, typer.Option("--fast", help="Do not decode the films: seconds instead of minutes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     size: Annotated[int, typer.Option("--size", min=8, help="Image side in pixels, for the disk space needed.")] = 224,
@@ -323,7 +341,7 @@ def download(
 
 @app.command()
 def store(
-    folder: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in the NIH layout.")],
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder: NIH's layout or another's.")],
     size: Annotated[int, typer.Option("--size", min=8, help="Side in pixels.")] = 224,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that decode.")] = None,
     allow_missing: AllowMissing = False,
@@ -349,16 +367,25 @@ def phantom(
     size: Annotated[int, typer.Option("--size", min=32, help="Side in pixels.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same set.")] = 0,
     folders: Annotated[int, typer.Option("--folders", help="12: the folders of the download; 0: images/ alone.")] = 0,
+    layout: Annotated[
+        str,
+        typer.Option("--layout", help="nih, chexpert, mimic, padchest, vindr, rsna or openi: tables and files of it."),
+    ] = "nih",
+    hospital: Annotated[
+        str, typer.Option("--hospital", help="A, or B: other people, exposure, prevalence and marker, more AP films.")
+    ] = "A",
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that draw.")] = None,
 ) -> None:
-    """Draw a set of phantom films in the complete NIH layout. A seed gives the same set for any number of processes.
+    """Draw a set of phantom films in a dataset's complete layout. A seed gives the same set with any --workers.
 
     Example: cxr phantom my-phantoms --images 500 --size 256 --seed 1
-    """
-    from cxrlib.phantom import phantom
 
-    how = {"folders": folders, "workers": workers, "progress": True}
-    print(f"Drew {images} films: {phantom.write(folder, images=images, size=size, seed=seed, **how)}")
+    Example: cxr phantom other-hospital --hospital B --layout chexpert
+    """
+    from cxrlib.phantom import layouts
+
+    how = {"layout": layout.lower(), "hospital": hospital.upper(), "folders": folders, "workers": workers}
+    print(f"Drew {images} films: {layouts.write(folder, images, size, seed, **how, progress=True)}")
 
 
 @app.command()

@@ -170,7 +170,7 @@ class Browser(ipywidgets.VBox):
 
     def __init__(self, films: pd.DataFrame, n: int = 8) -> None:
         self.films, self.n, self.page = films, n, 0
-        self.finding = _choice("Finding", [label for label in labels.LABELS if films[label].any()])
+        self.finding = _choice("Finding", [label for label in labels.LABELS if (films[label] == 1).any()])
         self.view = _choice("View", sorted(set(films["view"]) - {""}))
         self.sex = _choice("Sex", sorted(set(films["sex"]) - {""}))
         self.next = ipywidgets.Button(description="next", tooltip="Other films of this kind")

@@ -153,7 +153,8 @@ def run(
     shares = settings.judge(books, all_settings, kept=earlier, done=run_record.done(before), chosen=chosen)
     judge_weights(home, chosen, shares, before)
     parameters = settings.common(books, wanted)
-    types, values = {"seed": int, "size": int, "allow_missing": bool, "exclude": str}, {**wanted, **parameters}
+    types = {"seed": int, "size": int, "allow_missing": bool, "exclude": str, "uncertain": str}
+    values = {**wanted, **parameters}
     how = {name: kind(values[name]) for name, kind in types.items() if name in values}
     from rich.console import Console
 
@@ -206,6 +207,7 @@ def data(
     known: bool = False,
     allow_missing: bool = False,
     exclude: str = "",
+    uncertain: str = "unknown",
     seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
@@ -217,7 +219,7 @@ def data(
     Raises UserError for a folder that is absent or cannot be used for a run.
     """
     # Imported here because pandas is slow: a wrong setting should be reported at once.
-    from cxrlib.data import check, exclusion, film_identity, records, splits, store
+    from cxrlib.data import check, exclusion, film_identity, records, sources, splits, store
 
     if console and not folder:
         console.print("Films: the phantom set, drawn once", highlight=False)
@@ -225,12 +227,13 @@ def data(
     records.find_table(place)  # raises for a wrong folder, before the check lists the faults of a right one
     if not known:
         check.folder(place, fast=True, progress=False).require(allow_missing=allow_missing or bool(exclude))
-    everyone = exclusion.read_films(place, exclude, allow_missing=allow_missing)
+    everyone = exclusion.read_films(place, exclude, allow_missing=allow_missing, uncertain=uncertain)
     excluded = exclusion.find(everyone, exclude)
     films = excluded.without(everyone)
     absent = films.attrs.get("missing", [])
     parts = excluded.without_in_parts(splits.make(everyone, place, seed=seed))
-    doubts = [records.rivals(place), excluded.doubt(), *film_identity.doubts(films, parts, _decoded(films, size))]
+    doubts = [records.rivals(place), *sources.doubts(place), excluded.doubt()]
+    doubts += film_identity.doubts(films, parts, _decoded(films, size))
     return {
         "folder": folder,
         "films": len(films),

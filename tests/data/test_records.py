@@ -111,7 +111,6 @@ WRONG_FILES = {
     "no labels column": HEADER.replace("Finding Labels", "Findings").encode() + b"\n" + row(1, 0).encode(),
     "column twice": (HEADER + ",Patient ID\n" + row(1, 0) + ",1").encode(),
     "both sexes": (HEADER + ",Patient Sex\n" + row(1, 0) + ",F").encode(),
-    "UTF-16 without a mark": (HEADER + "\n" + row(1, 0)).encode("utf-16-le"),
     "open quote": (HEADER + '\n"' + row(1, 0)).encode(),
     "binary": bytes(range(256)) * 8,
     "zeros": bytes(500),
@@ -271,8 +270,8 @@ def test_real_films(nih_1k, nih_fullres):
     assert len(records.read_boxes(nih_fullres)) == 12
 
 
-@pytest.mark.parametrize("value", [np.nan, 2, -1, 0.5, None])
-def test_an_unknown_label_is_no_absent_one(value):
+@pytest.mark.parametrize("value", [2, -1, 0.5, "x"])
+def test_a_label_that_is_no_label_names_the_film(value):
     films = pd.DataFrame(0.0, index=range(4), columns=list(labels.LABELS)).assign(image=[f"{i}.png" for i in range(4)])
     assert records.label_matrix(films).dtype == np.uint8
     films = films.astype({"Mass": object})

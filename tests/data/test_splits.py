@@ -167,6 +167,17 @@ def test_lists_that_contradict_the_films(spoil, message, tmp_path):
         splits.make(films, tmp_path)
 
 
+@pytest.mark.parametrize("films", [[1, 2, 3], [1] * 40 + [2, 3], [1] * 400 + [2, 3, 4, 5], [*range(9), *[9] * 500]])
+@pytest.mark.parametrize("seed", range(5))
+def test_few_patients_of_whom_one_has_most_films(films, seed, tmp_path):
+    parts = splits.make(films_of(np.array(films)), tmp_path, seed=seed)
+    for part in (parts.train, parts.val, parts.test):
+        assert len(part)
+    assert len(parts.test) < 0.9 * len(films)
+    assert splits.overlap(parts.train, parts.val) == splits.overlap(parts.train, parts.test) == 0
+    assert splits.overlap(parts.val, parts.test) == 0
+
+
 def test_too_few_patients_and_a_wrong_share(tmp_path):
     with pytest.raises(UserError, match="2 patients"):
         splits.make(films_of(np.array([1, 1, 2, 2])), tmp_path)

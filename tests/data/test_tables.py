@@ -156,6 +156,35 @@ def test_what_is_assumed_is_told_with_its_cases(tmp_path):
     }
 
 
+@pytest.mark.parametrize("absent", [{2}, {4}, {5}, {6}, {2, 4, 5, 6}])
+def test_a_table_may_lack_follow_up_age_sex_and_view(absent, tmp_path):
+    """Columns 2, 4, 5 and 6 of NIH's header. What is there is read as ever; what is not is unknown, and this is
+    told."""
+    whole = [line.split(",")[:7] for line in text_of(rows=[row(5, 0), row(7, 0), row(5, 1)]).splitlines()]
+    (tmp_path / "whole.csv").write_text("".join(",".join(cells) + "\n" for cells in whole))
+    kept = [[cell for k, cell in enumerate(cells) if k not in absent] for cells in whole]
+    notes = told(tmp_path, "".join(",".join(cells) + "\n" for cells in kept))
+    films, expected = (records.read_csv(tmp_path / name) for name in ("Data_Entry_2017.csv", "whole.csv"))
+    names = {2: "follow_up", 4: "age", 5: "sex", 6: "view"}
+    assert notes["columns that the table does not have, unknown for all films"] == [names[k] for k in sorted(absent)]
+    same = [name for name in films if name not in {names[k] for k in absent}]
+    pd.testing.assert_frame_equal(films[same], expected[same])
+    assert films["follow_up"].tolist() == [0, 0, 1]
+    if 4 in absent:
+        assert films["age"].isna().all()
+    for k, name in ((5, "sex"), (6, "view")):
+        assert (films[name] == "").all() == (k in absent)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark(encoding, tmp_path):
+    notes = told(tmp_path, text_of("\t"), encoding)
+    assert notes["file in UTF-16 without a byte order mark"] == ["Data_Entry_2017.csv"]
+    (tmp_path / "plain.csv").write_text(text_of("\t"))
+    expected = records.read_csv(tmp_path / "plain.csv")
+    pd.testing.assert_frame_equal(records.read_csv(tmp_path / "Data_Entry_2017.csv"), expected)
+
+
 REFUSED = {
     "header with two separators": (text_of(header=HEADER.replace(",", ";", 1)), "a row needs 10 cells"),
     "two separators alike": ("Image Index;Patient ID,Patient Age\n1.png;1,2\n", "commas and by semicolons"),
