@@ -6,8 +6,9 @@ patients, the tables keep apart: AUC (ranking), calibration as it came and fitte
 chosen again, and the mix of views, sexes and findings.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from cxrlib import UserError, metrics
 from cxrlib.data import film_identity, records, splits
 from cxrlib.evaluation import calibration, delong, intervals, thresholds
 from cxrlib.labels import FINDINGS
+from cxrlib.training import lineage
 
 NOT_IN_BOTH = "no AUC in both"
 
@@ -37,27 +39,34 @@ class Films:
         return cls(records.label_matrix(films), probabilities, films["patient"].to_numpy())
 
 
-def is_external(seen: Mapping[str, np.ndarray], films: pd.DataFrame) -> bool:
-    """Whether films are of other datasets than those that a checkpoint has seen: ``lineage.Seen.patients``, and films.
+def datasets_seen(path: Path) -> set[str]:
+    """Names of the datasets that a checkpoint or an ancestor was trained or validated on."""
+    return {name for seen in lineage.seen_by(path).values() for name in seen.patients}
 
-    False where a dataset is not named, since it may be the same.
+
+def is_external(seen: Iterable[str], films: pd.DataFrame) -> bool:
+    """Whether films are of other datasets than those that a checkpoint has seen, as from ``datasets_seen``.
+
+    False where a dataset is not named, since it may be the same, and for a checkpoint that saw none.
     """
-    here = {*film_identity.patients_by_dataset(films)}
-    return bool(seen) and records.UNNAMED not in here | {*seen} and not here & {*seen}
+    here, seen = {*film_identity.patients_by_dataset(films)}, {*seen}
+    return bool(seen) and records.UNNAMED not in here | seen and not here & seen
 
 
-def divide(parts: splits.Parts) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Films to fit a calibration on, films to test on, and a sentence that says which they are.
+def divide(parts: splits.Parts) -> splits.Parts:
+    """Parts of a dataset that the checkpoint saw nothing of: ``val`` to fit a calibration on again, ``test`` to test.
 
-    The validation part is for the fit. A dataset with official lists is tested on its test part, any other on all films
-    outside the validation part. No patient is in both.
+    A dataset with official lists is tested on its test part, any other on all films outside the validation part; then
+    ``train`` is empty. No patient is in both parts. ``source`` says which films they are.
     """
     if parts.source.startswith("drawn by patient"):
         test = pd.concat([parts.train, parts.test], ignore_index=True)
         what = f"all {len(test):,} films outside the validation part, since this dataset has no official test part"
+        parts = replace(parts, train=parts.train.iloc[:0], test=test)
     else:
-        test, what = parts.test, f"the {len(parts.test):,} films of the dataset's test part"
-    return parts.val, test, f"tested on {what}; fitted again on the {len(parts.val):,} films of the validation part"
+        what = f"the {len(parts.test):,} films of the dataset's test part"
+    said = f"tested on {what}; fitted again on the {len(parts.val):,} films of the validation part"
+    return replace(parts, source=f"{said} ({parts.source})")
 
 
 def drop(home: Films, there: Films) -> pd.DataFrame:
