@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrlib import UserError, metrics
+from cxrlib import UserError, dataset, metrics, paths
 from cxrlib.data import film_identity, records, splits
-from cxrlib.evaluation import calibration, delong, intervals, thresholds
+from cxrlib.evaluation import calibration, delong, intervals, predict, thresholds
 from cxrlib.labels import FINDINGS
 from cxrlib.training import lineage
 
@@ -51,6 +51,34 @@ def is_external(seen: Iterable[str], films: pd.DataFrame) -> bool:
     """
     here, seen = {*film_identity.patients_by_dataset(films)}, {*seen}
     return bool(seen) and records.UNNAMED not in here | seen and not here & seen
+
+
+def read_home(tested: Path, run: paths.Run) -> Films:
+    """Test films of the run that a checkpoint belongs to, from its ``predictions/test.csv``.
+
+    ``run`` is where the result on the other dataset will be written. Raises UserError if it is the same run, whose
+    predictions would be overwritten, or if there are none.
+    """
+    home = paths.Run(tested.parent.parent.name)
+    if home.root == run.root:
+        raise UserError(
+            f"run {run.name} holds the checkpoint's own result, which a test on another dataset would overwrite; "
+            "give the test a run of its own, such as --run elsewhere"
+        )
+    own = predict.read(home.predictions / "test.csv")
+    return Films(own.labels, own.probabilities, own.patients)
+
+
+def home_films(tested: Path) -> pd.DataFrame | None:
+    """Test films of the checkpoint's run, as from ``records.read``; None if its data folder is not there any more."""
+    home = paths.Run(tested.parent.parent.name)
+    images = predict.read(home.predictions / "test.csv").images
+    try:
+        folder = paths.read_json(home.root / "run.json")["data"]["folder"]
+        films = records.read(dataset.locate(folder), allow_missing=True).set_index("image")
+    except (UserError, KeyError, TypeError):
+        return None
+    return films.loc[images].reset_index() if {*images} <= {*films.index} else None
 
 
 def divide(parts: splits.Parts) -> splits.Parts:
