@@ -6,16 +6,18 @@ patients, the tables keep apart: AUC (ranking), calibration as it came and fitte
 chosen again, and the mix of views, sexes and findings.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cxrlib import UserError, metrics
+from cxrlib import UserError, dataset, metrics, paths
 from cxrlib.data import film_identity, records, splits
-from cxrlib.evaluation import calibration, delong, intervals, thresholds
+from cxrlib.evaluation import calibration, delong, intervals, predict, thresholds
 from cxrlib.labels import FINDINGS
+from cxrlib.training import lineage
 
 NOT_IN_BOTH = "no AUC in both"
 
@@ -37,27 +39,62 @@ class Films:
         return cls(records.label_matrix(films), probabilities, films["patient"].to_numpy())
 
 
-def is_external(seen: Mapping[str, np.ndarray], films: pd.DataFrame) -> bool:
-    """Whether films are of other datasets than those that a checkpoint has seen: ``lineage.Seen.patients``, and films.
+def datasets_seen(path: Path) -> set[str]:
+    """Names of the datasets that a checkpoint or an ancestor was trained or validated on."""
+    return {name for seen in lineage.seen_by(path).values() for name in seen.patients}
 
-    False where a dataset is not named, since it may be the same.
+
+def is_external(seen: Iterable[str], films: pd.DataFrame) -> bool:
+    """Whether films are of other datasets than those that a checkpoint has seen, as from ``datasets_seen``.
+
+    False where a dataset is not named, since it may be the same, and for a checkpoint that saw none.
     """
-    here = {*film_identity.patients_by_dataset(films)}
-    return bool(seen) and records.UNNAMED not in here | {*seen} and not here & {*seen}
+    here, seen = {*film_identity.patients_by_dataset(films)}, {*seen}
+    return bool(seen) and records.UNNAMED not in here | seen and not here & seen
 
 
-def divide(parts: splits.Parts) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Films to fit a calibration on, films to test on, and a sentence that says which they are.
+def read_home(tested: Path, run: paths.Run) -> Films:
+    """Test films of the run that a checkpoint belongs to, from its ``predictions/test.csv``.
 
-    The validation part is for the fit. A dataset with official lists is tested on its test part, any other on all films
-    outside the validation part. No patient is in both.
+    ``run`` is where the result on the other dataset will be written. Raises UserError if it is the same run, whose
+    predictions would be overwritten, or if there are none.
+    """
+    home = paths.Run(tested.parent.parent.name)
+    if home.root == run.root:
+        raise UserError(
+            f"run {run.name} holds the checkpoint's own result, which a test on another dataset would overwrite; "
+            "give the test a run of its own, such as --run elsewhere"
+        )
+    own = predict.read(home.predictions / "test.csv")
+    return Films(own.labels, own.probabilities, own.patients)
+
+
+def home_films(tested: Path) -> pd.DataFrame | None:
+    """Test films of the checkpoint's run, as from ``records.read``; None if its data folder is not there any more."""
+    home = paths.Run(tested.parent.parent.name)
+    images = predict.read(home.predictions / "test.csv").images
+    try:
+        folder = paths.read_json(home.root / "run.json")["data"]["folder"]
+        films = records.read(dataset.locate(folder), allow_missing=True).set_index("image")
+    except (UserError, KeyError, TypeError):
+        return None
+    return films.loc[images].reset_index() if {*images} <= {*films.index} else None
+
+
+def divide(parts: splits.Parts) -> splits.Parts:
+    """Parts of a dataset that the checkpoint saw nothing of: ``val`` to fit a calibration on again, ``test`` to test.
+
+    A dataset with official lists is tested on its test part, any other on all films outside the validation part; then
+    ``train`` is empty. No patient is in both parts. ``source`` says which films they are.
     """
     if parts.source.startswith("drawn by patient"):
         test = pd.concat([parts.train, parts.test], ignore_index=True)
         what = f"all {len(test):,} films outside the validation part, since this dataset has no official test part"
+        parts = replace(parts, train=parts.train.iloc[:0], test=test)
     else:
-        test, what = parts.test, f"the {len(parts.test):,} films of the dataset's test part"
-    return parts.val, test, f"tested on {what}; fitted again on the {len(parts.val):,} films of the validation part"
+        what = f"the {len(parts.test):,} films of the dataset's test part"
+    said = f"tested on {what}; fitted again on the {len(parts.val):,} films of the validation part"
+    return replace(parts, source=f"{said} ({parts.source})")
 
 
 def drop(home: Films, there: Films) -> pd.DataFrame:

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrlib import labels, metrics
+from cxrlib import UserError, labels, metrics, paths
 from cxrlib.data import splits
-from cxrlib.evaluation import external, intervals, thresholds
+from cxrlib.evaluation import external, intervals, predict, thresholds
 
 
 def hospital(seed, *, sharp=1.2, rate=0.3, shift=0.0, films=900, ap=0.3):
@@ -99,19 +99,35 @@ def test_the_mix_of_both():
 
 def test_films_of_another_dataset_are_recognised():
     nih = pd.DataFrame({"image": ["00000001_000.png"], "patient": [1]})
-    seen = {"nih": np.array([1]), "h1": np.array([2])}
+    seen = {"nih", "h1"}
     assert external.is_external(seen, THERE[0])
     assert not external.is_external(seen, HOME[0])
     assert not external.is_external(seen, nih.assign(dataset=""))
     assert not external.is_external(seen, nih.assign(dataset="", image="a.png"))
-    assert not external.is_external({}, HOME[0])
+    assert not external.is_external((), HOME[0])
 
 
 def test_without_an_official_split_all_but_the_validation_part_is_tested(tmp_path):
     parts = splits.make(HOME[0], tmp_path)
-    fitted_on, test, said = external.divide(parts)
-    assert len(fitted_on) + len(test) == 900
-    assert splits.overlap(fitted_on, test) == 0
-    assert "no official test part" in said
+    divided = external.divide(parts)
+    assert (len(divided.train), len(divided.val) + len(divided.test)) == (0, 900)
+    assert splits.overlap(divided.val, divided.test) == 0
+    assert "no official test part" in divided.source
+    assert splits.summary(divided).loc["train", "films"] == 0
     official = splits.Parts(parts.train, parts.val, parts.test, "official lists of x", 0)
-    assert external.divide(official)[1] is parts.test
+    assert external.divide(official).test is parts.test
+
+
+def test_the_home_result_is_that_of_the_checkpoints_run(tmp_path):
+    home, films = paths.Run("base"), HOME[0]
+    tested = home.root / "stage1" / "stage1_x.safetensors"
+    with pytest.raises(UserError, match="no predictions at"):
+        external.read_home(tested, paths.Run("elsewhere"))
+    predict.write(home.predictions / "test.csv", *HOME)
+    own = external.read_home(tested, paths.Run("elsewhere"))
+    np.testing.assert_array_equal(own.labels, films[list(labels.LABELS)])
+    with pytest.raises(UserError, match="run base holds the checkpoint's own result"):
+        external.read_home(tested, home)
+    assert external.home_films(tested) is None
+    paths.write_json(home.root / "run.json", {"data": {"folder": str(tmp_path / "gone")}})
+    assert external.home_films(tested) is None

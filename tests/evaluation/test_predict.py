@@ -194,6 +194,8 @@ def test_no_file_and_no_csv_are_named(tmp_path):
 def test_an_unknown_label_is_not_written_as_an_absent_one(tmp_path):
     films = frame().astype({"Mass": float})
     films.loc[3, "Mass"] = np.nan
-    with pytest.raises(UserError, match=r"00000003_000\.png: Mass is nan"):
-        predict.write(tmp_path / "test.csv", films, np.full((7, 15), 0.5))
-    assert not (tmp_path / "test.csv").exists()
+    csv = predict.write(tmp_path / "test.csv", films, np.full((7, 15), 0.5))
+    assert np.isnan(predict.read(csv, films).labels[3, 4])
+    with pytest.raises(UserError, match=r"00000003_000\.png: Mass is 0\.5"):
+        predict.write(tmp_path / "half.csv", films.fillna({"Mass": 0.5}), np.full((7, 15), 0.5))
+    assert not (tmp_path / "half.csv").exists()

@@ -19,7 +19,9 @@ def test_findings_stand_best_first_with_their_prevalence(home):
     assert single == sorted(single, reverse=True)
     assert [row["finding"] for row in rows[14:]] == ["No Finding", "mean of 14"]
     assert all(row["prevalence"] == row["positives"] / 120 for row in rows)
-    assert sections.findings(auc, None)[0]["prevalence"] is None
+    assert sections.findings(auc.drop(columns="films"), None)[0]["prevalence"] is None
+    known = sections.findings(auc.assign(films=60), 120)[0]  # half of the labels are known
+    assert known["prevalence"] == known["positives"] / 60
 
 
 @pytest.mark.parametrize(
