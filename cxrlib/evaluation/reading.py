@@ -280,6 +280,7 @@ def open_part(
     seed: int = 0,
     allow_missing: bool = False,
     exclude: str = "",
+    uncertain: str = "unknown",
 ) -> Reading:
     """Open the predictions of a run's part ("val" or "test") with the films that they are of.
 
@@ -304,7 +305,7 @@ def open_part(
     if ckpt and checkpoint.read_meta(path)["sha256"] != weights:
         raise UserError(f"{csv_file} is not of {path.stem}; run 06_evaluation with ckpt={ckpt} first")
     size = size or int(note.get("size", 0))
-    how = {"seed": seed, "allow_missing": allow_missing, "exclude": exclude}
+    how = {"seed": seed, "allow_missing": allow_missing, "exclude": exclude, "uncertain": uncertain}
     opened = dataset.open(data, size, **how, progress=False)
     films = getattr(opened.parts, part)
     said = predict.read(csv_file, films)

@@ -45,9 +45,9 @@ KINDS = {
 }
 AUTOMATIC = 4_000_000
 """Pixels of all films up to which their features are computed without being asked: seconds on a CPU core."""
-PRIVATE = ("data", "size", "seed", "allow_missing", "exclude")
+PRIVATE = ("data", "size", "seed", "allow_missing", "exclude", "uncertain")
 """Parameters of a run that say which films it has."""
-DEFAULTS = {"data": "", "size": 0, "seed": 0, "allow_missing": False, "exclude": ""}
+DEFAULTS = {"data": "", "size": 0, "seed": 0, "allow_missing": False, "exclude": "", "uncertain": "unknown"}
 
 STYLE = f"""<style>
 .cxr-room {{font: 13px/1.45 system-ui, sans-serif; color: {common.INK}}}
@@ -66,7 +66,7 @@ STYLE = f"""<style>
 def open_room(run: str, part: str = "test", finding: str = "Effusion", *, ckpt: str = "", **films: Any) -> "Room":
     """A reading room on a run's predicted films.
 
-    ``films``: data, size, seed, allow_missing and exclude of this run, as in its notebooks; those of other runs are in
+    ``films``: data, size, seed, allow_missing, exclude and uncertain of this run, as in its notebooks; those of other runs are in
     their ``run.json``. What cannot be opened is said in the room, and nothing is raised.
     """
     return Room(run, part, finding, ckpt=ckpt, **films)
