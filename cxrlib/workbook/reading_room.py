@@ -66,8 +66,8 @@ STYLE = f"""<style>
 def open_room(run: str, part: str = "test", finding: str = "Effusion", *, ckpt: str = "", **films: Any) -> "Room":
     """A reading room on a run's predicted films.
 
-    ``films``: data, size, seed, allow_missing, exclude and uncertain of this run, as in its notebooks; those of other runs are in
-    their ``run.json``. What cannot be opened is said in the room, and nothing is raised.
+    ``films``: data, size, seed, allow_missing, exclude and uncertain of this run, as in its notebooks; those of other
+    runs are in their ``run.json``. What cannot be opened is said in the room, and nothing is raised.
     """
     return Room(run, part, finding, ckpt=ckpt, **films)
 
