@@ -277,14 +277,12 @@ def open_part(
     data: str = "",
     size: int = 0,
     ckpt: str = "",
-    seed: int = 0,
-    allow_missing: bool = False,
-    exclude: str = "",
+    **how: Any,
 ) -> Reading:
     """Open the predictions of a run's part ("val" or "test") with the films that they are of.
 
     ``ckpt`` "" means the checkpoint that made the predictions, and ``size`` 0 the size that they were made at; the
-    other parameters are those of the run. A checkpoint that is gone, or that has no calibration and thresholds yet, is
+    other parameters are those of ``dataset.open`` in the run, such as seed, allow_missing and exclude. A checkpoint that is gone, or that has no calibration and thresholds yet, is
     no error: ``Reading.why`` says so.
     Raises UserError if there are no predictions, or if they are of other films or of another checkpoint than ``ckpt``.
     """
@@ -304,7 +302,6 @@ def open_part(
     if ckpt and checkpoint.read_meta(path)["sha256"] != weights:
         raise UserError(f"{csv_file} is not of {path.stem}; run 06_evaluation with ckpt={ckpt} first")
     size = size or int(note.get("size", 0))
-    how = {"seed": seed, "allow_missing": allow_missing, "exclude": exclude}
     opened = dataset.open(data, size, **how, progress=False)
     films = getattr(opened.parts, part)
     said = predict.read(csv_file, films)
