@@ -281,8 +281,8 @@ def open_part(
 ) -> Reading:
     """Open the predictions of a run's part ("val" or "test") with the films that they are of.
 
-    ``ckpt`` "" means the checkpoint that made the predictions, and ``size`` 0 the size that they were made at; ``how`` is
-    what else ``dataset.open`` got in the run, such as seed, allow_missing and exclude. A checkpoint that is gone, or
+    ``ckpt`` "" means the checkpoint that made the predictions, and ``size`` 0 the size that they were made at; ``how``
+    is what else ``dataset.open`` got in the run, such as seed, allow_missing and exclude. A checkpoint that is gone, or
     that has no calibration and thresholds yet, is no error: ``Reading.why`` says so.
     Raises UserError if there are no predictions, or if they are of other films or of another checkpoint than ``ckpt``.
     """
