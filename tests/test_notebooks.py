@@ -30,7 +30,7 @@ ORDER = (
 )
 STAGES = [book for book in BOOKS if settings.part(book).startswith("stage")]
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
-LONGEST = 15
+LONGEST = 16
 LARGEST = 500_000
 """Bytes of a notebook that a code host still shows at once."""
 CELLS, SHARED = 26, 12

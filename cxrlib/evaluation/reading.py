@@ -277,16 +277,13 @@ def open_part(
     data: str = "",
     size: int = 0,
     ckpt: str = "",
-    seed: int = 0,
-    allow_missing: bool = False,
-    exclude: str = "",
-    uncertain: str = "unknown",
+    **how: Any,
 ) -> Reading:
     """Open the predictions of a run's part ("val" or "test") with the films that they are of.
 
-    ``ckpt`` "" means the checkpoint that made the predictions, and ``size`` 0 the size that they were made at; the
-    other parameters are those of the run. A checkpoint that is gone, or that has no calibration and thresholds yet, is
-    no error: ``Reading.why`` says so.
+    ``ckpt`` "" means the checkpoint that made the predictions, and ``size`` 0 the size that they were made at; ``how``
+    is what else ``dataset.open`` got in the run, such as seed, allow_missing and exclude. A checkpoint that is gone, or
+    that has no calibration and thresholds yet, is no error: ``Reading.why`` says so.
     Raises UserError if there are no predictions, or if they are of other films or of another checkpoint than ``ckpt``.
     """
     if part not in parameters.PARTS:
@@ -305,7 +302,6 @@ def open_part(
     if ckpt and checkpoint.read_meta(path)["sha256"] != weights:
         raise UserError(f"{csv_file} is not of {path.stem}; run 06_evaluation with ckpt={ckpt} first")
     size = size or int(note.get("size", 0))
-    how = {"seed": seed, "allow_missing": allow_missing, "exclude": exclude, "uncertain": uncertain}
     opened = dataset.open(data, size, **how, progress=False)
     films = getattr(opened.parts, part)
     said = predict.read(csv_file, films)
@@ -342,8 +338,7 @@ def _features(
     done = 0
     with torch.inference_mode():
         for batch in these.epoch(0, on=next(model.parameters()).device):
-            images = batch.images.contiguous(memory_format=torch.channels_last)
-            found = inference.body(images.to(inference.dtype)).float()  # inference.features(images)
+            found = inference.features(batch.images)
             values[batch.rows.numpy()] = found.cpu().numpy()
             done += len(batch.rows)
             progress(done, len(these.films))

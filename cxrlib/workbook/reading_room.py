@@ -45,8 +45,6 @@ KINDS = {
 }
 AUTOMATIC = 4_000_000
 """Pixels of all films up to which their features are computed without being asked: seconds on a CPU core."""
-PRIVATE = ("data", "size", "seed", "allow_missing", "exclude", "uncertain")
-"""Parameters of a run that say which films it has."""
 DEFAULTS = {"data": "", "size": 0, "seed": 0, "allow_missing": False, "exclude": "", "uncertain": "unknown"}
 
 STYLE = f"""<style>
