@@ -209,7 +209,7 @@ def test_a_folder_under_the_names_of_the_hub_is_a_checkpoint(tmp_path, saved, mo
     assert settings.located({"evaluation.ckpt": "exported"}) == {"evaluation.ckpt": str(folder)}
     assert settings.located({"evaluation.ckpt": "hf:a/b"}) == {"evaluation.ckpt": "hf:a/b"}
     child = save(tmp_path / "child", model, 1, number=2, parent=weights)
-    assert lineage.seen_by(child)["trained"].count == 2
+    assert lineage.seen_by(child)["trained"].count == 3
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="there is no checkpoint 'empty'"):
         checkpoint.resolve("empty")
