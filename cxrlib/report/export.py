@@ -126,7 +126,7 @@ def _fill(folder: Path, home: paths.Run, path: Path, *, onnx: bool, with_patient
     if onnx and not _has_onnx():
         notes.append(f"No {ONNX}: onnx or onnxruntime is not installed; run: {INSTALL}")
     elif onnx:
-        parity = write_onnx(model.eval(), folder / ONNX, _films(home, meta["size"]))
+        parity = _write_onnx(model.eval(), folder / ONNX, _films(home, meta["size"]))
         notes.append(
             f"{ONNX}: logits differ from torch's by at most {parity['difference']:.1g} on {parity['films']} films"
         )
@@ -244,7 +244,7 @@ def _has_onnx() -> bool:
     return True
 
 
-def write_onnx(model: torch.nn.Module, file: Path, films: np.ndarray) -> dict[str, Any]:
+def _write_onnx(model: torch.nn.Module, file: Path, films: np.ndarray) -> dict[str, Any]:
     """Write a network in eval mode as ONNX, for any number of films, and compare both on films (N, 1, S, S) float32.
 
     Input ``images`` (N, 1, S, S), output ``logits`` (N, 15). The sigmoid is left out, since a calibration works on

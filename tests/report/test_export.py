@@ -211,7 +211,7 @@ def test_an_onnx_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
     network.build("none", layers=(1, 1, 1, 1)).eval()
     with pytest.raises(UserError, match=r"not kept: its logits differ from torch's by .* on 3 films"):
-        export.write_onnx(
+        export._write_onnx(
             network.build("none", layers=(1, 1, 1, 1)).eval(), tmp_path / "m.onnx", np.zeros((3, 1, 32, 32), np.float32)
         )
     assert not list(tmp_path.iterdir())
