@@ -43,7 +43,7 @@ def text(
 ) -> str:
     """Model card as text, from the run's tables and a checkpoint's JSON.
 
-    ``parity``: ``difference`` of logits and number of ``films``, None without ONNX. ``gate``: whether the folder has one.
+    ``parity``: ``difference`` of logits and number of ``films``, None without ONNX. ``gate``: whether there is one.
     ``source``: SHA-256 of the checkpoint before its export. Tables of another checkpoint are not shown.
     """
     other = _of_another(home, meta, source)
