@@ -33,6 +33,12 @@ comparison pages."""
 CHECKPOINT = ".safetensors"
 """Ending of a checkpoint's weights."""
 
+MODEL = "model.safetensors"
+"""Weights in an exported folder, under the Hub's name. Their JSON is ``config.json``."""
+
+HUB = "hf:"
+"""Start of the name of a checkpoint on the Hub."""
+
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -127,14 +133,23 @@ class Run:
 def find_checkpoint(ckpt: str, run: Run | None = None) -> Path:
     """Find a checkpoint by path or by name, with or without ending: first in the run's stages, then in all runs.
 
+    An exported folder gives its weights, and ``hf:owner/name[@revision]`` those of a model on the Hub.
     Raises UserError that lists the candidates where there is none or more than one.
     """
     if not ckpt:
         raise UserError("ckpt is empty; give a checkpoint's name such as stage5_1e-06_22, or a path")
+    if ckpt.startswith(HUB):
+        from cxrlib import hub
+
+        return _weights_in(hub.download(ckpt), ckpt)
+    if is_model_folder(ckpt):
+        return resolve(ckpt) / MODEL
     title = ckpt.removesuffix(CHECKPOINT).removesuffix(".json")
     path = resolve(title + CHECKPOINT)
     if path.is_file():
         return path
+    if Path(title).name == "config" and (path.parent / MODEL).is_file():
+        return path.parent / MODEL
     places = [(run.root, "stage*")] if run is not None else []
     places += [(outputs(), "*/stage*")]
     for root, pattern in places:
@@ -148,6 +163,17 @@ def find_checkpoint(ckpt: str, run: Run | None = None) -> Path:
     similar = difflib.get_close_matches(title, names, 1)
     there = (", ".join(names) or "none yet, train a stage first") + (f"; did you mean {similar[0]}?" if similar else "")
     raise UserError(f"there is no checkpoint {ckpt!r}; there are: {there}")
+
+
+def is_model_folder(path: str) -> bool:
+    """Whether a path is a folder with weights under the Hub's name, as ``cxr export`` writes it."""
+    return bool(path) and (resolve(path) / MODEL).is_file()
+
+
+def _weights_in(folder: Path, ckpt: str) -> Path:
+    if not (folder / MODEL).is_file():
+        raise UserError(f"{ckpt} has no {MODEL}, so it is no checkpoint that cxr export wrote")
+    return folder / MODEL
 
 
 @contextmanager
@@ -193,7 +219,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it so that it is made again") from None
 
 

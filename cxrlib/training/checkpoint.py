@@ -77,8 +77,8 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def json_beside(path: Path) -> Path:
-    """Path of the JSON: ``stage1_1e-05_2.json`` for ``stage1_1e-05_2.safetensors``."""
-    return path.with_suffix(".json")
+    """Path of the JSON: ``stage1_1e-05_2.json`` for ``stage1_1e-05_2.safetensors``, ``config.json`` for a ``model``."""
+    return path.with_name("config.json") if path.name == paths.MODEL else path.with_suffix(".json")
 
 
 def gate_beside(path: Path) -> Path:
@@ -122,6 +122,24 @@ SUFFIX = ".safetensors"
 NEEDED = ("format", "layout", "labels", "name", "stage", "epochs_so_far", "ancestors", "origin")
 GUARDED = ("format", "name", "parent", "weights", "origin", "gaps", "ancestors", "seen")
 """Keys of the JSON that are also in the header of the weights file."""
+KINDS = {
+    "labels": list,
+    "name": str,
+    "stage": int,
+    "epochs_so_far": int,
+    "ancestors": list,
+    "origin": str,
+    "recipe": dict,
+    "metrics": dict,
+    "size": int,
+    "seen": dict,
+    "gaps": list,
+    "weights": str,
+    "attached": dict,
+}
+"""Types of the JSON's entries, where they are there."""
+MOST_BYTES = {".safetensors": 1_000_000_000, ".json": 100_000_000}
+"""Largest files that are read: a checkpoint has about 94 MB and a JSON of all NIH's patients 2 MB."""
 ATTACHED = "attached"
 """Key of the values added after the training. Hashes and fingerprints leave them out."""
 
@@ -197,11 +215,19 @@ def read_meta(path: Path) -> dict[str, Any]:
     """The checked JSON of a checkpoint, without its weights. Raises UserError as ``load`` does."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not there")
+    for file in (path, json_beside(path)):
+        if file.is_file() and file.stat().st_size > MOST_BYTES[file.suffix]:
+            raise UserError(
+                f"{file} has {file.stat().st_size:,} bytes, more than a checkpoint can have; it is not read"
+            )
     meta = read_description(path)
     patients = "patients" if meta.get("format") == 1 else "seen"
     missing = [key for key in (*NEEDED, patients) if key not in meta]
     if missing:
         raise UserError(f"{json_beside(path)} does not describe a checkpoint: it lacks {', '.join(missing)}")
+    wrong = [key for key, kind in KINDS.items() if key in meta and type(meta[key]) is not kind]
+    if wrong:
+        raise UserError(f"{json_beside(path)} does not describe a checkpoint: its {wrong[0]} is of a wrong type")
     if meta["format"] not in READABLE:
         raise UserError(f"checkpoint {path} has format {meta['format']}, this version reads {FORMAT}; train it again")
     if meta["layout"] != LAYOUT:
@@ -331,6 +357,7 @@ def best(folder: Path) -> Path:
 def resolve(ckpt: str, run: paths.Run | None = None) -> Path:
     """Find a checkpoint by path or by name, with or without ending: first in the run's stages, then in all runs.
 
+    Also by an exported folder, or by ``hf:owner/name[@revision]`` on the Hub.
     Raises UserError that lists the candidates where there is none or more than one.
     """
     return paths.find_checkpoint(ckpt, run)

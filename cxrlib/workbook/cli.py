@@ -411,6 +411,40 @@ def report(
         _print_path(comparison.build(names), "Comparison")
 
 
+@app.command("export")
+def export_run(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder, or an earlier export, which is replaced.")],
+    ckpt: Annotated[str, typer.Option("--ckpt", help="Checkpoint by name; default: the run's last.")] = "",
+    push: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to the Hub.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="With --push: a new model is public.")] = False,
+    no_onnx: Annotated[bool, typer.Option("--no-onnx", help="Without model.onnx.")] = False,
+    with_patients: Annotated[
+        bool, typer.Option("--with-patients", help="Keep patient numbers of datasets that are not public.")
+    ] = False,
+) -> None:
+    """Export a run to a folder that others can load: weights, config.json, model card, model.onnx.
+
+    Such a folder is a checkpoint: --ckpt FOLDER reads it, and --ckpt hf:owner/name one on the Hub.
+
+    Example: cxr export base --to base-model --push me/chest-base
+    """
+    from cxrlib import hub
+
+    if push:
+        hub.check(push)
+    elif public:
+        raise UserError("--public belongs to --push; name the model by --push owner/name")
+    from cxrlib.report import export
+
+    made = export.export(run, to, ckpt=ckpt, onnx=not no_onnx, with_patients=with_patients)
+    for note in made.notes:
+        print(note)
+    _print_path(made.folder, "Exported" if made.written else "Unchanged")
+    if push:
+        print(f"Uploaded: {export.upload(made.folder, push, public=public)}")
+
+
 def main() -> None:
     """Entry point: a user's error gives one or two lines on stderr and exit code 2, without a traceback."""
     sys.exit(call(sys.argv[1:]))

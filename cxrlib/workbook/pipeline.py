@@ -60,7 +60,9 @@ def first_lines(home: paths.Run, books: Iterable[Path], shares: Mapping[str, Map
         if share.get("ckpt"):
             path, size = _checkpoint(home, book, share)
             words.append(f"{path.stem} is tested on films of {size} pixels")
-            words.append(_another_size(path.with_suffix(".json"), size))
+            from cxrlib.training import checkpoint  # already loaded by the line before
+
+            words.append(checkpoint.another_size(path, size))
         elif "ckpt" in settings.parameters(book) and (last := _last(home)):
             words.append(_another_size(last, int(share.get("size", 0))))
     return list(dict.fromkeys(filter(None, words)))

@@ -156,6 +156,7 @@ def _weights(share: Mapping[str, Scalar]) -> list:
         for file in (
             paths.resolve(name),
             paths.resolve(name + SUFFIX),
+            paths.resolve(name) / paths.MODEL,
             *paths.outputs().glob(f"*/stage*/{glob.escape(Path(name).name)}{SUFFIX}"),
         )
     ]

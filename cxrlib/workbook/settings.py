@@ -116,6 +116,8 @@ def _is_path(word: str, value: str) -> bool:
     """Whether a value names a file, not a checkpoint or known weights."""
     if not value or value in (rules.NO_WEIGHTS, *rules.WEIGHTS):
         return False
+    if word == "ckpt" and (value.startswith(paths.HUB) or paths.is_model_folder(value)):
+        return not value.startswith(paths.HUB)
     ending = paths.CHECKPOINT if word == "ckpt" and not value.endswith((paths.CHECKPOINT, ".json")) else ""
     return Path(value).name != value or paths.resolve(value + ending).is_file()
 

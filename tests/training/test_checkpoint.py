@@ -10,6 +10,7 @@ from saved import films, save
 
 from cxrlib import UserError, paths
 from cxrlib.training import checkpoint, lineage, network
+from cxrlib.workbook import settings
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,23 @@ def test_the_best_of_an_unfinished_stage_is_refused(tmp_path, saved):
     saved.unlink()
     with pytest.raises(UserError, match="not there"):
         checkpoint.best(tmp_path)
+
+
+def test_a_folder_under_the_names_of_the_hub_is_a_checkpoint(tmp_path, saved, model, monkeypatch):
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    saved.rename(folder / "model.safetensors")
+    saved.with_suffix(".json").rename(folder / "config.json")
+    weights = folder / "model.safetensors"
+    monkeypatch.chdir(tmp_path)
+    for name in (str(folder), "exported", "exported/", "exported/model", "exported/config.json", str(weights)):
+        assert checkpoint.resolve(name) == weights
+    assert checkpoint.load_into(tiny.net(seed=9), weights).missing == ()
+    assert checkpoint.json_beside(weights) == checkpoint.attach(weights, "thresholds", {"f1": 0.5})
+    assert settings.located({"evaluation.ckpt": "exported"}) == {"evaluation.ckpt": str(folder)}
+    assert settings.located({"evaluation.ckpt": "hf:a/b"}) == {"evaluation.ckpt": "hf:a/b"}
+    child = save(tmp_path / "child", model, 1, number=2, parent=weights)
+    assert lineage.seen_by(child)["trained"].count == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="there is no checkpoint 'empty'"):
+        checkpoint.resolve("empty")
