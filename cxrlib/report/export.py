@@ -212,14 +212,9 @@ def _write_weights(folder: Path, path: Path, state: dict[str, torch.Tensor], hea
     return provenance.file_sha256(file)
 
 
-def gate_of(path: Path) -> Path:
-    """File of a checkpoint's gate."""
-    return path.with_name(GATE if path.name == paths.MODEL else f"gate_{path.name}")
-
-
 def _copy_gate(path: Path, to: Path, sha256: str) -> bool:
     """Copy the gate beside a checkpoint, with the SHA-256 of the exported weights. Returns whether there is one."""
-    source = gate_of(path)
+    source = checkpoint.gate_beside(path)
     if not source.is_file():
         return False
     try:
