@@ -63,7 +63,9 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "precision": sections.precision(home, album, single),
         "calibration": sections.calibration(home, album),
         "thresholds": sections.thresholds(home, album),
-        "subgroups": sections.subgroups(home, album),
+        "subgroups": sections.subgroups(
+            home, album, next((row for row in rows if metrics.is_mean(row["finding"])), None)
+        ),
         "localisation": sections.localisation(home, album),
         "labels": sections.labels(home, album),
         "external": sections.external(home),
