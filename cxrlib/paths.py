@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import hashlib
 import json
 import os
 import re
@@ -208,19 +209,51 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """Write indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+GUARD = "content_sha256"
+"""Key of a guarded JSON object with the hash of all its other content."""
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError with the file's name if it is absent or damaged."""
+def write_json(path: Path, value: Any, *, guarded: bool = False, indent: int | None = 2) -> Path:
+    """Write JSON. ``guarded`` adds a hash of the content to an object, which ``read_json`` checks.
+
+    ``indent`` None writes one line. Raises ValueError for NaN and infinity, which JSON does not have.
+    """
+    separators = (",", ":") if indent is None else None
+    value = {**value, GUARD: content_hash(value)} if guarded else value
+    text = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_json(path: Path, *, check: bool = True) -> Any:
+    """Read a JSON file. Raises UserError with the file's name if it is absent, damaged, or changed though guarded.
+
+    The guard is no part of the result. A file without a guard is read as it is. With ``check`` False the guard stays in
+    the result, for ``check_guard``.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it so that it is made again") from None
+    return check_guard(path, value) if check else value
+
+
+def check_guard(path: Path, value: Any) -> Any:
+    """Content of a JSON file without its guard. Raises UserError if the guard is of other content."""
+    if not isinstance(value, dict) or GUARD not in value:
+        return value
+    content = {name: item for name, item in value.items() if name != GUARD}
+    if content_hash(content) != value[GUARD]:
+        raise UserError(f"{path} was changed or damaged after it was written; delete it so that it is made again")
+    return content
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of plain data as JSON, 64 hex digits. Spaces and the order of keys do not count."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

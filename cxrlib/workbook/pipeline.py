@@ -235,7 +235,7 @@ def data(
     absent = films.attrs.get("missing", [])
     parts = excluded.without_in_parts(splits.make(everyone, place, seed=seed))
     doubts = [records.rivals(place), *sources.doubts(place), excluded.doubt()]
-    doubts += film_identity.doubts(films, parts, _decoded(films, size))
+    doubts += film_identity.doubts(films, parts, _decoded(films, size, allow_missing))
     return {
         "folder": folder,
         "films": len(films),
@@ -250,12 +250,17 @@ def data(
     }
 
 
-def _decoded(films: Any, size: int) -> Any:
-    """The store of these films; None if it is not built yet."""
+def _decoded(films: Any, size: int, allow_missing: bool) -> Any:
+    """The store of these films; None if it is not built yet. What is damaged in it is decoded again."""
     from cxrlib.data import store
 
     folder = store.default_folder(films, size)
-    return store.load(folder) if (folder / store.MANIFEST).is_file() else None
+    if not (folder / store.MANIFEST).is_file():
+        return None
+    try:
+        return store.load(folder)
+    except store.DamagedStoreError:
+        return store.build(films, size, folder=folder, allow_missing=allow_missing)
 
 
 def _print_doubts(doubts: Iterable[str], console: "Console") -> None:

@@ -1,0 +1,155 @@
+"""Damage of any file: the same command ends with the same bits, or does the step again and says so, or says what to do.
+
+Files are found by a walk of the folder, so a file that is added later is tested by itself. Each file is damaged alone.
+By default each file has one kind of damage, another for each file; all kinds of all files are marked slow.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxrlib import UserError, paths
+from cxrlib.data import images, records, store
+from data import samples
+
+
+def change_digit(path: Path, at: float = 0.5) -> None:
+    """Change the digit nearest to a place, here a share of the length, of a text; one bit of a file without digits."""
+    data = bytearray(path.read_bytes())
+    digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
+    if path.suffix in (".npy", ".safetensors", ".png") or not digits:
+        return flip_bit(path, at)
+    place = min(digits, key=lambda i: abs(i - at * len(data)))
+    data[place] = ord(str((int(chr(data[place])) + 1) % 10))
+    path.write_bytes(data)
+    return None
+
+
+def flip_bit(path: Path, at: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    if data:
+        data[min(int(at * len(data)), len(data) - 1)] ^= 4
+    path.write_bytes(data)
+
+
+def zero_tail(path: Path) -> None:
+    """Zeros in the last quarter, as a power cut leaves them."""
+    data = path.read_bytes()
+    path.write_bytes(data[: -len(data) // 4] + bytes(len(data) - len(data[: -len(data) // 4])))
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+KINDS = {
+    "digit": change_digit,
+    "early digit": lambda path: change_digit(path, 0.1),
+    "late digit": lambda path: change_digit(path, 0.95),
+    "bit": flip_bit,
+    "zeros": zero_tail,
+    "cut": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": Path.unlink,
+}
+
+
+def walk(folder: Path) -> list[Path]:
+    """All files below a folder except locks, as paths relative to it."""
+    return sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+
+
+def bits(folder: Path) -> dict[Path, bytes]:
+    return {file: (folder / file).read_bytes() for file in walk(folder) if not file.name.startswith(".")}
+
+
+def damages(folder: Path) -> list[tuple[Path, str]]:
+    return [(file, kind) for file in walk(folder) for kind in KINDS]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    return records.read(samples.write_folder(tmp_path_factory.mktemp("damage") / "nih", films=20))
+
+
+def build(films, folder: Path) -> store.Store:
+    return store.build(films, 16, folder=folder, progress=False)
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "stopped before the manifest"])
+def test_a_damaged_store_is_mended_by_the_same_command(state, films, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "CHUNK", 8)
+    build(films, tmp_path / "whole")
+    whole = bits(tmp_path / "whole")
+    place = tmp_path / "made"
+    if state == "finished":
+        build(films, place)
+    else:
+        stop_a_build(films, place, monkeypatch, before_manifest="manifest" in state)
+    tried = damages(place)
+    assert len({file for file, _ in tried}) >= 3
+    for file, kind in tried:
+        shutil.rmtree(tmp_path / "hurt", ignore_errors=True)
+        shutil.copytree(place, tmp_path / "hurt")
+        build(films, tmp_path / "hurt") if state == "finished" else None  # the copies' inodes are checked and noted
+        before = (tmp_path / "hurt" / file).read_bytes()
+        capsys.readouterr()
+        KINDS[kind](tmp_path / "hurt" / file)
+        hurt = not (tmp_path / "hurt" / file).exists() or (tmp_path / "hurt" / file).read_bytes() != before
+        build(films, tmp_path / "hurt")
+        assert bits(tmp_path / "hurt") == whole, (file, kind)
+        if state == "finished" and hurt and kind != "gone" and not file.name.startswith("."):
+            assert "decoded again" in capsys.readouterr().out, (file, kind)
+
+
+def stop_a_build(films, folder: Path, monkeypatch, *, before_manifest: bool) -> None:
+    """Stop a build after two chunks, or after all pixels and before the manifest."""
+    work, write, done = images.decode_chunk, paths.write_text, []
+
+    def decode(*job):
+        done.append(job)
+        if len(done) > 2 and not before_manifest:
+            raise KeyboardInterrupt
+        return work(*job)
+
+    def write_text(path, text):
+        if path.name == store.MANIFEST:
+            raise KeyboardInterrupt
+        return write(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "decode_chunk", decode)
+        patched.setattr(paths, "write_text", write_text)
+        with pytest.raises(KeyboardInterrupt):
+            build(films, folder)
+
+
+def test_a_damaged_store_is_not_opened_and_the_advice_helps(films, tmp_path):
+    built = build(films, tmp_path / "store")
+    pixels = np.array(built.pixels)
+    flip_bit(Path(built.pixels.filename), 0.9)
+    with pytest.raises(UserError, match=r"damaged at 1 film,.*cxr store again") as caught:
+        store.load(tmp_path / "store")
+    assert "delete" not in str(caught.value)
+    build(films, tmp_path / "store")
+    np.testing.assert_array_equal(store.load(tmp_path / "store").pixels, pixels)
+
+
+def test_only_the_damaged_film_is_decoded_again(films, tmp_path, monkeypatch, capsys):
+    built = build(films, tmp_path / "store")
+    flip_bit(Path(built.pixels.filename), (128 + 7.5 * 256) / (128 + 20 * 256))
+    decode, decoded = images.decode, []
+    monkeypatch.setattr(images, "decode", lambda data, path: decoded.append(path) or decode(data, path))
+    build(films, tmp_path / "store")
+    assert decoded == [sorted(films["path"])[7]]
+    assert built.names[7] in capsys.readouterr().out
+
+
+def test_a_checked_store_is_not_read_again(films, tmp_path, monkeypatch):
+    build(films, tmp_path / "store")
+    monkeypatch.setattr(store.pixel_sums, "damaged_rows", None)
+    build(films, tmp_path / "store")
+    store.load(tmp_path / "store")
