@@ -236,7 +236,7 @@ def copied(inside, tmp_path):
 
 def test_hostile_folders_get_one_line(inside, tmp_path):
     folder = copied(inside, tmp_path)
-    config = json.loads((folder / "config.json").read_text())
+    config = paths.read_json(folder / "config.json")  # without the guard
     for change, said in (
         ({"labels": config["labels"][::-1]}, "labels are"),
         ({"recipe": [1]}, "its recipe is of a wrong type"),
