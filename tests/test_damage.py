@@ -4,14 +4,19 @@ Files are found by a walk of the folder, so a file that is added later is tested
 By default each file has one kind of damage, another for each file; all kinds of all files are marked slow.
 """
 
+import os
 import shutil
+import signal
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from training import tiny
 
-from cxrlib import UserError, paths
+from cxrlib import UserError, paths, provenance
 from cxrlib.data import images, records, store
+from cxrlib.training import fit, stage_folder
 from data import samples
 
 
@@ -153,3 +158,76 @@ def test_a_checked_store_is_not_read_again(films, tmp_path, monkeypatch):
     monkeypatch.setattr(store.pixel_sums, "damaged_rows", None)
     build(films, tmp_path / "store")
     store.load(tmp_path / "store")
+
+
+class Stopping(tiny.TinyBatches):
+    """Batches that ask the training to stop in its second epoch."""
+
+    def epoch(self, epoch, start=0, **where):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield from super().epoch(epoch, start, **where)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting():
+    """Files need not reach the disk here: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(paths, "_sync", lambda path: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """A finished stage with moments for the next one, and one that was stopped in its second epoch."""
+    root = tmp_path_factory.mktemp("stages")
+    tiny.train(root / "finished", SETTINGS)
+    with pytest.raises(fit.Stopped):
+        tiny.train(root / "stopped", SETTINGS, train=Stopping(24, shuffle=True))
+    return root
+
+
+SETTINGS = {"groups": ("fc",)}
+
+
+def outcome(folder: Path) -> dict:
+    """What a stage gives to others: hashes of its weights, its best.json, its history without times."""
+    history = stage_folder.read_history(folder)[stage_folder.HISTORY_COLUMNS]
+    weights = {file.name: provenance.file_sha256(file) for file in folder.glob("stage*.safetensors")}
+    tables = [history.to_csv(), (folder / "batches.csv").read_text()]
+    return {"weights": weights, "best": paths.read_json(folder / "best.json"), "tables": tables}
+
+
+def check_damaged_stage(source: Path, file: Path, kind: str, folder: Path, whole: dict) -> None:
+    """Damage a file in a copy of a stage, run the same stage, and look at how it ended."""
+    shutil.copytree(source, folder, copy_function=os.link)
+    before = (folder / file).read_bytes()
+    (folder / file).unlink()  # the copy shares its bytes with the source
+    (folder / file).write_bytes(before)
+    KINDS[kind](folder / file)
+    hurt = not (folder / file).exists() or (folder / file).read_bytes() != before
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = tiny.train(folder, SETTINGS)
+    words = " ".join(str(warning.message) for warning in said)
+    assert outcome(folder) == whole, (file, kind)
+    if hurt and (source.name == "finished") and kind != "gone":
+        restored = file.name in (stage_folder.HISTORY, "progress.json")  # repeats what other files say
+        assert restored or file.stem in words or "trained again" in words, (file, kind, words)
+    assert result.best.is_file()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_a_damaged_stage_ends_with_the_same_bits(state, stages, tmp_path):
+    whole, kinds = outcome(stages / "finished"), [*KINDS]
+    for i, file in enumerate(walk(stages / state)):
+        check_damaged_stage(stages / state, file, kinds[i % len(kinds)], tmp_path / "hurt", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_any_damage_of_a_stage_ends_with_the_same_bits(state, stages, tmp_path):
+    whole = outcome(stages / "finished")
+    for file, kind in damages(stages / state):
+        check_damaged_stage(stages / state, file, kind, tmp_path / "hurt", whole)

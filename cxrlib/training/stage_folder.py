@@ -357,7 +357,7 @@ def check_writable(folder: Path) -> None:
 
 
 def finished_checkpoint(folder: Path, who: dict[str, Any], start: str) -> Path | None:
-    """The best checkpoint of ``folder`` if it holds this same stage, finished; else None.
+    """The best checkpoint of ``folder`` if it holds this same stage, finished and undamaged; else None.
 
     ``who`` is the stage's identity. ``start`` is the hash of the network's weights: the stage's starting weights, or
     its result if a notebook cell runs again. The parent's optimizer moments need not exist any more.
@@ -370,6 +370,8 @@ def finished_checkpoint(folder: Path, who: dict[str, Any], start: str) -> Path |
         if best["fingerprint"] != provenance.digest(who) or start not in (best["start"], best["result"]):
             return None
         found = checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
+        if (last := best.get("last", best["best"])) != best["best"]:
+            checkpoint.load(folder / (last + checkpoint.SUFFIX))
         restore_history(folder)
         _remove_damaged_moments(folder)
         return found
@@ -555,6 +557,10 @@ class StageFolder:
             return f"it has another recipe or other data: {differences}"
         if data["best"] and not (self.folder / (data["best"] + checkpoint.SUFFIX)).is_file():
             return f"its best checkpoint {data['best']} is missing"
+        try:
+            checkpoint.load(self.folder / (data["best"] + checkpoint.SUFFIX)) if data["best"] else None
+        except UserError as error:
+            return f"its best checkpoint is damaged ({str(error).partition(';')[0]}), so it begins anew"
         return ""
 
     def _why_again(self) -> str:
