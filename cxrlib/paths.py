@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +254,50 @@ def content_hash(value: Any) -> str:
     plain = json.loads(json.dumps(value, allow_nan=False))
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+LARGE = 4_000_000
+"""Bytes from which a result is hashed again only if its size, time or inode changed. Weights are checked when read."""
+
+Mark = list[str | int]
+"""Mark of a result: SHA-256, bytes, mtime_ns, inode. A list, as JSON gives it back; empty for no file."""
+
+
+def result_mark(file: Path) -> Mark:
+    """Mark of a run's file as it is now."""
+    try:
+        return [_result_hash(file), *_stamp(file)] if file.is_file() else []
+    except OSError as error:
+        return [f"unreadable: {error.strerror}", 0, 0, 0]
+
+
+def changed_results(root: Path, marks: Mapping[str, Mark]) -> list[str]:
+    """Names of the results in a run folder that are absent or not what was made. ``marks`` is by path in the folder."""
+    return [name for name, mark in marks.items() if not _is_as_marked(root / name, mark)]
+
+
+def _is_as_marked(file: Path, mark: Mark) -> bool:
+    with suppress(OSError):
+        if file.stat().st_size >= LARGE and _stamp(file) == mark[1:]:
+            return True
+    return result_mark(file)[:1] == mark[:1]
+
+
+def _stamp(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _result_hash(file: Path) -> str:
+    """SHA-256. That of a checkpoint's JSON leaves out what an evaluation attached to it."""
+    if not (file.suffix == ".json" and file.name.startswith("stage")):
+        return provenance.file_sha256(file)
+    try:
+        content = read_json(file)
+    except UserError:
+        return "damaged"
+    kept = {name: value for name, value in content.items() if name != "attached"} if isinstance(content, dict) else []
+    return content_hash(kept)
 
 
 def _sync(path: Path) -> None:

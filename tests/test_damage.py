@@ -16,7 +16,9 @@ from training import tiny
 
 from cxrlib import UserError, paths, provenance
 from cxrlib.data import images, records, store
+from cxrlib.report import report
 from cxrlib.training import fit, stage_folder
+from cxrlib.workbook import run_record
 from data import samples
 
 
@@ -236,3 +238,86 @@ def test_any_damage_of_a_stage_ends_with_the_same_bits(state, stages, tmp_path):
     whole = outcome(stages / "finished")
     for file, kind in damages(stages / state):
         check_damaged_stage(stages / state, file, kind, tmp_path / "hurt", whole)
+
+
+FILES = {
+    "01_stage1": ("stage1/best.json", "stage1/history.csv", "stage1/stage1_1_1.json", "stage1/stage1_1_1.safetensors"),
+    "06_evaluation": (
+        "tables/auc_test.csv",
+        "figures/roc_test.svg",
+        "predictions/test.csv",
+        "stage1/gate_a.safetensors",
+    ),
+    "07_localisation": ("tables/localisation.csv", "figures/maps.png"),
+}
+
+
+@pytest.fixture
+def run(own_outputs) -> tuple[paths.Run, dict]:
+    """A finished run of three notebooks and its record. Nothing in it was executed."""
+    home, entries = paths.Run("whole"), {}
+    for stem, files in FILES.items():
+        book = Path(f"{stem}.ipynb")
+        for name in (*files, f"notebooks/{book.name}"):
+            paths.write_text(home.root / name, f'{{"value": 0.4791, "of": "{name}", "more": [1, 2, 3, 4, 5, 6, 7]}}\n')
+        made = run_record.marks(home, book, files)
+        assert [*made] == [f"notebooks/{book.name}", *files]
+        entries[stem] = {"state": "done", "fingerprint": "f", "outputs": [*files], "made": made}
+    return home, {"run": "whole", "notebooks": entries}
+
+
+def test_any_damage_of_a_finished_run_is_noticed(run):
+    home, record = run
+    for file, kind in damages(home.root):
+        before = (home.root / file).read_bytes()
+        KINDS[kind](home.root / file)
+        (stem,) = (stem for stem in FILES if file.as_posix() in record["notebooks"][stem]["made"])
+        hurt = not (home.root / file).exists() or (home.root / file).read_bytes() != before
+        assert hurt, (file, kind)
+        for other in FILES:
+            whole = run_record.unchanged(home, record, Path(f"{other}.ipynb"), "f")
+            assert whole == (other != stem), (file, kind)
+        assert file.as_posix() in run_record.why_again(home, record, Path(f"{stem}.ipynb"), "f")
+        said = " ".join(report.not_made_by_run(home, record))
+        shown = file.parts[0] in ("tables", "figures", "predictions") and (home.root / file).exists()
+        assert (f"{file.as_posix()} is not what {stem} made" in said) == shown, (file, kind)
+        paths.write_text(home.root / file, before.decode())
+    assert all(run_record.unchanged(home, record, Path(f"{stem}.ipynb"), "f") for stem in FILES)
+    assert report.not_made_by_run(home, record) == []
+
+
+def test_a_table_that_no_notebook_made_is_named(run):
+    home, record = run
+    paths.write_text(home.tables / "mine.csv", "a,b\n")
+    assert report.not_made_by_run(home, record) == ["tables/mine.csv was not made by the notebooks of this run."]
+    assert report.not_made_by_run(home, {"notebooks": {}}) == []
+
+
+def test_what_an_evaluation_attaches_is_no_damage_of_the_stage(run):
+    home, record = run
+    file = home.root / "stage1/stage1_1_1.json"
+    paths.write_json(file, {**paths.read_json(file), "attached": {"calibration": 1}}, guarded=True)
+    assert run_record.unchanged(home, record, Path("01_stage1.ipynb"), "f")
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_a_damaged_record_of_a_run_is_refused_with_an_advice_that_helps(kind, run):
+    home, record = run
+    paths.write_json(home.run_json, record, guarded=True)
+    KINDS[kind](home.run_json)
+    if kind != "gone":
+        with pytest.raises(UserError, match=r"run\.json .*; delete it and give the run's settings again"):
+            run_record.read(home)
+        home.run_json.unlink()
+    assert run_record.read(home) == {}
+
+
+def test_a_changed_digit_of_a_guarded_file_is_found_and_an_old_file_is_read(tmp_path):
+    file, value = tmp_path / "a.json", {"auc": 0.479, "of": [1, None, "é"], "deep": {"b": 1e-07}}
+    paths.write_json(file, value, guarded=True)
+    assert paths.read_json(file) == value
+    file.write_text(file.read_text().replace("479", "579"))
+    with pytest.raises(UserError, match=r"a\.json was changed or damaged"):
+        paths.read_json(file)
+    paths.write_json(file, value)
+    assert paths.read_json(file) == value
