@@ -412,6 +412,7 @@ def test_the_evaluation_asks_every_stage_and_a_leak_that_is_allowed_marks_the_re
         "data": str(nih.where),
         "size": SIZE,
         "exclude": "",
+        "uncertain": "unknown",
         "allow_missing": False,
         "seed": 0,
     }
@@ -439,6 +440,7 @@ def test_the_boxes_are_asked_for_too(nih, monkeypatch):
         "data": str(nih.where),
         "size": SIZE,
         "exclude": "",
+        "uncertain": "unknown",
         "allow_missing": False,
     }
     with pytest.raises(UserError, match="to be tested"):

@@ -136,7 +136,7 @@ def read_cells(
         raise UserError(f"{file} is not a readable CSV ({str(error).strip().splitlines()[-1]})") from None
     if separator != ",":
         on_assumed(f"table separated by {SEPARATORS[separator]}", [file.name])
-    header = table.iloc[0, : widths[0]].str.strip().tolist()
+    header = [cell.strip() for cell in table.iloc[0, : widths[0]]]
     table = table.iloc[1:].set_axis(table.index[1:] - 1)
     filled = (table != "").any(axis=1).to_numpy()
     if rows and not filled.any():

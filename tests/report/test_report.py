@@ -319,7 +319,9 @@ def test_an_unknown_run_is_named_beside_those_there_are(finished):
 def test_the_page_is_made_again_when_a_room_or_template_changes():
     here = report.Path(report.__file__).parent
     named = {f"{room}.py" for room in report.ROOMS} | set(report.TEMPLATES)
-    own = {file.name for file in here.glob("*.j2")} - {"comparison.html.j2"}
+    own = {file.name for file in here.glob("*.j2")} - {
+        f"{page}.j2" for page in ("comparison.html", "predictions.html", "model_card.md")
+    }
     assert own <= named
     assert all((here / file).is_file() for file in named)
 

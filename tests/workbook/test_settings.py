@@ -221,7 +221,7 @@ def test_the_rules_choices_are_those_of_the_rooms_that_use_them():
     assert [entry.name for entry in ResNet50_Weights] == [*parameters.WEIGHTS]
     assert schedules.OLD_NAMES.keys().isdisjoint({*parameters.RULES, *schedules.SETTABLE})
     for mode in parameters.MODES:
-        assert predict._variants(mode)
+        assert predict.variants(mode)
     assert set(losses.NAMES) == set(schedules.CHOICES["loss"])
 
 
