@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cxrlib import UserError
+from cxrlib import UserError, paths
 from cxrlib.data import records, store
 from cxrlib.data.batches import Batches
 from cxrlib.evaluation import predict
@@ -56,7 +56,7 @@ def test_the_second_call_reads_no_film_and_gives_the_same_numbers(made):
         lambda csv: predict.cache_note(csv).write_text("{"),
         lambda csv: csv.write_text(csv.read_text()[:-200]),
         lambda csv: predict.cache_note(csv).write_text(
-            json.dumps({**json.loads(predict.cache_note(csv).read_text()), "code": ""})
+            json.dumps({**paths.read_json(predict.cache_note(csv)), "code": ""})
         ),
     ],
 )
