@@ -396,7 +396,7 @@ def report(
 
     Example: cxr report base bce
     """
-    from cxrlib.report import report
+    from cxrlib.report import report, sections
 
     names = list(dict.fromkeys(runs))
     for name in names:
@@ -407,6 +407,8 @@ def report(
         comparison.check(names)
     for name in names:
         _print_path(report.build(name))
+        for word in report.not_made_by_run(paths.Run(name), sections.read_run_record(paths.Run(name)).value):
+            print(word)
     if len(names) > 1:
         _print_path(comparison.build(names), "Comparison")
 
