@@ -131,6 +131,18 @@ class Run:
         return self.root / f"stage{number}"
 
 
+def last_checkpoint(name: str) -> Path | None:
+    """Best checkpoint of the last finished stage of the run with this name, None where there is none."""
+    if run_name_fault(name) or not (outputs() / name).is_dir():
+        return None
+    run = Run(name)
+    for record in (run.stage(number) / "best.json" for number in (5, 4, 3, 2, 1)):
+        best = read_json(record).get("best") if record.is_file() else None
+        if best and (path := record.with_name(f"{best}{CHECKPOINT}")).is_file():
+            return path
+    return None
+
+
 def find_checkpoint(ckpt: str, run: Run | None = None) -> Path:
     """Find a checkpoint by path or by name, with or without ending: first in the run's stages, then in all runs.
 

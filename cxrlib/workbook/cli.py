@@ -33,7 +33,7 @@ Schedule = Annotated[str, typer.Option("--schedule", help="modern, seed, control
 Size = Annotated[int | None, typer.Option("--size", help="Side of the images in pixels.")]
 BatchSize = Annotated[int | None, typer.Option("--batch_size", "--batch-size", "--bs", help="Films per training step.")]
 Weights = Annotated[
-    str, typer.Option("--weights", help="none, a torchvision name (IMAGENET1K_V1), or a file of weights.")
+    str, typer.Option("--weights", help="none, a torchvision name (IMAGENET1K_V1), a run, or a file of weights.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random draw.")]
 Loss = Annotated[str, typer.Option("--loss", "--loss_func", "--loss-func", help="focal (FocalLoss) or bce (BCE).")]
