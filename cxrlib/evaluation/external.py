@@ -53,11 +53,11 @@ def is_external(seen: Iterable[str], films: pd.DataFrame) -> bool:
     return bool(seen) and records.UNNAMED not in here | seen and not here & seen
 
 
-def read_home(tested: Path, run: paths.Run) -> Films:
+def read_home(tested: Path, run: paths.Run) -> Films | None:
     """Test films of the run that a checkpoint belongs to, from its ``predictions/test.csv``.
 
-    ``run`` is where the result on the other dataset will be written. Raises UserError if it is the same run, whose
-    predictions would be overwritten, or if there are none.
+    None if there are none, as for an exported checkpoint. ``run`` is where the result on the other dataset will be
+    written. Raises UserError if it is the same run, whose predictions would be overwritten.
     """
     home = paths.Run(tested.parent.parent.name)
     if home.root == run.root:
@@ -65,6 +65,8 @@ def read_home(tested: Path, run: paths.Run) -> Films:
             f"run {run.name} holds the checkpoint's own result, which a test on another dataset would overwrite; "
             "give the test a run of its own, such as --run elsewhere"
         )
+    if not (home.predictions / "test.csv").is_file():
+        return None
     own = predict.read(home.predictions / "test.csv")
     return Films(own.labels, own.probabilities, own.patients)
 
@@ -72,6 +74,8 @@ def read_home(tested: Path, run: paths.Run) -> Films:
 def home_films(tested: Path) -> pd.DataFrame | None:
     """Test films of the checkpoint's run, as from ``records.read``; None if its data folder is not there any more."""
     home = paths.Run(tested.parent.parent.name)
+    if not (home.predictions / "test.csv").is_file():
+        return None
     images = predict.read(home.predictions / "test.csv").images
     try:
         folder = paths.read_json(home.root / "run.json")["data"]["folder"]
