@@ -141,9 +141,10 @@ def choose_thresholds(
     """Youden's threshold per finding from validation films: columns finding, threshold, basis, films.
 
     ``found``: the validation films that radiologists read, with their ``scores``; ``validation``: all films of the
-    part, as from ``radiologists.with_mined``, with their scores ``whole``. From the radiologists' labels where these give
-    ``LEAST`` films of each class, else from the mined labels of the whole part; NaN where neither does. ``basis`` says
-    which. The films that radiologists read are enriched; Youden's rule does not depend on how frequent a finding is.
+    part, as from ``radiologists.with_mined``, with their scores ``whole``. From the radiologists' labels where these
+    give ``LEAST`` films of each class, else from the mined labels of the whole part; NaN where neither does. ``basis``
+    says which. The films that radiologists read are enriched; Youden's rule does not depend on how frequent a finding
+    is.
     """
     rows = []
     for name in scores:
