@@ -2,12 +2,13 @@
 
 import difflib
 import glob
+import hashlib
 import json
 import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,18 @@ class Run:
         return self.root / f"stage{number}"
 
 
+def last_checkpoint(name: str) -> Path | None:
+    """Best checkpoint of the last finished stage of the run with this name, None where there is none."""
+    if run_name_fault(name) or not (outputs() / name).is_dir():
+        return None
+    run = Run(name)
+    for record in (run.stage(number) / "best.json" for number in (5, 4, 3, 2, 1)):
+        best = read_json(record).get("best") if record.is_file() else None
+        if best and (path := record.with_name(f"{best}{CHECKPOINT}")).is_file():
+            return path
+    return None
+
+
 def find_checkpoint(ckpt: str, run: Run | None = None) -> Path:
     """Find a checkpoint by path or by name, with or without ending: first in the run's stages, then in all runs.
 
@@ -208,19 +221,95 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """Write indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+GUARD = "content_sha256"
+"""Key of a guarded JSON object with the hash of all its other content."""
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError with the file's name if it is absent or damaged."""
+def write_json(path: Path, value: Any, *, guarded: bool = False, indent: int | None = 2) -> Path:
+    """Write JSON. ``guarded`` adds a hash of the content to an object, which ``read_json`` checks.
+
+    ``indent`` None writes one line. Raises ValueError for NaN and infinity, which JSON does not have.
+    """
+    separators = (",", ":") if indent is None else None
+    value = {**value, GUARD: content_hash(value)} if guarded else value
+    text = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_json(path: Path, *, check: bool = True) -> Any:
+    """Read a JSON file. Raises UserError with the file's name if it is absent, damaged, or changed though guarded.
+
+    The guard is no part of the result. A file without a guard is read as it is. With ``check`` False the guard stays in
+    the result, for ``check_guard``.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it so that it is made again") from None
+    return check_guard(path, value) if check else value
+
+
+def check_guard(path: Path, value: Any) -> Any:
+    """Content of a JSON file without its guard. Raises UserError if the guard is of other content."""
+    if not isinstance(value, dict) or GUARD not in value:
+        return value
+    content = {name: item for name, item in value.items() if name != GUARD}
+    if content_hash(content) != value[GUARD]:
+        raise UserError(f"{path} was changed or damaged after it was written; delete it so that it is made again")
+    return content
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of plain data as JSON, 64 hex digits. Spaces and the order of keys do not count."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+LARGE = 4_000_000
+"""Bytes from which a result is hashed again only if its size, time or inode changed. Weights are checked when read."""
+
+Mark = list[str | int]
+"""Mark of a result: SHA-256, bytes, mtime_ns, inode. A list, as JSON gives it back; empty for no file."""
+
+
+def result_mark(file: Path) -> Mark:
+    """Mark of a run's file as it is now."""
+    try:
+        return [_result_hash(file), *_stamp(file)] if file.is_file() else []
+    except OSError as error:
+        return [f"unreadable: {error.strerror}", 0, 0, 0]
+
+
+def changed_results(root: Path, marks: Mapping[str, Mark]) -> list[str]:
+    """Names of the results in a run folder that are absent or not what was made. ``marks`` is by path in the folder."""
+    return [name for name, mark in marks.items() if not _is_as_marked(root / name, mark)]
+
+
+def _is_as_marked(file: Path, mark: Mark) -> bool:
+    with suppress(OSError):
+        if file.stat().st_size >= LARGE and _stamp(file) == mark[1:]:
+            return True
+    return result_mark(file)[:1] == mark[:1]
+
+
+def _stamp(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _result_hash(file: Path) -> str:
+    """SHA-256. That of a checkpoint's JSON leaves out what an evaluation attached to it."""
+    if not (file.suffix == ".json" and file.name.startswith("stage")):
+        return provenance.file_sha256(file)
+    try:
+        content = read_json(file)
+    except UserError:
+        return "damaged"
+    kept = {name: value for name, value in content.items() if name != "attached"} if isinstance(content, dict) else []
+    return content_hash(kept)
 
 
 def _sync(path: Path) -> None:

@@ -54,7 +54,7 @@ def check(films, monkeypatch):
     before = {
         file: file.stat().st_mtime_ns for file in home.root.rglob("*") if file.suffix in (".safetensors", ".ipynb")
     }
-    assert len([file for file in before if file.suffix == ".ipynb"]) == 5
+    assert len([file for file in before if file.suffix == ".ipynb"]) == 6
     assert {file.parent.name for file in before if file.suffix == ".safetensors"} == {"stage1", "stage2"}
     pipeline.run("small", **chosen)
     assert before == {file: file.stat().st_mtime_ns for file in before}

@@ -27,7 +27,8 @@ def decode(stream: bytes) -> np.ndarray:
     except (KeyError, IndexError, struct.error):
         raise ValueError("parts are missing") from None
     if (
-        samples != 1
+        not 2 <= precision <= 16  # the standard's range for lossless coding
+        or samples != 1
         or not rows
         or not columns
         or interval % columns

@@ -13,11 +13,13 @@ already has are copied, not decoded. Notes beside a file that is not whole are i
 A film that could not be read or decoded is tried again by each build, because the reason may be gone while size and
 time of its file are as they were: a network disk failed for a moment, or a permission was corrected. An error of the
 system, such as too many open files, is never taken for damage: the store stays as it is.
+
+Pixels are compared with their CRC-32 in the manifest when a store is opened that was touched since the last time (see
+``pixel_sums``), and those of a stopped build when it goes on. A build decodes damaged films again, and says so.
 """
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -35,7 +37,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from cxrlib import UserError, paths, provenance
-from cxrlib.data import images, parallel, records, sources, splits
+from cxrlib.data import images, parallel, pixel_sums, records, sources, splits
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -104,15 +106,54 @@ def source_files(films: pd.DataFrame, *, allow_missing: bool) -> SourceFiles:
     return SourceFiles(names, files, stamps)
 
 
+class DamagedStoreError(UserError):
+    """A store that is not as it was written. ``build`` decodes again what is damaged in it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; run cxr run or cxr store again, which decodes what is damaged again")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Manifest of a finished store. Raises UserError if it is absent, damaged or of another format."""
+    """Manifest of a finished store. Raises UserError if it is absent, damaged or of another format.
+
+    Its guard is checked when the store is opened, and only if the file was touched.
+    """
     path = folder / MANIFEST
-    manifest = paths.read_json(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not there")
+    try:
+        manifest = paths.read_json(path, check=False)
+    except UserError:
+        raise DamagedStoreError(f"{path} is damaged") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not a store of format {FORMAT}; delete {folder} so that it is made again")
+        raise DamagedStoreError(f"{path} is damaged or not a store of format {FORMAT}")
     if not {"size", "pixels", "fingerprint", "films", "missing"} <= manifest.keys():
-        raise UserError(f"{path} is damaged; delete {folder} so that it is made again")
+        raise DamagedStoreError(f"{path} is damaged")
     return manifest
+
+
+def _damage(folder: Path, manifest: dict[str, Any]) -> list[int] | None:
+    """Rows of a store that are not what was written; None if the manifest or the whole pixel file cannot be used.
+
+    Files that were checked and not touched since are not read again.
+    """
+    pixels = folder / Path(manifest["pixels"]).name
+    if pixel_sums.is_noted(pixels, folder / MANIFEST):
+        return []
+    try:
+        paths.check_guard(folder / MANIFEST, manifest)
+        size, names, sums = manifest["size"], manifest["films"]["name"], manifest["films"]["pixel_crc"]
+        sound = manifest["fingerprint"] == provenance.digest([FORMAT, size, names, sums])
+        sound &= all(len(manifest["films"][column]) == len(names) for column in _COLUMNS)
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+    if not sound or pixel_sums.shape(pixels) != (len(names), size, size):
+        return None
+    blocks = [(start, sums[start : start + CHUNK]) for start in range(0, len(sums), CHUNK)]
+    rows = [row for block in pixel_sums.damaged_rows(pixels, size, blocks) for row in block]
+    if not rows:
+        pixel_sums.note(pixels, folder / MANIFEST)
+    return rows
 
 
 def sources_in(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -167,17 +208,57 @@ def _plan(wanted: SourceFiles, kept: set[str], reusable: dict[str, images.Decode
 
 
 def _reusable(folder: Path, size: int, code: str) -> dict[str, images.DecodedFilm]:
-    """Rows decoded in this way: in the finished store and in partial builds' chunks with a note."""
+    """Sound rows decoded in this way: in the finished store and in partial builds' chunks with a note.
+
+    The note of a chunk with a damaged row is deleted, so that the chunk is decoded again.
+    """
     rows: dict[str, images.DecodedFilm] = {}
     for partial in sorted(folder.glob(f"partial-{code}-*")):
-        if images.side_of_pixel_file(partial / images.PIXEL_FILE) == size:
-            for note in sorted(partial.glob("chunk-*.json")):
-                rows.update(_rows(partial / images.PIXEL_FILE, _note(note), int(note.stem.split("-")[1]) * CHUNK))
+        _take_back(folder, partial, size)
+        if _side(pixels := partial / images.PIXEL_FILE) == size:
+            for columns, start in _sound_chunks(partial, size):
+                rows.update(_rows(pixels, columns, start))
     if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        if manifest.get("code") == code and images.side_of_pixel_file(folder / manifest["pixels"]) == size:
-            rows.update(_rows(folder / manifest["pixels"], manifest["films"], 0))
+        with suppress(DamagedStoreError):
+            manifest = read_manifest(folder)
+            damaged = _damage(folder, manifest) if manifest.get("code") == code and manifest["size"] == size else None
+            if damaged is not None:
+                found = _rows(folder / manifest["pixels"], manifest["films"], 0)
+                lost = set(damaged)
+                rows.update((name, row) for name, row in found if row.at not in lost)
     return rows
+
+
+def _side(pixels: Path) -> int:
+    """Side of the films in a pixel file, 0 if it cannot be used."""
+    return (*pixel_sums.shape(pixels), 0, 0)[1]
+
+
+def _sound_chunks(partial: Path, size: int) -> list[tuple[dict[str, list], int]]:
+    """Columns and first row of each noted chunk whose pixels are as they were written. Deletes the other notes."""
+    notes = {note: (_note(note), int(note.stem.split("-")[1]) * CHUNK) for note in sorted(partial.glob("chunk-*.json"))}
+    blocks = [(start, columns["pixel_crc"]) for columns, start in notes.values()]
+    films = 0
+    for (note, (columns, start)), bad in zip(
+        list(notes.items()), pixel_sums.damaged_rows(partial / images.PIXEL_FILE, size, blocks), strict=True
+    ):
+        bad = [row for row in bad if not columns["reason"][row - start]]  # the row of a refused film is black
+        if bad:
+            note.unlink()
+            del notes[note]
+            films += len(columns["name"])
+    if films:
+        print(f"{partial}: pixels of a stopped build are damaged; {films:,} films are decoded again")
+    return list(notes.values())
+
+
+def _take_back(folder: Path, partial: Path, size: int) -> None:
+    """Put the pixels of a build back that was killed after it renamed them and before it wrote the manifest."""
+    notes = sorted(partial.glob("chunk-*.json"))
+    if notes and not (partial / images.PIXEL_FILE).exists():
+        pixels = folder / _name(size, _joined(notes))
+        if _side(pixels) == size:
+            pixels.replace(partial / images.PIXEL_FILE)
 
 
 def _rows(pixels: Path, columns: dict[str, list], start: int) -> Iterator[tuple[str, images.DecodedFilm]]:
@@ -189,11 +270,8 @@ def _rows(pixels: Path, columns: dict[str, list], start: int) -> Iterator[tuple[
 
 def _reserve(folder: Path, partial: Path, size: int, films: int) -> None:
     """Make the pixel file and reserve its disk space. Raises UserError if the disk has too little space."""
-    if images.side_of_pixel_file(partial / images.PIXEL_FILE) == size:
+    if pixel_sums.shape(partial / images.PIXEL_FILE) == (films, size, size):
         return
-    notes = [_note_path(partial, start) for start in range(0, films, CHUNK)]
-    if all(note.exists() for note in notes) and images.side_of_pixel_file(folder / _name(size, _joined(notes))) == size:
-        return  # a build was killed after it renamed the pixel file and before it wrote the manifest
     shutil.rmtree(partial, ignore_errors=True)  # its notes describe rows that do not exist
     need = films * size * size
     free = shutil.disk_usage(partial.parent).free
@@ -220,13 +298,13 @@ def _decode(partial: Path, size: int, plan: list[images.DecodeTask], workers: in
     look = {"unit": "film", "desc": f"store {size}²", "mininterval": 0.5, "smoothing": 0.1}
     with tqdm(total=len(plan), initial=len(plan) - len(tasks), disable=not progress, **look) as bar:
         for start, columns in parallel.run_in_processes(images.decode_chunk, jobs, workers):
-            paths.write_text(_note_path(partial, start), json.dumps(columns))
+            paths.write_json(_note_path(partial, start), columns, guarded=True, indent=None)
             bar.update(len(columns["name"]))
 
 
 def _is_done(note: Path) -> bool:
     """Whether a chunk has a note, and no film in it was refused. A refused film is tried again."""
-    return note.exists() and not any(_note(note)["reason"])
+    return note.exists() and not any(_note(note)["reason"])  # a damaged note is gone by now
 
 
 def _publish(folder: Path, partial: Path, size: int, films: int, code: str, allow_missing: bool) -> None:
@@ -244,11 +322,10 @@ def _publish(folder: Path, partial: Path, size: int, films: int, code: str, allo
     }
     good = [i for i, reason in enumerate(reasons) if not reason]
     columns = {name: [values[i] for i in good] for name, values in columns.items()}
-    if images.side_of_pixel_file(pixels) != size:  # else a build was killed before it wrote the manifest
-        if failed:
-            images.copy_rows(partial / images.PIXEL_FILE, good, pixels)
-        else:
-            (partial / images.PIXEL_FILE).replace(pixels)
+    if failed:
+        images.copy_rows(partial / images.PIXEL_FILE, good, pixels)
+    else:
+        (partial / images.PIXEL_FILE).replace(pixels)
     fingerprint = pixels.stem.removeprefix("pixels-")
     manifest = {
         "format": FORMAT,
@@ -257,8 +334,8 @@ def _publish(folder: Path, partial: Path, size: int, films: int, code: str, allo
         "fingerprint": fingerprint,
         "code": code,
     }
-    text = json.dumps(manifest | {"missing": missing, "films": columns}, separators=(",", ":"))
-    paths.write_text(folder / MANIFEST, text + "\n")
+    manifest |= {"missing": missing, "films": columns}
+    paths.write_json(folder / MANIFEST, manifest, guarded=True, indent=None)
     for old in folder.glob("pixels-*.npy"):
         if old != pixels:
             old.unlink(missing_ok=True)  # processes that have it open can still read it
@@ -285,7 +362,13 @@ def _note_path(partial: Path, start: int) -> Path:
 
 
 def _note(path: Path) -> dict[str, list]:
-    return paths.read_json(path)
+    """Columns of a chunk; empty for a damaged note, which is deleted."""
+    with suppress(UserError):
+        columns = paths.read_json(path)
+        if isinstance(columns, dict) and {*_COLUMNS, "reason"} <= columns.keys():
+            return columns
+    path.unlink(missing_ok=True)
+    return {name: [] for name in (*_COLUMNS, "reason")}
 
 
 @dataclass(frozen=True)
@@ -321,7 +404,7 @@ class Store:
         try:
             for target, row in zip(out, rows.tolist(), strict=True):
                 if os.preadv(handle, [target], self.pixels.offset + row * film) != film:
-                    raise UserError(f"{self.pixels.filename} is damaged; delete {self.folder} so that it is made again")
+                    raise DamagedStoreError(f"{self.pixels.filename} is damaged")
         except OSError as error:
             raise images.unreadable(self.pixels.filename, error) from None
         finally:
@@ -384,6 +467,7 @@ def build(
         if not _complete(folder, size, films, sources, allow_missing):
             with _locked(folder, progress):
                 if not _complete(folder, size, films, sources, allow_missing):
+                    _print_damage(folder)
                     kept = _others(folder, films)
                     decode_into(folder, size, sources, kept, workers, progress, allow_missing)
         _clean_up(folder)
@@ -418,21 +502,40 @@ def load(folder: str | Path) -> Store:
 def _opened(folder: Path) -> Store:
     for attempt in (1, 2):  # a builder may replace the pixel file after the manifest was read
         manifest = read_manifest(folder)
-        pixels = folder / manifest["pixels"]
-        try:
+        pixels = folder / Path(manifest["pixels"]).name
+        damaged = _damage(folder, manifest)
+        with suppress(FileNotFoundError):
+            if damaged is None and pixels.exists():
+                raise DamagedStoreError(f"the store {folder} is damaged as a whole")
+            if damaged:
+                raise DamagedStoreError(f"{pixels} is damaged at {_films(manifest, damaged)}")
             mapped = np.load(pixels, mmap_mode="r")
             break
-        except FileNotFoundError:
-            if attempt == 2:
-                raise UserError(f"{pixels} is gone; delete {folder} so that the store is made again") from None
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{pixels} is damaged ({error}); delete {folder} so that it is made again") from None
-    size, names = manifest["size"], manifest["films"]["name"]
-    if mapped.shape != (len(names), size, size) or mapped.dtype != np.uint8:
-        raise UserError(f"{pixels} does not fit its manifest; delete {folder} so that the store is made again")
+        if attempt == 2:
+            raise DamagedStoreError(f"{pixels} is gone")
     missing = {name: entry["reason"] for name, entry in manifest["missing"].items()}
     films, sums = manifest["films"], np.array(manifest["films"]["pixel_crc"], np.uint32)
-    return Store(folder, size, names, mapped, manifest["fingerprint"], missing, _film_sizes(films), sums)
+    values = (manifest["size"], films["name"], mapped, manifest["fingerprint"], missing, _film_sizes(films), sums)
+    return Store(folder, *values)
+
+
+def _films(manifest: dict[str, Any], rows: list[int]) -> str:
+    return f"{len(rows):,} film{'s' * (len(rows) > 1)}, first {manifest['films']['name'][rows[0]]}"
+
+
+def _print_damage(folder: Path) -> None:
+    """Say which films a build decodes again because the store is damaged. Says nothing for a sound or a new store."""
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        manifest = read_manifest(folder)
+        damaged = _damage(folder, manifest)
+    except DamagedStoreError:
+        damaged = None
+    if damaged is None:
+        print(f"the store {folder} is damaged; its films are decoded again now")
+    elif damaged:
+        print(f"the store {folder} is damaged at {_films(manifest, damaged)}; decoded again now")
 
 
 def default_folder(films: pd.DataFrame, size: int) -> Path:
@@ -459,7 +562,13 @@ def _complete(folder: Path, size: int, films: pd.DataFrame, sources: SourceFiles
     """Whether the store holds each source in its present state, and no film whose file is gone."""
     if not (folder / MANIFEST).is_file():
         return False
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DamagedStoreError:
+        return False
+    damaged = _damage(folder, manifest)
+    if damaged is None:
+        return False
     if manifest["size"] != size:
         raise UserError(f"{folder} is a store of {manifest['size']} pixels, not {size}; give another folder")
     if manifest.get("code") != way_of_decoding(sources):
@@ -473,7 +582,7 @@ def _complete(folder: Path, size: int, films: pd.DataFrame, sources: SourceFiles
         raise refusal(still)
     if any(reason != manifest["missing"][name]["reason"] for name, reason in failed.items()):
         return False
-    return len(stamps) == len(sources.names) or not _gone(films, stamps)
+    return not damaged and (len(stamps) == len(sources.names) or not _gone(films, stamps))
 
 
 def _tried_again(missing: dict[str, Any], sources: SourceFiles) -> dict[str, str]:
@@ -503,9 +612,10 @@ def _gone(films: pd.DataFrame, stamps: dict) -> set[str]:
 
 def _others(folder: Path, films: pd.DataFrame) -> set[str]:
     """Names in the store that are not in ``films`` and whose files still exist. The store keeps them."""
-    if not (folder / MANIFEST).is_file():
-        return set()
-    stamps = sources_in(read_manifest(folder))
+    try:
+        stamps = sources_in(read_manifest(folder))
+    except UserError:
+        return set()  # absent or damaged
     return stamps.keys() - set(films["image"]) - _gone(films, stamps)
 
 

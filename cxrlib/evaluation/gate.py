@@ -215,7 +215,8 @@ def save(path: Path, gate: Gate) -> Path:
     file = checkpoint.gate_beside(path)
     try:
         with paths.atomic(file) as temporary:
-            text = json.dumps(header, sort_keys=True, allow_nan=False)
+            guarded = {**header, paths.GUARD: paths.content_hash(header)}
+            text = json.dumps(guarded, sort_keys=True, allow_nan=False)
             temporary.write_bytes(safetensors.numpy.save(tensors, {checkpoint.HEADER_KEY: text}))
     except OSError as error:
         raise UserError(
@@ -234,11 +235,11 @@ def load(path: Path) -> Gate | None:
         return None
     try:
         with safe_open(file, "np") as opened:
-            header = json.loads((opened.metadata() or {})[checkpoint.HEADER_KEY])
+            header = paths.check_guard(file, json.loads((opened.metadata() or {})[checkpoint.HEADER_KEY]))
             tensors = {name: opened.get_tensor(name) for name in TENSORS}
         kind, owner, known = header["format"], header["checkpoint"], header["tensors"]
         gate = Gate(**tensors, **{name: header[name] for name in ("rest", "rank", "threshold", "made_on")})
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (UserError, OSError, SafetensorError, ValueError, KeyError, TypeError):
         raise UserError(f"gate {file} is damaged or no gate; {AGAIN}") from None
     if kind != FORMAT:
         raise UserError(f"gate {file} has format {kind}, and this version reads {FORMAT}; {AGAIN}")

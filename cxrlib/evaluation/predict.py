@@ -115,14 +115,39 @@ def write(path: Path, films: pd.DataFrame, probabilities: np.ndarray) -> Path:
     return path
 
 
+CSV_HASH = "csv_sha256"
+"""Key in a note with the hash of the file of predictions."""
+
+
+def check_unchanged(csv: Path) -> None:
+    """Compare a file of predictions with the hash in its note, where it has one. Raises UserError if it was changed."""
+    if not csv.is_file() or not cache_note(csv).is_file():
+        return
+    try:
+        note = paths.read_json(cache_note(csv))
+    except UserError:
+        raise UserError(
+            f"{cache_note(csv)} was changed or damaged; run 06_evaluation again, which predicts again"
+        ) from None
+    expected = note.get(CSV_HASH) if isinstance(note, dict) else None
+    if expected and provenance.file_sha256(csv) != expected:
+        raise UserError(
+            f"{csv} is not what the run predicted, it was changed or damaged since; run 06_evaluation again, which "
+            "predicts again"
+        )
+
+
 def read(csv: str | Path, films: pd.DataFrame | None = None) -> Predictions:
     """Read and check a file of predictions; with ``films`` the file must be of exactly these, and gets their order.
+
+    A note beside the file has its hash (see ``predict_once``), and a changed file raises UserError.
 
     Raises UserError if the file is absent or not a CSV, if columns are missing or in another label order, if an image
     occurs twice (or is not one of ``films``, or is missing, or has other labels or another patient there), if a
     probability is NaN or outside 0..1, if a label is not 0, 1, or empty or NaN (unknown), or if a row was cut off.
     """
     csv = Path(csv)
+    check_unchanged(csv)
     frame = _frame(csv)
     _check_columns(frame, csv)
     doubled = frame["image"][frame["image"].duplicated()]
@@ -307,7 +332,7 @@ def predict_once(
 
     weights: the hash of the checkpoint that ``model`` was loaded from. Predicts again if the checkpoint, films, labels,
     pixels, test-time augmentation or code changed, or if a file is damaged or absent. The note is beside the file, as
-    ``.json``. The values are always read from the file, so a cached result equals a new one.
+    ``.json``, with the hash of the file. The values are always read from the file, so a cached result equals a new one.
     """
     cache_key = {
         "weights": weights,
@@ -323,7 +348,7 @@ def predict_once(
     probabilities = predict(model, batches, tta=tta, device=device, progress=progress)
     cache_note(csv).unlink(missing_ok=True)  # after an interruption here the file has no note and is made again
     write(csv, batches.films, probabilities)
-    paths.write_json(cache_note(csv), cache_key)
+    paths.write_json(cache_note(csv), {**cache_key, CSV_HASH: provenance.file_sha256(csv)}, guarded=True)
     return read(csv, batches.films).probabilities
 
 
@@ -370,9 +395,15 @@ def cache_note(csv: Path) -> Path:
 
 
 def _cached(csv: Path, batches: batches.Batches, cache_key: dict[str, Any]) -> np.ndarray | None:
+    """Probabilities from ``csv`` if an equal call wrote it, else None. Says so if a file was changed or damaged."""
+    if not cache_note(csv).is_file() or not csv.is_file():
+        return None
     try:
-        if paths.read_json(cache_note(csv)) != cache_key:
+        check_unchanged(csv)
+        note = paths.read_json(cache_note(csv))
+        if not isinstance(note, dict) or {**note, CSV_HASH: ""} != {**cache_key, CSV_HASH: ""}:
             return None
         return read(csv, batches.films).probabilities
-    except UserError:
+    except UserError as error:
+        print(f"Films are predicted again: {str(error).partition('; run')[0]}.")
         return None

@@ -255,7 +255,7 @@ class Reading:
     def _kept_features(self) -> np.ndarray | None:
         file = self._feature_file()
         try:
-            if paths.read_json(file.with_suffix(".json")) != self._note():
+            if paths.read_json(file.with_suffix(".json")) != self._note() | {"sha256": provenance.file_sha256(file)}:
                 return None
             values = np.load(file, mmap_mode="r", allow_pickle=False)
         except (UserError, OSError, ValueError, EOFError):
@@ -267,7 +267,8 @@ class Reading:
         file.with_suffix(".json").unlink(missing_ok=True)  # after an interruption here the file has no note
         with paths.atomic(file) as temporary, temporary.open("wb") as out:
             np.save(out, values, allow_pickle=False)
-        paths.write_json(file.with_suffix(".json"), self._note())
+        note = self._note() | {"sha256": provenance.file_sha256(file)}
+        paths.write_json(file.with_suffix(".json"), note, guarded=True)
 
 
 def open_part(

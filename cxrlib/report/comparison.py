@@ -140,6 +140,7 @@ def gather(homes: Sequence[paths.Run]) -> dict[str, Any]:
         "pairs": pairs,
         "findings": _findings(runs, by_finding),
         "left": _least_of(by_finding),
+        "elsewhere": _elsewhere(homes, runs),
         "settings": _settings(homes, runs),
         "same_films": len(same) == 1 and None not in same,
         "phantom": any(run["phantom"] for run in runs),
@@ -177,6 +178,12 @@ def _run(i: int, home: paths.Run, auc: sections.Found, reading: sections.Found) 
                 "predictions/test.csv: the files are of different evaluations; run 06_evaluation again."
             )
     return run
+
+
+def _elsewhere(homes: Sequence[paths.Run], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs that tested a checkpoint on another dataset: the mean there beside the mean at home, and the drop."""
+    results = [sections.external(home) for home in homes]
+    return [{"run": run, **result["mean"]} for run, result in zip(runs, results, strict=True) if result["rows"]]
 
 
 def _pairs(runs: list[dict[str, Any]], readings: list[sections.Found]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from cxrlib import UserError, hub, paths, provenance
 from cxrlib.data import augmentation, film_identity, images, records
+from cxrlib.evaluation import predict
 from cxrlib.report import model_card, report
 from cxrlib.training import checkpoint, lineage, network
 
@@ -120,7 +121,7 @@ def _fill(folder: Path, home: paths.Run, path: Path, *, onnx: bool, with_patient
     meta, header, notes = _for_others(loaded.meta, checkpoint.read_header(path), with_patients)
     meta["export"] = _description(meta)
     weights = _write_weights(folder, path, loaded.state, header)
-    paths.write_json(folder / CONFIG, {**meta, "sha256": weights})
+    paths.write_json(folder / CONFIG, {**meta, "sha256": weights}, guarded=True)
     has_gate = _copy_gate(path, folder / GATE, weights)
     parity = None
     if onnx and not _has_onnx():
@@ -219,13 +220,14 @@ def _copy_gate(path: Path, to: Path, sha256: str) -> bool:
         return False
     try:
         with safe_open(source, "np") as file:
-            header = json.loads((file.metadata() or {})[checkpoint.HEADER_KEY])
+            header = paths.check_guard(source, json.loads((file.metadata() or {})[checkpoint.HEADER_KEY]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["checkpoint"] != provenance.file_sha256(path):
             raise UserError(f"gate {source} is of other weights than {path.name}; run 06_evaluation again")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         raise UserError(f"gate {source} is damaged; run 06_evaluation again") from None
-    text = json.dumps({**header, "checkpoint": sha256}, sort_keys=True)
+    header |= {"checkpoint": sha256}
+    text = json.dumps({**header, paths.GUARD: paths.content_hash(header)}, sort_keys=True)
     to.write_bytes(safetensors.numpy.save(tensors, {checkpoint.HEADER_KEY: text}))
     return True
 
@@ -288,6 +290,7 @@ def _films(home: paths.Run, size: int) -> np.ndarray:
     if names is None:
         raise UserError(f"run {home.name} has no predictions, whose films check the ONNX file; run 06_evaluation first")
     try:
+        predict.check_unchanged(names)
         wanted = pd.read_csv(names, usecols=["image"], dtype=str)["image"]
         films = records.read(_data(home), allow_missing=True)
     except (OSError, ValueError) as error:

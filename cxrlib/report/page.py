@@ -52,8 +52,15 @@ def percent(value: Any, digits: int = 0) -> str:
     return "–" if value is None or pd.isna(value) else f"{100 * value:.{digits}f} %"
 
 
+def cut(value: Any) -> str:
+    """A threshold with two decimals, ``0.20``; a smaller one than 0.01 with one significant digit, ``0.004``."""
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{value:.2f}" if value >= 0.01 or value == 0 else f"{value:.1g}"
+
+
 def small(value: Any) -> str:
-    """A threshold or a learning rate with two significant digits: ``0.013``, ``1e-05``."""
+    """A learning rate with two significant digits: ``0.013``, ``1e-05``."""
     return "–" if value is None or pd.isna(value) else f"{value:.2g}"
 
 
@@ -511,6 +518,7 @@ FILTERS = {
     "count": count,
     "percent": percent,
     "small": small,
+    "cut": cut,
     "chance": chance,
     "listed": listed,
     "joined": joined,

@@ -3,7 +3,6 @@
 Whatever is missing or damaged is named in its place; the rest is shown all the same.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
     )
     record, record_why = sections.read_run_record(home)
     why = {"auc": auc.why, "stages": stages.why, "data": data.why, "record": record_why}
-    notes = [reason for reason in why.values() if reason]
+    notes = [reason for reason in why.values() if reason] + not_made_by_run(home, record)
     past = _past(home, notes)
     why["overall"] = overall.why
     settings = {**part(record, "parameters"), **part(record, "settings")}
@@ -63,7 +62,9 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "precision": sections.precision(home, album, single),
         "calibration": sections.calibration(home, album),
         "thresholds": sections.thresholds(home, album),
-        "subgroups": sections.subgroups(home, album),
+        "subgroups": sections.subgroups(
+            home, album, next((row for row in rows if metrics.is_mean(row["finding"])), None)
+        ),
         "localisation": sections.localisation(home, album),
         "labels": sections.labels(home, album),
         "external": sections.external(home),
@@ -96,6 +97,28 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "why": why,
         **shown,
     }
+
+
+def not_made_by_run(home: paths.Run, record: dict[str, Any]) -> list[str]:
+    """Sentences on tables, figures and predictions that are not what the run made; none for a run without a record."""
+    entries = {name: part(part(record, "notebooks"), name) for name in part(record, "notebooks")}
+    if not any("made" in entry for entry in entries.values()):
+        return []
+    names: set[str] = set()
+    words = []
+    for name, entry in entries.items():
+        made = {file: mark for file, mark in part(entry, "made").items() if file.startswith(SHOWN)}
+        names |= made.keys()
+        words += [
+            f"{file} is not what {name} made: it was changed or damaged since. Run cxr run --run {home.name} again."
+            for file in paths.changed_results(home.root, made)
+            if (home.root / file).exists()
+        ]
+    tables = {file.relative_to(home.root).as_posix() for file in home.tables.glob("*.csv")}
+    return words + [f"{file} was not made by the notebooks of this run." for file in sorted(tables - names)]
+
+
+SHOWN = ("tables/", "figures/", "predictions/")
 
 
 def part(record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -201,9 +224,7 @@ def _lineage(home: paths.Run, notes: list[str]) -> list[dict[str, Any]]:
     for k in range(1, 6):
         if not (home.stage(k) / "best.json").is_file():
             continue
-        best = sections.read_or_reason(
-            home.stage(k) / "best.json", lambda file: str(json.loads(file.read_text())["best"])
-        )
+        best = sections.read_or_reason(home.stage(k) / "best.json", lambda file: str(paths.read_json(file)["best"]))
         meta = sections.read_or_reason(home.stage(k) / f"{best.value}.json", paths.read_json) if best.value else best
         if isinstance(meta.value, dict):
             parent = part(meta.value, "parent").get("name") or f"weights {meta.value.get('weights', 'not recorded')}"

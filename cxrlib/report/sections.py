@@ -279,10 +279,14 @@ BASIC = ("all", "sex", "age", "view")  # kinds of groups that are shown open; gr
 WHAT = {"auc": "mean AUC", "sensitivity": "mean sensitivity", "tpr": "mean sensitivity"}
 
 
-def subgroups(home: paths.Run, album: page.FigureAlbum) -> dict[str, Any]:
-    """Mean AUC of each group, the gaps between groups, and the part of the AUC that may come from the view position."""
+def subgroups(home: paths.Run, album: page.FigureAlbum, mean: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Mean AUC of each group, the gaps between groups, and the part of the AUC that may come from the view position.
+
+    mean: the row of the mean in the AUC table. All films together have its number and interval, so that the page says
+    each number once.
+    """
     table, why = read_table(home.tables / "subgroups.csv")
-    rows = [] if table is None else _groups(table)
+    rows = [] if table is None else _groups(table, mean)
     return {
         "rows": [row for row in rows if row["kind"] in BASIC],
         "met": [row for row in rows if row["kind"] not in BASIC],
@@ -394,8 +398,11 @@ def published(home: paths.Run, album: page.FigureAlbum, auc: list[dict[str, Any]
     return shown | _beside(table[table["network"] != "this run"], auc)
 
 
-def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
-    means = table[table["finding"].map(metrics.is_mean)]
+def _groups(table: pd.DataFrame, mean: dict[str, Any] | None) -> list[dict[str, Any]]:
+    means = table[table["finding"].map(metrics.is_mean)].copy()
+    everyone = means["kind"] == "all"
+    if mean is not None:
+        means.loc[everyone, ["auc", "low", "high"]] = [mean["auc"], mean["auc_low"], mean["auc_high"]]
     least = min(0.5, means[["auc", "low"]].min(axis=None))
     rows = []
     for row in means.to_dict("records"):
@@ -472,6 +479,10 @@ def _shortcut(home: paths.Run) -> dict[str, Any]:
     return {"mean": mean, "rows": [row for row in rows if row is not mean], "why": why}
 
 
+FEWEST_BOXES = 10
+"""Boxes of a finding from which on it has a row of its own; the hit rate of fewer says nothing."""
+
+
 def _method(name: str, table: pd.DataFrame, control: pd.DataFrame | None) -> dict[str, Any]:
     """Rows of one method, with the hit rate of random weights where it was measured for the same method."""
     random_weights = {}
@@ -485,12 +496,13 @@ def _method(name: str, table: pd.DataFrame, control: pd.DataFrame | None) -> dic
         row["mark"] = page.svg_interval(*sides, least=0, most=most, neutral=1, unit="lift")
         row["control"], row["iou"] = random_weights.get(row["finding"]), row.get("iou")
         rows.append(row)
-    single = [row for row in rows if row["finding"] != ALL]
+    single = [row for row in rows if row["finding"] != ALL and row["boxes"] >= FEWEST_BOXES]
     return {
         "name": METHODS.get(name, name),
         "rows": sorted(single, key=lambda row: -row["lift"] if row["lift"] == row["lift"] else float("inf"))
         + [row for row in rows if row["finding"] == ALL],
         "all": next((row for row in rows if row["finding"] == ALL), None),
+        "few": [row["finding"] for row in rows if row["finding"] != ALL and row["boxes"] < FEWEST_BOXES],
         "beyond_chance": [row["finding"] for row in single if row["lift"] > 1 and row.get("p_holm", 1) <= page.SURE],
         "most": most,
     }

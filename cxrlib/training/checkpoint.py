@@ -8,6 +8,7 @@ file, whose SHA-256 the JSON names, so that it survives a lost JSON and shows a 
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_tensors(
             header = {HEADER_KEY: json.dumps(inside, sort_keys=True)} if inside else None
             save_file({name: plain_tensor(value) for name, value in tensors.items()}, temporary, header)
             sha256 = provenance.file_sha256(temporary)
-        paths.write_json(json_beside(path), {**meta, "sha256": sha256})
+        paths.write_json(json_beside(path), {**meta, "sha256": sha256}, guarded=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error}); make room on the disk and run the same again") from None
     return path
@@ -59,8 +60,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read the JSON beside ``path``. Raises UserError where it is absent, damaged or without a hash."""
-    meta = paths.read_json(json_beside(path))
+    """Read the JSON beside ``path``. Raises UserError where it is absent, changed, damaged or without a hash."""
+    try:
+        meta = paths.read_json(json_beside(path))
+    except UserError as error:
+        reason = str(error).partition("; delete")[0]
+        raise UserError(f"{reason}; train it again, or copy it once more") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), str):
         raise UserError(f"{json_beside(path)} does not describe {path.name}: it has no SHA-256")
     return meta
@@ -263,8 +268,9 @@ def by_hash(sha256: str) -> Path | None:
     for json_path in sorted(paths.outputs().glob("*/stage*/stage*.json")):
         if sha256 in json_path.read_text(encoding="utf-8", errors="replace"):
             path = json_path.with_suffix(SUFFIX)
-            if path.is_file() and read_description(path)["sha256"] == sha256:
-                return path
+            with suppress(UserError):  # damaged
+                if path.is_file() and read_description(path)["sha256"] == sha256:
+                    return path
     return None
 
 
@@ -302,7 +308,8 @@ def attach(path: Path, name: str, values: Any) -> Path:
     if read_meta(path).get(ATTACHED, {}).get(name, ...) != values:
         with paths.lock_folder(path.parent):
             meta = read_meta(path)  # again, since now no other process can write it
-            paths.write_json(json_beside(path), {**meta, ATTACHED: {**meta.get(ATTACHED, {}), name: values}})
+            more = {ATTACHED: {**meta.get(ATTACHED, {}), name: values}}
+            paths.write_json(json_beside(path), {**meta, **more}, guarded=True)
     return json_beside(path)
 
 

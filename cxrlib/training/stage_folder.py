@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -133,10 +133,45 @@ def batch_losses_frame(rows: Sequence[Sequence]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=BATCH_COLUMNS)
 
 
+HISTORY = "history.json"
+"""Texts of ``history.csv`` and ``batches.csv`` as training wrote them, by name, guarded by their hash."""
+
+
 def write_history(folder: Path, history: pd.DataFrame, batches: Sequence[Sequence]) -> None:
-    """Write ``batches.csv`` and ``history.csv``, each atomically."""
-    paths.write_text(folder / "batches.csv", batch_losses_frame(batches).to_csv(index=False))
-    paths.write_text(folder / "history.csv", history.to_csv(index=False))
+    """Write ``batches.csv`` and ``history.csv``, and both again in ``HISTORY``, each file atomically."""
+    tables = {"batches.csv": batch_losses_frame(batches), "history.csv": history}
+    texts = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
+    for name, text in texts.items():
+        paths.write_text(folder / name, text)
+    paths.write_json(folder / HISTORY, texts, guarded=True)
+
+
+def restore_history(folder: Path) -> None:
+    """Write a table again that is not what training wrote, with a warning. The stage need not be trained again for it.
+
+    If ``HISTORY`` itself is absent or damaged, it is written again from the tables. Raises UserError, OSError,
+    ValueError or KeyError if they cannot be read either.
+    """
+    try:
+        texts = paths.read_json(folder / HISTORY)
+    except UserError:
+        read_history(folder), read_batches(folder)
+        names = [name for name in ("batches.csv", "history.csv") if (folder / name).is_file()]
+        paths.write_json(folder / HISTORY, {name: _text(folder / name) for name in names}, guarded=True)
+        return
+    for name, text in texts.items():
+        if _text(folder / name) != text:
+            paths.write_text(folder / name, text)
+            warnings.warn(
+                f"{folder / name} was not what training wrote; it is written again from {HISTORY}", stacklevel=2
+            )
+
+
+def _text(file: Path) -> str:
+    """Text of a file, "" if it is absent or no text."""
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        return file.read_text(encoding="utf-8")
+    return ""
 
 
 def read_batches(folder: Path) -> pd.DataFrame:
@@ -322,7 +357,7 @@ def check_writable(folder: Path) -> None:
 
 
 def finished_checkpoint(folder: Path, who: dict[str, Any], start: str) -> Path | None:
-    """The best checkpoint of ``folder`` if it holds this same stage, finished; else None.
+    """The best checkpoint of ``folder`` if it holds this same stage, finished and undamaged; else None.
 
     ``who`` is the stage's identity. ``start`` is the hash of the network's weights: the stage's starting weights, or
     its result if a notebook cell runs again. The parent's optimizer moments need not exist any more.
@@ -334,8 +369,12 @@ def finished_checkpoint(folder: Path, who: dict[str, Any], start: str) -> Path |
         who = who if who["carried"] else {**who, "carried": best["who"]["carried"]}
         if best["fingerprint"] != provenance.digest(who) or start not in (best["start"], best["result"]):
             return None
-        read_history(folder)
-        return checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
+        found = checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
+        if (last := best.get("last", best["best"])) != best["best"]:
+            checkpoint.load(folder / (last + checkpoint.SUFFIX))
+        restore_history(folder)
+        _remove_damaged_moments(folder)
+        return found
     except (UserError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another version: train
         return None
 
@@ -352,13 +391,34 @@ def moments_hash(parent: Path | None) -> str:
     """Hash of the optimizer moments at the end of the parent's stage, "" where no moments are saved."""
     if parent is None or not (file := parent.with_name(MOMENTS)).is_file():
         return ""
-    meta = checkpoint.read_description(file)
+    try:
+        meta = checkpoint.read_description(file)
+    except UserError as error:
+        warnings.warn(f"the optimizer starts anew: {error}", stacklevel=2)
+        return ""
     return meta["sha256"] if meta.get("fingerprint") == checkpoint.read_meta(parent)["fingerprint"] else ""
 
 
 def read_moments(parent: Path) -> dict[str, Tensor]:
     """The optimizer moments at the end of the parent's stage, by weight. Raises UserError where they are damaged."""
     return checkpoint.read_tensors(parent.with_name(MOMENTS))[0]
+
+
+def _remove_damaged_moments(folder: Path) -> None:
+    """Remove moments that are not what training wrote, with a warning. Only a stage that keeps moments needs them."""
+    file = folder / MOMENTS
+    if not file.is_file() and not checkpoint.json_beside(file).is_file():
+        return
+    try:
+        sound = file.is_file() and provenance.file_sha256(file) == checkpoint.read_description(file)["sha256"]
+    except UserError:
+        sound = False
+    if not sound:
+        checkpoint.remove_tensors(file)
+        warnings.warn(
+            f"{file} was not what training wrote and is removed; a stage that keeps moments starts without them",
+            stacklevel=2,
+        )
 
 
 class StageFolder:
@@ -390,7 +450,7 @@ class StageFolder:
             warnings.warn(f"the stage in {self.folder} is trained again: {reason}", stacklevel=2)
         remove_temporary_files(self.folder)
         clear_states(self.states)
-        for name in ("best.json", "history.csv", "batches.csv", paths.AGAIN):
+        for name in ("best.json", "history.csv", "batches.csv", HISTORY, paths.AGAIN):
             (self.folder / name).unlink(missing_ok=True)
 
     def go_on(self, found: ResumeState) -> None:
@@ -461,7 +521,7 @@ class StageFolder:
             "result": checkpoint.tensors_sha256(loaded.state),
             "who": self.who,
         }
-        paths.write_json(self.folder / "best.json", content)
+        paths.write_json(self.folder / "best.json", content, guarded=True)
         self._prune({best, last})
         clear_states(self.states)
         return loaded.path
@@ -497,6 +557,10 @@ class StageFolder:
             return f"it has another recipe or other data: {differences}"
         if data["best"] and not (self.folder / (data["best"] + checkpoint.SUFFIX)).is_file():
             return f"its best checkpoint {data['best']} is missing"
+        try:
+            checkpoint.load(self.folder / (data["best"] + checkpoint.SUFFIX)) if data["best"] else None
+        except UserError as error:
+            return f"its best checkpoint is damaged ({str(error).partition(';')[0]}), so it begins anew"
         return ""
 
     def _why_again(self) -> str:
@@ -504,15 +568,15 @@ class StageFolder:
         if _marked_again(self.folder):
             return ""
         try:
-            earlier = json.loads((self.folder / "best.json").read_text(encoding="utf-8"))
+            if not (self.folder / "best.json").is_file():
+                return ""
+            earlier = paths.read_json(self.folder / "best.json")
             theirs = earlier["who"]
             mine = self.who if self.who["carried"] else {**self.who, "carried": theirs["carried"]}
             if self.start not in (earlier["start"], earlier["result"]):
                 mine, theirs = mine | {"start": self.start}, theirs | {"start": earlier["start"]}
-        except FileNotFoundError:
-            return ""
-        except (OSError, ValueError, KeyError, TypeError):
-            return "best.json cannot be read"
+        except (UserError, OSError, ValueError, KeyError, TypeError):
+            return "best.json was changed or damaged"
         return identity_differences(mine, theirs) or "its checkpoint is missing or damaged"
 
     def _prune(self, keep: set[str]) -> None:

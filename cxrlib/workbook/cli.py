@@ -33,7 +33,7 @@ Schedule = Annotated[str, typer.Option("--schedule", help="modern, seed, control
 Size = Annotated[int | None, typer.Option("--size", help="Side of the images in pixels.")]
 BatchSize = Annotated[int | None, typer.Option("--batch_size", "--batch-size", "--bs", help="Films per training step.")]
 Weights = Annotated[
-    str, typer.Option("--weights", help="none, a torchvision name (IMAGENET1K_V1), or a file of weights.")
+    str, typer.Option("--weights", help="none, a torchvision name (IMAGENET1K_V1), a run, or a file of weights.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random draw.")]
 Loss = Annotated[str, typer.Option("--loss", "--loss_func", "--loss-func", help="focal (FocalLoss) or bce (BCE).")]
@@ -397,7 +397,7 @@ def report(
 
     Example: cxr report base bce
     """
-    from cxrlib.report import report
+    from cxrlib.report import report, sections
 
     names = list(dict.fromkeys(runs))
     for name in names:
@@ -408,6 +408,8 @@ def report(
         comparison.check(names)
     for name in names:
         _print_path(report.build(name))
+        for word in report.not_made_by_run(paths.Run(name), sections.read_run_record(paths.Run(name)).value):
+            print(word)
     if len(names) > 1:
         _print_path(comparison.build(names), "Comparison")
 

@@ -181,6 +181,8 @@ def run(
                 if not again and run_record.unchanged(home, current, book, made_by):
                     board.finish(book.stem, "unchanged")
                     continue
+                if reason := run_record.why_again(home, current, book, made_by):
+                    _print([f"{reason}."], console)
                 if settings.part(book).startswith("stage"):
                     if not forecast:
                         forecast = True
@@ -193,12 +195,16 @@ def run(
                 doubts = data(films["folder"], known=True, **how).get("doubts", [])
                 _print_doubts([doubt for doubt in doubts if doubt not in films.get("doubts", [])], console)
                 current["data"]["doubts"] = doubts
-            if executed or not home.report.exists() or current.get("report") != report.code_version():
+            whole = paths.result_mark(home.report)[:1] == current.get("report_mark", [])[:1]
+            if home.report.exists() and not whole and "report_mark" in current:
+                _print(["report.html is written again: it is not what the run wrote."], console)
+            if executed or not whole or current.get("report") != report.code_version():
                 current["report"] = report.code_version()
-                paths.write_json(home.run_json, current)
-                report.build(name)
+                paths.write_json(home.run_json, current, guarded=True)
+                current["report_mark"] = paths.result_mark(report.build(name))
+                paths.write_json(home.run_json, current, guarded=True)
             elif current["settings"] != before.get("settings"):  # of notebooks that this call did not choose
-                paths.write_json(home.run_json, current)
+                paths.write_json(home.run_json, current, guarded=True)
     return home.report
 
 
@@ -235,7 +241,7 @@ def data(
     absent = films.attrs.get("missing", [])
     parts = excluded.without_in_parts(splits.make(everyone, place, seed=seed))
     doubts = [records.rivals(place), *sources.doubts(place), excluded.doubt()]
-    doubts += film_identity.doubts(films, parts, _decoded(films, size))
+    doubts += film_identity.doubts(films, parts, _decoded(films, size, allow_missing))
     return {
         "folder": folder,
         "films": len(films),
@@ -250,12 +256,17 @@ def data(
     }
 
 
-def _decoded(films: Any, size: int) -> Any:
-    """The store of these films; None if it is not built yet."""
+def _decoded(films: Any, size: int, allow_missing: bool) -> Any:
+    """The store of these films; None if it is not built yet. What is damaged in it is decoded again."""
     from cxrlib.data import store
 
     folder = store.default_folder(films, size)
-    return store.load(folder) if (folder / store.MANIFEST).is_file() else None
+    if not (folder / store.MANIFEST).is_file():
+        return None
+    try:
+        return store.load(folder)
+    except store.DamagedStoreError:
+        return store.build(films, size, folder=folder, allow_missing=allow_missing)
 
 
 def _print_doubts(doubts: Iterable[str], console: "Console") -> None:
@@ -320,11 +331,12 @@ def _execute(
 ) -> None:
     """Execute one notebook and record its state in run.json; the last good execution stays until this one succeeds."""
     name, began = book.stem, time.time()
-    outputs = current["notebooks"].get(name, {}).get("outputs", [])
+    earlier = current["notebooks"].get(name, {})
+    outputs = earlier.get("outputs", [])
     entry = {"state": "running", "started": provenance.now(), "parameters": dict(share), "fingerprint": made_by}
     current["notebooks"][name] = {**entry, "outputs": outputs}
     current |= {"device": kernels.device, "git": provenance.git_revision(), "versions": provenance.versions()}
-    paths.write_json(home.run_json, current)
+    paths.write_json(home.run_json, current, guarded=True)
     home.notebooks.mkdir(parents=True, exist_ok=True)
     running, failed = (home.notebooks / f"{name}.{word}.ipynb" for word in ("running", "failed"))
     board.start(name, len(settings.cells(book)))
@@ -343,12 +355,15 @@ def _execute(
         raise
     finally:
         board.finish(name, entry["state"])
-        earlier = {file for file in outputs if (home.root / file).exists()}
-        entry["outputs"] = sorted(earlier | run_record.files_written_since(home.root, began))
-        entry["left"] = run_record.output_fingerprint(home, entry["outputs"])
+        written = run_record.files_written_since(home.root, began)
+        stale = {*paths.changed_results(home.root, earlier.get("made", {}))} - written
+        kept = {file for file in outputs if (home.root / file).exists()} - stale
+        entry["outputs"] = sorted(kept | written)
+        entry["made"] = run_record.marks(home, book, entry["outputs"])
         current["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
+        run_record.hand_over(current, name, written)
         current["updated"] = provenance.now()
-        paths.write_json(home.run_json, current)
+        paths.write_json(home.run_json, current, guarded=True)
 
 
 def _train_together(book: Path, share: Mapping[str, Scalar]) -> None:

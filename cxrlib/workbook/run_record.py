@@ -6,6 +6,7 @@ else is read of their folder, the checkpoints that it takes from stages, and all
 
 import ast
 import glob
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,13 @@ PASSING = ("report.html", "run.json", "progress.json")
 
 def read(home: paths.Run) -> dict[str, Any]:
     """The run's record; empty for a new run. Raises UserError if the file is damaged."""
-    return paths.read_json(home.run_json) if home.run_json.exists() else {}
+    try:
+        return paths.read_json(home.run_json) if home.run_json.exists() else {}
+    except UserError as error:
+        reason = str(error).partition("; delete")[0]
+        raise UserError(
+            f"{reason}; delete it and give the run's settings again: finished stages are not trained again"
+        ) from None
 
 
 def done(record: Mapping) -> dict[str, dict[str, Scalar]]:
@@ -43,7 +50,8 @@ def open_record(
 
     asked: the user's settings, of this call and earlier ones; parameters: the values that all stages share.
     """
-    earlier = {key: before[key] for key in ("device", "git", "versions", "updated", "report") if key in before}
+    names = ("device", "git", "versions", "updated", "report", "report_mark")
+    earlier = {key: before[key] for key in names if key in before}
     return {
         "run": asked["run"],
         "created": before.get("created", provenance.now()),
@@ -90,23 +98,62 @@ def fingerprint(book: Path, books: list[Path], shares: Mapping[str, Mapping[str,
 
 
 def unchanged(home: paths.Run, record: Mapping, book: Path, made_by: str) -> bool:
-    """True if the notebook was executed with this fingerprint and its files are unchanged since."""
+    """True if the notebook was executed with this fingerprint and its files are what it made."""
+    return _is_done(record, book, made_by) and not changed_outputs(home, record, book)
+
+
+def why_again(home: paths.Run, record: Mapping, book: Path, made_by: str) -> str:
+    """A sentence that a notebook is executed again because its files are not what it made; "" for another reason."""
+    changed = changed_outputs(home, record, book) if _is_done(record, book, made_by) else []
+    if not changed or "made" not in record["notebooks"][book.stem]:
+        return ""
+    more = f" and {len(changed) - 1} more are" if len(changed) > 1 else " is"
+    return f"{book.stem} is executed again: {changed[0]}{more} not what it made"
+
+
+def _is_done(record: Mapping, book: Path, made_by: str) -> bool:
     entry = record["notebooks"].get(book.stem, {})
-    if entry.get("state") != "done" or entry["fingerprint"] != made_by:
-        return False
-    complete = all((home.root / file).exists() for file in (f"notebooks/{book.name}", *entry["outputs"]))
-    return complete and entry.get("left") == output_fingerprint(home, entry["outputs"])
+    return entry.get("state") == "done" and entry["fingerprint"] == made_by
 
 
-def output_fingerprint(home: paths.Run, outputs: Iterable[str]) -> str:
-    """Fingerprint of a notebook's files by their bytes, so that a later execution by hand is noticed.
+def changed_outputs(home: paths.Run, record: Mapping, book: Path) -> list[str]:
+    """Files of an executed notebook that are absent, or not what it made: by another hand, a later execution, a fault.
 
-    Of a stage's folder only ``best.json`` counts, which is written when a stage was trained: an evaluation stores a
-    calibration beside the checkpoint, and training that goes on changes other files.
+    An entry of an older version has no hashes, and all its files count.
     """
-    own = [file for file in sorted(outputs) if not file.startswith("stage") or file.endswith("/best.json")]
-    hashes = [[name, provenance.file_sha256(home.root / name)] for name in own if (home.root / name).is_file()]
-    return provenance.digest(hashes)
+    entry = record["notebooks"].get(book.stem, {})
+    absent = [name for name in entry.get("outputs", []) if not (home.root / name).exists()]
+    if "made" not in entry:
+        return [*entry.get("outputs", []), f"notebooks/{book.name}"]
+    return sorted({*absent, *paths.changed_results(home.root, entry["made"])})
+
+
+def marks(home: paths.Run, book: Path, outputs: Iterable[str]) -> dict[str, paths.Mark]:
+    """Marks of a notebook's own files and of the executed notebook.
+
+    Files in a stage's folder are the stage's own, except the gate, which the evaluation makes.
+    """
+    names = [f"notebooks/{book.name}", *(name for name in outputs if _is_own(settings.part(book), name))]
+    found = {name: paths.result_mark(home.root / name) for name in names}
+    return {name: mark for name, mark in found.items() if mark}
+
+
+def _is_own(part: str, name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    top = folder.partition("/")[0]
+    if file.startswith("gate_") and not part.startswith("stage"):
+        return True
+    return top == part or not re.fullmatch(r"stage\d", top)
+
+
+def hand_over(record: Mapping, stem: str, written: Iterable[str]) -> None:
+    """Take files that a notebook has just written from the notebooks that wrote them before."""
+    names = set(written)
+    for other, entry in record["notebooks"].items():
+        own = f"stage{other[1]}/" if other[3:].startswith("stage") else None
+        for name in names & entry.get("made", {}).keys() if other != stem else ():
+            if not (own and name.startswith(own)):
+                del entry["made"][name]
 
 
 def files_written_since(root: Path, since: float) -> set[str]:

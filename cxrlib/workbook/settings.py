@@ -103,11 +103,16 @@ def parse(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def located(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Settings with absolute file paths, since notebooks run in their own folder and later calls in any."""
+    """Settings with absolute file paths, since notebooks run in their own folder and later calls in any.
+
+    ``weights`` that are a run's name become its last checkpoint, so that one dataset's run starts from another's.
+    """
     absolute = dict(settings)
     for name, value in settings.items():
         word = name.rpartition(".")[2]
-        if word in FILES and isinstance(value, str) and (word in ("data", "exclude") or _is_path(word, value)):
+        if word == "weights" and value and not _is_path(word, value) and (last := paths.last_checkpoint(str(value))):
+            absolute[name] = str(last)
+        elif word in FILES and isinstance(value, str) and (word in ("data", "exclude") or _is_path(word, value)):
             absolute[name] = str(paths.resolve(value)) if value else ""
     return absolute
 

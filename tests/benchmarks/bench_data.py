@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 from torchvision.models import resnet50
 
-from cxrlib import paths
+from cxrlib import paths, provenance
 from cxrlib.data import augmentation, batches, images, records, splits, store
 from tests.benchmarks import original
 from tests.benchmarks.rows import CPU, WALL, Row, in_turns, machine, one_core, rate, spread
@@ -205,8 +206,11 @@ def simulate(folder: Path, films: int, size: int) -> None:
     for at in range(0, films, len(noise)):
         pixels[at : at + len(noise)] = noise[: films - at]
     pixels.flush()
-    columns = {name: [0] * films for name in ("bytes", "mtime_ns", "source_crc", "width", "height", "pixel_crc")}
-    manifest = {"format": store.FORMAT, "size": size, "pixels": "pixels-0.npy", "fingerprint": "0", "missing": {}}
+    columns = {name: [0] * films for name in ("bytes", "mtime_ns", "source_crc", "width", "height")}
+    sums = [zlib.crc32(film) for film in noise]
+    columns["pixel_crc"] = (sums * (films // len(sums) + 1))[:films]
+    mark = provenance.digest([store.FORMAT, size, names, columns["pixel_crc"]])
+    manifest = {"format": store.FORMAT, "size": size, "pixels": "pixels-0.npy", "fingerprint": mark, "missing": {}}
     (folder / store.MANIFEST).write_text(json.dumps(manifest | {"films": {"name": names, **columns}}))
 
 

@@ -51,7 +51,7 @@ def build(films, folder, **options) -> store.Store:
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
 
 
 def forked(work) -> int:
@@ -99,7 +99,7 @@ def test_gathered_films_are_those_of_the_map(way, films, tmp_path, monkeypatch):
 def test_a_map_cut_short_under_a_reader_is_named(films, tmp_path):
     built = build(films, tmp_path / "store")
     os.truncate(built.pixels.filename, 1000)
-    with pytest.raises(UserError, match="damaged; delete"):
+    with pytest.raises(UserError, match="damaged; run"):
         built.gather(np.array([39]), np.empty((1, 16, 16), np.uint8))
 
 
@@ -322,7 +322,9 @@ def test_a_shortage_stops_the_build_also_when_films_may_be_missing(number, films
 def finished(folder) -> dict[str, bytes]:
     """Contents of the finished store, without what a stopped build left for the next one."""
     return {
-        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != ".lock"
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".")
     }
 
 

@@ -87,7 +87,7 @@ def test_a_checkpoint_without_them_says_how_to_come_by_them(path):
 def test_damaged_ones_are_named(path, validation, name, damage, says):
     thresholds.attach_decisions(path, thresholds.fit_decisions(*validation))
     file = path.with_suffix(".json")
-    meta = json.loads(file.read_text())
+    meta = paths.read_json(file)  # without the guard
     meta["attached"][name] = damage(meta["attached"][name])
     file.write_text(json.dumps(meta))
     with pytest.raises(UserError, match=says) as caught:

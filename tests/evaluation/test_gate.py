@@ -187,7 +187,8 @@ def changed_header(content: bytes, **values) -> bytes:
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
     inside = json.loads(header["__metadata__"][checkpoint.HEADER_KEY])
-    header["__metadata__"][checkpoint.HEADER_KEY] = json.dumps({**inside, **values})
+    inside = {name: value for name, value in {**inside, **values}.items() if name != paths.GUARD}
+    header["__metadata__"][checkpoint.HEADER_KEY] = json.dumps(inside)
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
@@ -198,6 +199,7 @@ DAMAGE = {
     "a bit": (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "damaged"),
     "no number": (lambda content: changed_header(content, threshold="wide"), "damaged"),
     "no threshold": (lambda content: changed_header(content, threshold=-1.0), "damaged"),
+    "a digit": (lambda content: content.replace(b'format\\": 1,', b'format\\": 2,'), "damaged or no gate"),
     "no list": (lambda content: changed_header(content, made_on=[]), "damaged"),
     "another version": (lambda content: changed_header(content, format=99), "has format 99"),
     "another checkpoint": (lambda content: changed_header(content, checkpoint="0" * 64), "of other weights"),

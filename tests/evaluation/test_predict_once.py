@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cxrlib import UserError, paths
 from cxrlib.data import records, store
 from cxrlib.data.batches import Batches
 from cxrlib.evaluation import predict
@@ -55,7 +56,7 @@ def test_the_second_call_reads_no_film_and_gives_the_same_numbers(made):
         lambda csv: predict.cache_note(csv).write_text("{"),
         lambda csv: csv.write_text(csv.read_text()[:-200]),
         lambda csv: predict.cache_note(csv).write_text(
-            json.dumps({**json.loads(predict.cache_note(csv).read_text()), "code": ""})
+            json.dumps({**paths.read_json(predict.cache_note(csv)), "code": ""})
         ),
     ],
 )
@@ -81,3 +82,24 @@ def test_changed_labels_and_other_films_are_read_again(made):
         assert len(predict.predict_once(model, other, csv, weights="a")) == len(films)
         assert model.read == len(films)
     assert len(pd.read_csv(csv)) == 7
+
+
+def swap_names(text: str) -> str:
+    first, second, third, rest = text.split("\n", 3)
+    return "\n".join([first, third.split(",")[0] + second[12:], second.split(",")[0] + third[12:], rest])
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace("0.", "0.0", 1), swap_names], ids=["digit", "names"])
+def test_a_changed_file_is_refused_by_readers_and_predicted_again_with_a_word(made, change, capsys):
+    model, batches, csv = made
+    first = predict.predict_once(model, batches, csv, weights="a")
+    text = csv.read_text()
+    csv.write_text(change(text))
+    assert csv.read_text() != text
+    with pytest.raises(UserError, match=r"stage1_test\.csv is not what the run predicted.*06_evaluation again"):
+        predict.read(csv)
+    capsys.readouterr()
+    np.testing.assert_array_equal(predict.predict_once(model, batches, csv, weights="a"), first)
+    assert "predicted again: " in capsys.readouterr().out
+    assert csv.read_text() == text
+    assert predict.read(csv).images == batches.films["image"].tolist()

@@ -136,7 +136,7 @@ def test_it_travels_with_the_checkpoint(path, made):
 def test_a_damaged_one_is_named(path, made, damage, says):
     reference.attach(path, made[-1])
     file = path.with_suffix(".json")
-    meta = json.loads(file.read_text())
+    meta = paths.read_json(file)  # without the guard
     meta["attached"]["reference"] |= damage
     file.write_text(json.dumps(meta))
     with pytest.raises(UserError, match=says) as caught:

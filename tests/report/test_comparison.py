@@ -231,3 +231,17 @@ def test_in_a_browser_nothing_is_said_asked_or_cut_off(two, tmp_path):
             assert page.value("document.documentElement.scrollWidth") <= width
     assert not page.said
     assert [url for url in page.asked if not url.startswith(("data:", "file:"))] == []
+
+
+def test_a_test_on_another_dataset_is_shown_with_its_drop(two):
+    mean = {"home_auc": 0.84, "home_auc_low": 0.82, "home_auc_high": 0.86, "there_auc": 0.79, "drop": 0.05}
+    ends = {"there_auc_low": 0.75, "there_auc_high": 0.83, "low": 0.01, "high": 0.09, "p_holm": 0.02, "reason": ""}
+    counts = {"there_films": 70, "there_positives": 12}
+    rows = [{"finding": name, **mean, **ends, **counts} for name in ("Mass", "mean of 14")]
+    names = [home.name for home in two]
+    assert "In another dataset" not in shown(*names)
+    pd.DataFrame(rows).to_csv(two[1].tables / "external.csv", index=False)
+    words = shown(*names)
+    assert "In another dataset" in words
+    assert "0.840 (0.820–0.860)" in words
+    assert "+0.050 (+0.010 to +0.090)" in words

@@ -43,7 +43,7 @@ def finished_run(outputs, datasets=("phantom-0",)):
     path = checkpoint.save(
         home.stage(1), model.state_dict(), schedules.recipe("scratch", 1), line, epoch=2, metrics={"val_auc": 0.7}
     )
-    meta = json.loads(path.with_suffix(".json").read_text())
+    meta = paths.read_json(path.with_suffix(".json"))
     paths.write_json(path.with_suffix(".json"), {**meta, "size": SIZE})
     paths.write_json(home.stage(1) / "best.json", {"best": path.stem})
     random = np.random.default_rng(0)
@@ -236,7 +236,7 @@ def copied(inside, tmp_path):
 
 def test_hostile_folders_get_one_line(inside, tmp_path):
     folder = copied(inside, tmp_path)
-    config = json.loads((folder / "config.json").read_text())
+    config = paths.read_json(folder / "config.json")  # without the guard
     for change, said in (
         ({"labels": config["labels"][::-1]}, "labels are"),
         ({"recipe": [1]}, "its recipe is of a wrong type"),

@@ -368,3 +368,34 @@ def test_made_up_labels_give_no_numbers_and_no_labels_no_section(finished, sourc
     assert ("What the labels are worth" in words) == bool(source)
     assert says in words
     assert "1,962 48 %" not in words
+
+
+def test_the_mean_has_one_interval_on_the_page(finished):
+    """The table of groups has an interval of its own for all films; the page shows that of the AUC table."""
+    seen = shown(finished).words
+    auc = pd.read_csv(finished.tables / "auc_test.csv").iloc[-1]
+    groups = seen.split("Patient groups")[-1].split("Differences between groups")[0]
+    said = f"{auc.auc:.3f} ({auc.auc_low:.3f}–{auc.auc_high:.3f})"
+    assert said in groups
+    assert seen.count(said) >= 2
+
+
+def test_thresholds_have_two_decimals(finished):
+    file = finished.tables / "thresholds.csv"
+    table = pd.read_csv(file)
+    table.assign(threshold=[0.2, 0.004, 0.125][: len(table)] + [0.5] * (len(table) - 3)).to_csv(file, index=False)
+    seen = shown(finished).words.split("Thresholds")[-1]
+    assert re.search(r"\b0\.20 ", seen)
+    assert "0.004" in seen
+    assert not re.search(r"\b0\.2 ", seen)
+
+
+def test_a_finding_with_few_boxes_is_in_the_sum_alone(finished):
+    file = finished.tables / "localisation.csv"
+    table = pd.read_csv(file)
+    few = table.loc[table["finding"] != "all findings", "finding"].iloc[0]
+    table.loc[table["finding"] == few, "boxes"] = 2
+    table.to_csv(file, index=False)
+    section = shown(finished).words.split("Where it looks")[-1].split("Films, best")[0]
+    assert f"and so in the sum alone: {few.replace('_', ' ')}" in section
+    assert not re.search(rf"{few} 2 ", section)

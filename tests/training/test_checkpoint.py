@@ -24,7 +24,8 @@ def saved(tmp_path, model):
 
 
 def rewrite(path, **changes):
-    meta = json.loads(path.with_suffix(".json").read_text())
+    """Change a checkpoint's JSON and remove its guard, as a forger would."""
+    meta = paths.read_json(path.with_suffix(".json"))
     path.with_suffix(".json").write_text(json.dumps({**meta, **changes}))
 
 

@@ -69,6 +69,15 @@ def test_a_chain_is_executed_once_and_only_what_changed_again(chain, log, best):
     change(chain / "00_exploration.ipynb", add="\nprint(seed)")
     pipeline.run("demo", console=log)
     assert ran(log) == ["00_exploration"]
+    paths.write_json(HERE.root / "tables" / "auc.json", ["changed by hand"])
+    HERE.report.write_text("")
+    pipeline.run("demo", console=log)
+    assert "06_evaluation is executed again: tables/auc.json is not what it made." in log.file.getvalue()
+    assert "report.html is written again" in log.file.getvalue()
+    assert ran(log) == ["06_evaluation"]
+    assert paths.read_json(HERE.root / "tables" / "auc.json") == ["stage1", "stage2"]
+    pipeline.run("demo", console=log)
+    assert ran(log) == []
 
 
 @pytest.mark.slow

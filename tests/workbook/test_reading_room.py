@@ -286,7 +286,7 @@ def test_text_of_the_data_is_no_markup(of):
 WRONG = {
     "no run": "there is no run 'nosuch'; the runs are: ",
     "no predictions": "has no predictions of its test part yet; run 06_evaluation first",
-    "damaged predictions": "is not a file of predictions",
+    "damaged predictions": "is not what the run predicted",
     "other films": "it is of other films, predict again",
     "another checkpoint": "run 06_evaluation with ckpt=",
 }

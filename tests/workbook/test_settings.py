@@ -308,3 +308,15 @@ def test_a_remembered_value_that_is_wrong_is_told_with_how_to_take_it_back(chain
         (name,) = wrong
         with pytest.raises(UserError, match=rf"^{name} is .*-p {name}= gives the default back$"):
             settings.judge(settings.chain(), wrong, kept={name})
+
+
+def test_weights_that_are_a_runs_name_are_its_last_checkpoint(own_outputs):
+    for number, title in ((1, "stage1_0.001_2"), (3, "stage3_0.001_5")):
+        folder = own_outputs / "cx" / f"stage{number}"
+        folder.mkdir(parents=True)
+        paths.write_json(folder / "best.json", {"best": title})
+        (folder / f"{title}.safetensors").write_bytes(b"x")
+    located = settings.located({"weights": "cx", "stage1.weights": "IMAGENET1K_V1"})
+    assert located["weights"] == str(own_outputs / "cx" / "stage3" / "stage3_0.001_5.safetensors")
+    assert located["stage1.weights"] == "IMAGENET1K_V1"
+    assert settings.located({"weights": "nosuch"})["weights"] == "nosuch"
