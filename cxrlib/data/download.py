@@ -15,7 +15,7 @@ NIH = "nih-chest-xrays/data"
 """Kaggle handle of the original 112,120 films of 1024², 42 GB in twelve folders."""
 
 _BUCKET = "https://storage.googleapis.com/gcs-public-data--healthcare-nih-chest-xray-labels/four_findings_expert_labels"
-EXPERT_LABELS = {name: f"{_BUCKET}/{name}" for name in ("test_labels.csv", "validation_labels.csv")}
+EXPERT_LABELS = {name: f"{_BUCKET}/{name}" for name in radiologists.SET_FILES.values()}
 """Google's files of radiologists' labels, one for each set, and their addresses."""
 
 DEPTH = 3
@@ -43,9 +43,12 @@ def dataset(handle: str = NIH, *, cache: str | Path = "") -> Path:
 def expert_labels(folder: Path, *, timeout: float = 30) -> list[Path]:
     """Download the radiologists' labels (``radiologists``) from Google into a data folder; returns their files.
 
-    A file that is there already is kept. Raises UserError that names the page and the files to put there by hand where
-    there is no network, or where Google asks for its form first, and where the folder cannot be written.
+    A file that is there already is kept; an answer that is not the file, such as a page to sign in, is not. Raises
+    UserError that names the page and the files to put there by hand where there is no network, or where Google asks for
+    its form first, and where the folder is absent or cannot be written.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the data folder, beside whose films the labels belong")
     files = []
     for name, url in EXPERT_LABELS.items():
         path = folder / name
@@ -53,6 +56,7 @@ def expert_labels(folder: Path, *, timeout: float = 30) -> list[Path]:
             content = _fetch(url, path, timeout)
             with paths.atomic(path) as temporary:
                 temporary.write_bytes(content)
+                _refuse_answer(temporary, path)
         files.append(path)
     radiologists.read(*files)
     return files
@@ -65,6 +69,17 @@ def _fetch(url: str, path: Path, timeout: float) -> bytes:
     except (OSError, http.client.HTTPException) as error:  # HTTPError among them
         raise UserError(
             f"the radiologists' labels could not be downloaded ({error}); Google asks for a short form at "
+            f"{radiologists.SOURCE}: put its files {' and '.join(EXPERT_LABELS)} into {path.parent}"
+        ) from None
+
+
+def _refuse_answer(received: Path, path: Path) -> None:
+    """Raise UserError if what was received for ``path`` is not a file of radiologists' labels."""
+    try:
+        radiologists.read(received)
+    except UserError:
+        raise UserError(
+            f"the answer for {path.name} is not the file of labels; Google asks for a short form at "
             f"{radiologists.SOURCE}: put its files {' and '.join(EXPERT_LABELS)} into {path.parent}"
         ) from None
 

@@ -135,17 +135,24 @@ def _both(read: np.ndarray, mined: np.ndarray, scores: np.ndarray, ids: np.ndarr
     return row | {"difference": value, "low": low, "high": high, "p": p, "reason": "; ".join(reasons)}
 
 
-def choose_thresholds(found: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.DataFrame:
+def choose_thresholds(
+    found: pd.DataFrame, validation: pd.DataFrame, scores: dict[str, np.ndarray], whole: dict[str, np.ndarray]
+) -> pd.DataFrame:
     """Youden's threshold per finding from validation films: columns finding, threshold, basis, films.
 
-    From the radiologists' labels where they give ``LEAST`` films of each class, else from the mined labels of the same
-    films; NaN where neither does. ``basis`` says which.
+    ``found``: the validation films that radiologists read, with their ``scores``; ``validation``: all films of the
+    part, as from ``radiologists.with_mined``, with their scores ``whole``. From the radiologists' labels where these
+    give ``LEAST`` films of each class, else from the mined labels of the whole part; NaN where neither does. ``basis``
+    says which. The films that radiologists read are enriched; Youden's rule does not depend on how frequent a finding
+    is.
     """
     rows = []
-    for name, values in scores.items():
-        row = {"finding": name, "threshold": np.nan, "basis": "too few films", "films": len(values)}
-        for column, basis in ((f"read_{name}", "radiologists"), (f"mined_{name}", "mined labels")):
-            truth = found[column].to_numpy() if column in found else np.full(len(values), np.nan)
+    for name in scores:
+        row = {"finding": name, "threshold": np.nan, "basis": "too few films", "films": len(validation)}
+        for truth, values, basis in (
+            (found[f"read_{name}"].to_numpy(), scores[name], "radiologists"),
+            (validation[f"mined_{name}"].to_numpy(), whole[name], "mined labels"),
+        ):
             known = np.isfinite(truth)
             if min((truth[known] == 1).sum(), (truth[known] == 0).sum()) >= LEAST:
                 chosen = thresholds.choose(truth[known][:, None], values[known][:, None])
@@ -186,15 +193,43 @@ def sides(
     return pd.DataFrame(rows)
 
 
+def differing(found: pd.DataFrame, scores: dict[str, np.ndarray], cuts: pd.DataFrame) -> pd.DataFrame:
+    """Films on which mined label and radiologists differ, a row per film and finding, to look at.
+
+    Columns image, patient, finding, mined, radiologists, probability (of the network), threshold, network (with whom it
+    sides, "mined label" or "radiologists"; "" without a threshold).
+    """
+    columns = ["image", "patient", "finding", "mined", "radiologists", "probability", "threshold", "network"]
+    rows = [pd.DataFrame(columns=columns)]
+    for name, values in scores.items():
+        read, mined = found[f"read_{name}"].to_numpy(), found[f"mined_{name}"].to_numpy()
+        cut = cuts.set_index("finding")["threshold"][name]
+        these = np.isfinite(read) & np.isfinite(mined) & (read != mined)
+        if not these.any():
+            continue
+        side = np.where((values >= cut) == (read == 1), "radiologists", "mined label")
+        table = found.loc[these, ["image", "patient"]].assign(finding=name, mined=mined[these].astype(int))
+        table = table.assign(radiologists=read[these].astype(int), probability=values[these], threshold=cut)
+        rows.append(table.assign(network=side[these] if np.isfinite(cut) else ""))
+    return pd.concat(rows[1:] or rows, ignore_index=True)
+
+
+CURVE = (
+    *("rate", "mined", "network", "difference", "low", "high"),
+    *("ppv_mined", "ppv_network", "ppv_difference", "ppv_low", "ppv_high"),
+)
+
+
 def beside_curve(
     found: pd.DataFrame, scores: dict[str, np.ndarray], *, replicates: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """The mined label as a point beside the network's ROC curve, both against the radiologists, per finding.
 
     Columns finding, rate (false-positive rate of the mined label), mined (its sensitivity), network (sensitivity of the
-    network at the same false-positive rate), difference (network minus mined) with low and high: on every resample of
-    the patients the rate, both sensitivities and the difference are computed again. NaN, with the reason, where a class
-    has fewer than ``LEAST`` patients.
+    network at the same false-positive rate), difference (network minus mined) with low and high; then at the mined
+    label's own sensitivity ppv_mined, ppv_network and ppv_difference with ppv_low and ppv_high. On every resample of
+    the patients the point, the curve and the differences are computed again. NaN, with the reason, where a class has
+    fewer than ``LEAST`` patients. A PPV is that of these films, which are enriched.
     """
     rows = []
     for name, values in scores.items():
@@ -206,28 +241,25 @@ def beside_curve(
         row = {"finding": name, "films": len(read), "patients": len(np.unique(patients)), "positives": int(read.sum())}
         if fewest < LEAST:
             reason = f"{fewest} patients of a class, {LEAST} are needed"
-            rows.append(
-                {
-                    **row,
-                    **dict.fromkeys(("rate", "mined", "network", "difference", "low", "high"), np.nan),
-                    "reason": reason,
-                }
-            )
+            rows.append({**row, **dict.fromkeys(CURVE, np.nan), "reason": reason})
             continue
         counts, ids = intervals.draw_resamples(patients, replicates, seed)
         weights = np.vstack([np.ones(len(read)), counts[ids].T])  # the first row is the films themselves
-        rate, ours, network = _at_mined_rate(read, mined, these, weights)
-        gaps = network - ours
+        rate, ours, network, ppv, ppv_network = _at_mined_point(read, mined, these, weights)
+        gaps = np.stack([network - ours, ppv_network - ppv], 1)
         low, high = intervals.percentiles(gaps[1:], len(np.unique(patients)))
-        row |= {"rate": rate[0], "mined": ours[0], "network": network[0]}
-        rows.append(row | {"difference": gaps[0], "low": float(low), "high": float(high), "reason": ""})
+        numbers = (rate[0], ours[0], network[0], gaps[0, 0], low[0], high[0])
+        numbers += (ppv[0], ppv_network[0], gaps[0, 1], low[1], high[1])
+        rows.append(row | dict(zip(CURVE, map(float, numbers), strict=True)) | {"reason": ""})
     return pd.DataFrame(rows)
 
 
-def _at_mined_rate(read, mined, scores, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """False-positive rate and sensitivity of the mined label, and the network's sensitivity at that rate, (R,) each.
+def _at_mined_point(read, mined, scores, weights) -> tuple[np.ndarray, ...]:
+    """False-positive rate and sensitivity of the mined label, the network's sensitivity at that rate, the mined label's
+    PPV, and the network's PPV at its sensitivity, (R,) each.
 
-    weights (R, N): how often each film is in a resample. The network's ROC curve is joined by straight lines.
+    weights (R, N): how often each film is in a resample. The network's ROC curve is joined by straight lines. The PPV
+    is NaN where the mined label finds nothing.
     """
     positive, negative = weights * read, weights * ~read
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -237,10 +269,13 @@ def _at_mined_rate(read, mined, scores, weights) -> tuple[np.ndarray, np.ndarray
         ends = np.append(np.flatnonzero(np.diff(scores[ranked])), len(scores) - 1)  # ties are taken together
         false = np.cumsum(negative[:, ranked], 1)[:, ends] / negative.sum(1)[:, None]
         true = np.cumsum(positive[:, ranked], 1)[:, ends] / positive.sum(1)[:, None]
-    network = np.array(
-        [np.interp(x, np.append(0, f), np.append(0, t)) for x, f, t in zip(rate, false, true, strict=True)]
-    )
-    return rate, sensitivity, network
+        false, true = (np.pad(column, ((0, 0), (1, 0))) for column in (false, true))
+        network = np.array([np.interp(x, f, t) for x, f, t in zip(rate, false, true, strict=True)])
+        just_below = sensitivity * (1 - 1e-9)  # of equal sensitivities the one with fewest false alarms
+        alarms = np.array([np.interp(y, t, f) for y, f, t in zip(just_below, false, true, strict=True)])
+        found = np.where(sensitivity > 0, sensitivity, np.nan) * positive.sum(1)
+        ppv, ppv_network = (found / (found + x * negative.sum(1)) for x in (rate, alarms))
+    return rate, sensitivity, network, ppv, ppv_network
 
 
 def jumps(films: pd.DataFrame, *, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -293,6 +328,7 @@ def sentence(curve: pd.DataFrame) -> str:
         verdict = "no difference shown" if row.low <= 0 <= row.high else "better" if row.low > 0 else "worse"
         words.append(
             f"{row.finding}: finds {row.network:.0%} where the mined label finds {row.mined:.0%}, at equal false "
-            f"alarms; {verdict} ({row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}])"
+            f"alarms; {verdict} ({row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]). At the mined label's "
+            f"sensitivity its PPV is {row.ppv_network:.2f}, the label's {row.ppv_mined:.2f}"
         )
     return "\n".join(words)

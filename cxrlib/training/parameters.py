@@ -82,7 +82,7 @@ def _data(value: str, part: str) -> str:
 
 
 def _expert_labels(value: str, part: str) -> str:
-    return "" if not value or paths.resolve(value).is_file() else f"is not there: {paths.resolve(value)}"
+    return "" if not value or paths.resolve(value).exists() else f"is not there: {paths.resolve(value)}"
 
 
 def _weights(value: str, part: str) -> str:

@@ -329,11 +329,12 @@ def download(
     """
     from shlex import quote
 
-    from cxrlib.data import download
+    from cxrlib.data import download, radiologists
 
     if labels:
         files = download.expert_labels(paths.resolve(labels))
-        print(f"Radiologists' labels: {', '.join(map(str, files))}\nNext: 09_labels, or cxr run again")
+        print(f"Radiologists' labels: {', '.join(map(str, files))}\nTerms: {radiologists.LICENCE}")
+        print("Next: 09_labels, or cxr run again")
         return
     films = download.dataset(handle or download.NIH, cache=cache)
     print(f"Films: {films}\nNext: cxr check {quote(str(films))}")

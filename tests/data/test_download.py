@@ -131,6 +131,19 @@ def test_radiologists_labels_are_put_beside_the_data_once(tmp_path, monkeypatch)
     assert radiologists.read(*files)["set"].tolist() == ["test", "val"]
 
 
+def test_a_page_to_sign_in_is_not_kept_as_the_labels(tmp_path, monkeypatch):
+    page = b"<!doctype html>\n<html><body>Sign in</body></html>\n"
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(page))
+    with pytest.raises(UserError, match=r"answer for test_labels\.csv is not the file of labels; Google asks"):
+        download.expert_labels(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_labels_are_put_into_a_folder_that_is_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not a folder; give the data folder"):
+        download.expert_labels(tmp_path / "nowhere")
+
+
 def test_without_the_form_it_says_where_to_get_them(tmp_path, monkeypatch):
     def refused(url, timeout):
         raise urllib.error.HTTPError(url, 403, "Forbidden", {}, None)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cxrlib import UserError
-from cxrlib.data import radiologists, records
+from cxrlib.data import radiologists, records, splits
 
 HEADER = "Image Index,Patient ID,Fracture,Pneumothorax,Airspace opacity,Nodule or mass,Set Id\n"
 ROWS = "00000001_000.png,1,NO,YES,NO,NO,test\n00000002_000.png,2,NO,NO,YES,NO,val\n"
@@ -50,8 +50,65 @@ def test_googles_own_two_files_are_read_as_one(tmp_path):
     assert [file.name for file in radiologists.find(tmp_path)] == ["google2019_nih-chest-xray-labels.csv"]
 
 
+COLUMNS = "Image Index,Patient ID,Patient Gender,View Position,Fracture,Pneumothorax,Airspace opacity,Nodule or mass\n"
+
+
+@pytest.mark.parametrize("form", ["{}", "four_findings_expert_labels_{}", "four_findings_expert_labels/{}"])
+def test_both_of_googles_files_are_found_under_the_names_that_people_give_them(tmp_path, form):
+    for i, name in enumerate(("test_labels.csv", "validation_labels.csv")):
+        path = tmp_path / form.format(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(COLUMNS + f"0000000{i}_000.png,{i},M,PA,NO,YES,NO,NO\n")
+    assert radiologists.read(*radiologists.find(tmp_path))["set"].tolist() == ["test", "val"]
+    (tmp_path / "test_labels.csv").write_text(COLUMNS + "00000000_000.png,0,M,PA,NO,YES,NO,NO\n")
+    assert len(radiologists.read(*radiologists.find(tmp_path))) == 2  # a second copy is not read too
+
+
+def test_files_that_name_the_same_film_are_refused(tmp_path):
+    files = [write(tmp_path, HEADER + ROWS, name) for name in ("one.csv", "two.csv")]
+    with pytest.raises(UserError, match=r"both have 00000001_000.png; keep one"):
+        radiologists.read(*files)
+
+
+def test_a_test_labels_csv_of_somebody_else_is_left_alone(tmp_path):
+    write(tmp_path, "Image ID,Normal,Effusion\n00000001_000.png,NO,YES\n", "test_labels.csv")
+    assert radiologists.find(tmp_path) == []
+
+
+def parts_of(views):
+    """Four films of the names in NIH's file, with these views, in the test part."""
+    table = pd.concat([films()] * 2, ignore_index=True).head(4).assign(sex="M", view=views)
+    table["image"] = [f"0000000{i}_000.png" for i in range(4)]
+    return splits.Parts(table[:0], table[:0], table, source="", seed=0)
+
+
+def test_labels_of_other_films_with_the_same_names_are_refused(tmp_path):
+    rows = "".join(f"0000000{i}_000.png,{i},M,PA,NO,YES,NO,NO\n" for i in range(5))
+    file = write(tmp_path, COLUMNS + rows, "four_findings_expert_labels_test_labels.csv")
+    table = radiologists.labels_for(tmp_path, "", parts_of(["PA"] * 4), drawn=False)
+    assert "4 of its 5 films are in this data folder" in table.attrs["source"]
+    assert "set test has 5 of 1,962 published films; set val has 0 of 2,412" in table.attrs["source"]
+    with pytest.raises(UserError, match=r"4 films here have names .* the same for 62% only: it is of other films"):
+        radiologists.labels_for(tmp_path, str(file), parts_of(["AP", "AP", "AP", "PA"]), drawn=True)
+    assert (
+        len(radiologists.labels_for(tmp_path, "", parts_of([""] * 4), drawn=False)) == 5
+    )  # no view is no contradiction
+
+
+def test_the_setting_takes_a_folder_and_says_what_it_lacks(tmp_path):
+    inner = tmp_path / "labels"
+    inner.mkdir()
+    with pytest.raises(UserError, match=r"labels holds no radiologists' labels; give google2019"):
+        radiologists.labels_for(tmp_path, str(inner), parts_of(["PA"] * 4), drawn=False)
+    write(inner, COLUMNS + "00000001_000.png,1,M,PA,NO,YES,NO,NO\n", "test_labels.csv")
+    assert len(radiologists.labels_for(tmp_path, str(inner), parts_of(["PA"] * 4), drawn=False)) == 1
+
+
 def test_without_a_file_nothing_is_found(tmp_path):
     assert radiologists.find(tmp_path) == []
+    table = radiologists.labels_for(tmp_path, "", parts_of(["PA"] * 4), drawn=False)
+    assert table.empty
+    assert table.attrs["source"].startswith("no radiologists' labels beside the data")
 
 
 @pytest.mark.parametrize(

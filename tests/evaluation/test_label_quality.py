@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import cohen_kappa_score, roc_auc_score, roc_curve
+from sklearn.metrics import cohen_kappa_score, precision_recall_curve, precision_score, roc_auc_score, roc_curve
 
 from cxrlib import labels
 from cxrlib.data import radiologists, records
@@ -16,7 +16,7 @@ from cxrlib.plots import label_figures
 def made(n=600, seed=0, noise=0.15):
     """Films of patients with two films each, truth, a mined label with noise, and a score that follows the truth."""
     random = np.random.default_rng(seed)
-    found = pd.DataFrame({"patient": np.arange(n) // 2, "set": "test"})
+    found = pd.DataFrame({"image": [f"{i}.png" for i in range(n)], "patient": np.arange(n) // 2, "set": "test"})
     scores = {}
     for name in GROUPS:
         truth = random.random(n) < 0.3
@@ -66,7 +66,8 @@ def test_a_network_that_knows_the_truth_is_better_against_it_and_better_than_noi
     curve = label_quality.beside_curve(found, sharp, replicates=200)
     assert (curve["low"] > 0).all()
     assert "better" in label_quality.sentence(curve)
-    cuts = label_quality.choose_thresholds(found, sharp)
+    assert (curve["ppv_low"] > 0).all()
+    cuts = label_quality.choose_thresholds(found, found, sharp, sharp)
     assert (cuts["basis"] == "radiologists").all()
     table = label_quality.sides(found, sharp, cuts, replicates=200)
     assert (table["share"] > 0.95).all()
@@ -80,12 +81,58 @@ def test_the_point_on_the_curve_is_scikit_learns():
         assert curve.loc[name, "network"] == pytest.approx(np.interp(curve.loc[name, "rate"], false, true))
 
 
+def test_the_ppv_at_the_mined_labels_sensitivity_is_scikit_learns():
+    found, scores = made(seed=4)
+    curve = label_quality.beside_curve(found, scores, replicates=20).set_index("finding")
+    for name in GROUPS:
+        read, mined = found[f"read_{name}"], found[f"mined_{name}"]
+        precision, recall, _ = precision_recall_curve(read, scores[name])
+        assert curve.loc[name, "ppv_mined"] == pytest.approx(precision_score(read, mined))
+        enough = np.flatnonzero(recall >= curve.loc[name, "mined"] - 1e-9)[-1]  # the highest such threshold
+        assert curve.loc[name, "ppv_network"] == pytest.approx(precision[enough], abs=1e-6)
+
+
+def test_a_mined_label_that_finds_nothing_has_no_ppv_to_equal():
+    found, scores = made()
+    found["mined_Pneumothorax"] = 0.0
+    row = label_quality.beside_curve(found, scores, replicates=20).set_index("finding").loc["Pneumothorax"]
+    assert np.isnan(row["ppv_network"])
+    assert row["mined"] == 0
+
+
+def test_few_films_of_radiologists_give_the_threshold_of_all_mined_labels():
+    """Of 600 validation films radiologists read eight; the mined labels of all give Youden's threshold."""
+    found, scores = made(noise=0)
+    few, part = found.head(8), {name: values[:8] for name, values in scores.items()}
+    cuts = label_quality.choose_thresholds(few, found, part, scores)
+    assert (cuts["basis"] == "mined labels").all()
+    assert (cuts["films"] == 600).all()
+    by_radiologists = label_quality.choose_thresholds(found, found, scores, scores)
+    assert (by_radiologists["basis"] == "radiologists").all()
+    assert cuts["threshold"].tolist() == by_radiologists["threshold"].tolist()  # the labels are equal here
+
+
+def test_films_that_differ_are_those_that_are_counted():
+    found, scores = made()
+    found.loc[:99, "read_Pneumothorax"] = np.nan
+    cuts = label_quality.choose_thresholds(found, found, scores, scores)
+    films = label_quality.differing(found, scores, cuts)
+    counted = label_quality.sides(found, scores, cuts, replicates=20).query("kind == 'all'").set_index("finding")
+    by_finding = films.groupby("finding")
+    assert by_finding.size().to_dict() == counted["films"].to_dict()
+    share = by_finding["network"].agg(lambda sides: (sides == "radiologists").mean())
+    assert share.to_dict() == pytest.approx(counted["share"].to_dict())
+    assert (films["mined"] != films["radiologists"]).all()
+
+
 def test_equal_labels_give_no_difference():
     found, scores = made(noise=0)
     both = label_quality.against_both(found, scores)
     assert (both["difference"] == 0).all()
     assert label_quality.agreement(found, replicates=20)["kappa"].tolist() == [1, 1, 1]
-    assert label_quality.sides(found, scores, label_quality.choose_thresholds(found, scores))["films"].sum() == 0
+    cuts = label_quality.choose_thresholds(found, found, scores, scores)
+    assert label_quality.sides(found, scores, cuts)["films"].sum() == 0
+    assert label_quality.differing(found, scores, cuts).empty
 
 
 def test_unknown_labels_are_left_out():
@@ -113,8 +160,9 @@ def test_few_films_are_undefined_and_say_why(films):
     curve = label_quality.beside_curve(found, scores)
     assert curve["difference"].isna().all()
     assert "are needed" in label_quality.sentence(curve)
-    cuts = label_quality.choose_thresholds(found, scores)
+    cuts = label_quality.choose_thresholds(found, found, scores, scores)
     assert cuts["threshold"].isna().all()
+    assert (label_quality.differing(found, scores, cuts)["network"] == "").all()
     assert label_quality.sides(found, scores, cuts)["share"].isna().all()
 
 

@@ -370,6 +370,17 @@ def test_made_up_labels_give_no_numbers_and_no_labels_no_section(finished, sourc
     assert "1,962 48 %" not in words
 
 
+@pytest.mark.parametrize(("source", "jumps"), [("MADE UP: no radiologist", False), ("no radiologists' labels", True)])
+def test_labels_that_jump_need_no_radiologists_but_real_films(finished, source, jumps):
+    made_up.picture(finished.figures / "labels_jumps.png")
+    for name, changed in (("curve", {"source": source}), ("auc", {"films": 0})):
+        file = finished.tables / f"labels_{name}.csv"
+        pd.read_csv(file).assign(**changed).to_csv(file, index=False)
+    words = shown(finished).words
+    assert ("Labels that jump" in words) == jumps
+    assert "1,962 48 %" not in words
+
+
 def test_the_mean_has_one_interval_on_the_page(finished):
     """The table of groups has an interval of its own for all films; the page shows that of the AUC table."""
     seen = shown(finished).words
