@@ -132,10 +132,10 @@ class NoRoomError(MemoryError):
 class Suffix(nn.Module):
     """Trained part of a network as a module: features of the frozen part to logits (B, 15)."""
 
-    def __init__(self, model: network.Network, compiled: int) -> None:
+    def __init__(self, model: network.Network, compiled: int, *, graphs: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.run = frozen.WholeBatches(model.suffix, compiled) if compiled else model.suffix
+        self.run = frozen.WholeBatches(model.suffix, compiled, graphs=graphs) if compiled else model.suffix
 
     def forward(self, features: Tensor) -> Tensor:
         return self.run(features)
@@ -173,7 +173,9 @@ class Step:
         )
         self.dtype = dtype
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        self.suffix = process_group.wrap(Suffix(model, compiled))
+        # Gradients that wait for further batches must not lie in memory that the next batch's graph uses again.
+        self.graphs = bool(compiled) and frozen.graphs_fit(process_group) and recipe.accumulate == 1
+        self.suffix = process_group.wrap(Suffix(model, compiled, graphs=self.graphs))
         self.scaler = optim.Scaler(optimizer, process_group.device, on=dtype == torch.float16)
         self.owing = False  # whether there are gradients for the next ``take``
         self.parts = 1
@@ -185,6 +187,8 @@ class Step:
         over all batches and processes. ``last`` says whether ``take`` follows. Raises NoRoomError where memory runs out
         and the recipe's ``split_on_oom`` does not help.
         """
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         before = [w.grad.clone() for w in self.weights] if self.recipe.split_on_oom and self.owing else None
         while True:
             try:

@@ -30,7 +30,9 @@ LIBRARIES = (
 )
 """Slow imports of notebooks and our modules. Not ``tqdm.auto``: its import checks whether it runs in a notebook."""
 BLAS = "OPENBLAS_NUM_THREADS"
-"""NumPy's BLAS starts its threads when it is imported, unless this is 1."""
+THREADLESS = {BLAS: "1", "NUMEXPR_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Environment variables without which imports start threads: NumPy's BLAS, and numexpr and pyarrow (in its memory
+allocator), which pandas imports where they are installed."""
 LOOK = 0.1
 """Seconds between two checks for kernels that have ended."""
 
@@ -39,7 +41,7 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the chain handles Ctrl-C
     link = socket.socket(fileno=descriptor)
     before = dict(os.environ)
-    os.environ[BLAS] = "1"
+    os.environ.update(THREADLESS)
     for name in LIBRARIES:
         with suppress(ImportError):
             importlib.import_module(name)
@@ -48,7 +50,8 @@ def main(descriptor: int) -> None:
     reason = unsafe()
     tell(link, {"ready": reason})
     if not reason:
-        own = {name: value for name, value in os.environ.items() if before.get(name) != value and name != BLAS}
+        changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
+        own = {name: value for name, value in changed.items() if name not in THREADLESS}
         serve(link, own)
     os._exit(0)  # without the exit handlers of the libraries
 
@@ -161,6 +164,8 @@ def as_new() -> None:
 
     threads = int(os.environ.get(BLAS) or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     threadpoolctl.threadpool_limits(threads, user_api="blas")
+    if numexpr := sys.modules.get("numexpr"):
+        numexpr.set_num_threads(int(os.environ.get("NUMEXPR_NUM_THREADS") or min(numexpr.ncores, 16)))  # its default
     pd.set_option("display.max_columns", 20)  # pandas' value when it is imported without a terminal
     torch.default_generator.seed()
     np.random.seed()

@@ -1,4 +1,4 @@
-"""Does staging help? ``seed``, ``modern`` and ``control`` at equal passes over real films, seed by seed.
+"""Does staging help? ``seed``, ``modern``, ``control`` and ``published`` at equal passes over films, seed by seed.
 
 ``python -m tests.benchmarks.compare_schedules --data ../shared/nih-1k --seeds 3`` writes
 ``outputs/bench/schedules.csv``, anew after every run. A finished run is recognised by what decides it and an
@@ -13,12 +13,17 @@ drawn films can be the ones to learn: ``cxr phantom``), or random; others such a
 ``--variant "modern ema=0 stage1.lr=0.003"`` (repeatable) tries a schedule with other settings, of all its stages or of
 one. Variants are compared with their schedule on validation films alone, so that choosing among them leaves the test
 part unseen.
+
+``--jobs 8`` trains so many at a time, each in a process of its own; with ``--seconds`` none is begun after that time,
+and the table is of the finished ones.
 """
 
 import argparse
+import multiprocessing
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,7 +39,7 @@ from cxrlib.training import fit, losses, network, schedules, stage_folder
 from cxrlib.training.schedules import Stage
 from tests.benchmarks import verdict
 
-SCHEDULES = ("seed", "modern", "control")
+SCHEDULES = ("seed", "modern", "control", "published")
 
 
 @dataclass(frozen=True)
@@ -122,14 +127,27 @@ def learn(
                    weights=weights, data=pixels.fingerprint, seed=seed, progress=False)  # fmt: skip
 
 
+def place_of(one: Trial, seed: int, setting: Setting, folder: Path) -> Path:
+    name = "".join(c if c.isalnum() or c in ".=" else "_" for c in one.name)
+    passes = sum(recipe.epochs for recipe in one.recipes)
+    return folder / f"{setting.source.name}-{setting.pixels.size}-{passes}" / f"{name}-{seed}"
+
+
+def finished(one: Trial, seed: int, setting: Setting, folder: Path) -> dict:
+    """The note of a finished run, ``{}`` where it has to be trained."""
+    note = place_of(one, seed, setting, folder) / "result.json"
+    found = paths.read_json(note) if note.is_file() else {}
+    return found if found.get("who") == identity(one, seed, setting) else {}
+
+
 def run(one: Trial, seed: int, setting: Setting, folder: Path) -> verdict.Run:
     """Train a trial with a seed, unless that is done, and read validation films, and test films where it may."""
-    place = folder / f"{''.join(c if c.isalnum() or c in '.=' else '_' for c in one.name)}-{seed}"
+    place = place_of(one, seed, setting, folder)
     parts = splits.make(setting.films, setting.source, seed=seed)
     asked = {"val": parts.val, "test": parts.test} if one.plain else {"val": parts.val}
     who = identity(one, seed, setting)
-    found = paths.read_json(place / "result.json") if (place / "result.json").is_file() else {}
-    if found.get("who") != who:
+    found = finished(one, seed, setting, folder)
+    if not found:
         print(f"{time.strftime('%T')} {one.name}, seed {seed}", flush=True)
         histories, model = train(one, seed, setting, parts, place)
         for name, films in asked.items():
@@ -187,14 +205,40 @@ def main() -> int:
     trials = [trial(words, given.passes) for words in (*given.schedules.split(), *given.variant)]
     where = f"{len(films)} films of {source.name}, {given.size} px, batch {given.batch_size}, {given.passes} passes, "
     where += f"start: {start}; {torch.get_num_threads()} threads"
+    wanted = [(one, seed) for seed in range(given.seeds) for one in trials]
+    if given.jobs > 1:
+        train_in_processes(wanted, setting, folder, given.jobs, given.seconds)
+        wanted = [(one, seed) for one, seed in wanted if finished(one, seed, setting, folder)]
     runs = []
-    for seed in range(given.seeds):
-        for one in trials:
-            runs.append(run(one, seed, setting, folder))
+    for one, seed in wanted:
+        runs.append(run(one, seed, setting, folder))
+        if given.jobs == 1 or len(runs) == len(wanted):
             table = verdict.table(runs, where)
             paths.write_text(paths.outputs() / "bench" / "schedules.csv", table.to_csv(index=False))
+    if not runs:
+        raise UserError("no run was finished in time; give more seconds, or fewer passes")
     print(table.drop(columns="conditions").to_string(index=False))
     return 0
+
+
+def train_in_processes(
+    wanted: list[tuple[Trial, int]], setting: Setting, folder: Path, jobs: int, seconds: float
+) -> None:
+    """Train what is wanted, so many at a time. What is not begun after ``seconds`` (0: no limit) is left out."""
+    until = time.time() + seconds if seconds else float("inf")
+    how = (setting.source, setting.pixels.size, setting.batch_size, setting.weights, folder, until)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(_train_one, one, seed, *how) for one, seed in wanted]:
+            done.result()
+
+
+def _train_one(
+    one: Trial, seed: int, source: Path, size: int, batch_size: int, weights: str, folder: Path, until: float
+) -> None:
+    if time.time() > until:
+        return
+    films = records.read(source)
+    run(one, seed, Setting(films, store.build(films, size, progress=False), source, batch_size, weights), folder)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -211,6 +255,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pretrain", type=int, default=2000, help="drawn films to pretrain on; 0: random weights")
     made.add_argument("--pretrain_data", default="", help="folder of other patients' films to pretrain on instead")
     made.add_argument("--pretrain_epochs", type=int, default=4)
+    made.add_argument("--jobs", type=int, default=1, help="runs that train at the same time")
+    made.add_argument("--seconds", type=float, default=0, help="with several jobs: begin no run after so long")
     return made
 
 

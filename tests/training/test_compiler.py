@@ -49,7 +49,7 @@ def test_compiling_pays_for_long_stages_on_slow_cards_and_never_on_a_cpu(monkeyp
 
 
 def test_only_whole_batches_are_compiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda run, dynamic: lambda values: "compiled")
+    monkeypatch.setattr(torch, "compile", lambda run, **how: lambda values: "compiled")
     run = frozen.WholeBatches(lambda values: "plain", 8)
     assert [run(torch.zeros(n)) for n in (8, 3, 8)] == ["compiled", "plain", "compiled"]
 
