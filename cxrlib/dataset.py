@@ -7,7 +7,7 @@ import pandas as pd
 
 from cxrlib import paths
 from cxrlib.data import augmentation, exclusion, records, splits, store, tables
-from cxrlib.data.batches import Batches
+from cxrlib.data.batches import Batches, SoftLabels
 from cxrlib.phantom import phantom
 
 
@@ -31,15 +31,21 @@ class Dataset:
         return records.fingerprint(self.films)
 
     def batches(
-        self, batch_size: int, *, augment: str = "none", cap: int = 0, variants: int = 0
+        self,
+        batch_size: int,
+        *,
+        augment: str = "none",
+        cap: int = 0,
+        variants: int = 0,
+        soft: SoftLabels | None = None,
     ) -> tuple[Batches, Batches]:
         """Batches of the training part, shuffled and augmented, and of the validation part, in order and unvaried.
 
-        ``augment`` names a preset. Validation takes the middle of a film where training takes smaller crops. ``cap``
-        and ``variants`` are as in ``Batches``. Validation batches are twice as large.
+        ``augment`` names a preset. Validation takes the middle of a film where training takes smaller crops. ``cap``,
+        ``variants`` and ``soft`` are as in ``Batches``. Validation batches are twice as large, with plain labels.
         """
         variation = augmentation.preset(augment)
-        how = {"augment": variation, "cap": cap, "variants": variants}
+        how = {"augment": variation, "cap": cap, "variants": variants, "soft": soft}
         train = Batches(self.store, self.parts.train, batch_size=batch_size, seed=self.parts.seed, shuffle=True, **how)
         return train, Batches(self.store, self.parts.val, batch_size=2 * batch_size, augment=variation.unvaried)
 

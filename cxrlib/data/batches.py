@@ -11,7 +11,9 @@ A batch comes out on the device of the network that reads it: the caller of ``ep
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -143,6 +145,18 @@ class Batch(NamedTuple):
     rows: torch.Tensor  # (B,) int64
 
 
+@dataclass(frozen=True)
+class SoftLabels:
+    """Targets of a training part in place of its labels.
+
+    ``values`` (N, 15) float32 from 0 to 1 in the films' order, NaN where the label is unknown. ``teachers`` are the
+    checkpoints that they come from.
+    """
+
+    values: np.ndarray
+    teachers: tuple[Path, ...] = ()
+
+
 class Batches:
     """Batches of films from a store, epoch by epoch.
 
@@ -151,6 +165,8 @@ class Batches:
     processes. Process ``rank`` of ``world`` gets its share of each batch, so a step uses the same films for any number
     of processes. With ``shuffle`` each share has at least two films, if there are enough, because BatchNorm cannot
     train on one. A smaller last batch joins the batch before.
+
+    With ``soft`` the batches have these targets in place of the labels; ``cap`` and ``known`` go by the labels.
 
     With ``variants`` 0 each epoch augments a film differently. With k > 0 each film has k fixed variants, and epoch e
     uses variant e mod k, so that the features of frozen layers can be cached.
@@ -167,6 +183,7 @@ class Batches:
         augment: augmentation.Augment | None = None,
         cap: int = 0,
         variants: int = 0,
+        soft: SoftLabels | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -182,6 +199,10 @@ class Batches:
         self.rank, self.world = rank, world
         self._rows = store.rows(films)
         self._labels = records.label_codes(films)
+        self.soft = soft
+        if soft is not None and soft.values.shape != self._labels.shape:
+            raise UserError(f"soft labels of {len(soft.values)} films do not fit {len(films)} films; make them again")
+        self._targets = self._labels if soft is None else np.ascontiguousarray(soft.values, np.float32)
         self._known = (self._labels != records.UNKNOWN_CODE).sum(1)  # (N,) number of known labels of each film
         self._all_known = bool((self._known == self._labels.shape[1]).all())
 
@@ -264,41 +285,48 @@ class Batches:
         return np.array_split(np.arange(begin, end), self.world)[self.rank]
 
     def _labels_only(self, rows: np.ndarray, on: torch.device) -> Batch:
-        labels = torch.from_numpy(self._labels[rows])
+        labels = torch.from_numpy(self._targets[rows])
         return Batch(None, self._decoded(to_device(labels, on)), torch.from_numpy(rows))
 
     def _whole(self, rows: np.ndarray, random: np.ndarray, on: torch.device) -> Batch:
         pixels = torch.empty(len(rows), self.store.size, self.store.size, dtype=torch.uint8)
         self.store.gather(self._rows[rows], pixels.numpy())
-        labels = torch.from_numpy(self._labels[rows])
+        labels = torch.from_numpy(self._targets[rows])
         images = augmentation.augmented_images(
             pixels, torch.from_numpy(random), self.augment
         )  # on the CPU: some devices lack operations
         return Batch(images.to(on), self._decoded(labels.to(on)), torch.from_numpy(rows))
 
     def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
-        """Labels (B, 15) float32 of 0, 1 and NaN from ``records.label_codes``."""
+        """Labels (B, 15) float32 of 0, 1 and NaN from ``records.label_codes``; soft labels as they are."""
+        if self.soft is not None:
+            return codes
         labels = codes.float()
         return labels if self._all_known else labels.masked_fill_(codes == records.UNKNOWN_CODE, torch.nan)
 
     def _pack(self, rows: np.ndarray, random: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random numbers, pixels and labels of a batch in one pinned buffer, for a single copy to the GPU."""
+        """Random numbers, labels and pixels of a batch in one pinned buffer, for a single copy to the GPU.
+
+        Soft labels are float32, so they come before the pixels, at a multiple of four bytes.
+        """
         size, draws_end = self.store.size, random.nbytes
-        films_end = draws_end + len(rows) * size**2
-        end = films_end + len(rows) * self._labels.shape[1]
+        labels = self._targets[rows]
+        labels_end = draws_end + labels.nbytes
+        end = labels_end + len(rows) * size**2
         buffer = torch.empty(end, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         flat = buffer.numpy()
         flat[:draws_end] = random.reshape(-1).view(np.uint8)
-        self.store.gather(self._rows[rows], flat[draws_end:films_end].reshape(len(rows), size, size))
-        flat[films_end:] = self._labels[rows].reshape(-1)
+        flat[draws_end:labels_end] = labels.reshape(-1).view(np.uint8)
+        self.store.gather(self._rows[rows], flat[labels_end:].reshape(len(rows), size, size))
         return buffer, torch.from_numpy(rows)
 
     def _unpack(self, buffer: torch.Tensor, rows: torch.Tensor, on: torch.device) -> Batch:
         size = self.store.size
         draws_end = 4 * augmentation.DRAWS * len(rows)
-        films_end = draws_end + len(rows) * size**2
+        labels_end = draws_end + len(rows) * self._targets[:1].nbytes
         buffer = buffer.to(on, non_blocking=True)
         random = buffer[:draws_end].view(torch.float32).view(len(rows), augmentation.DRAWS)
-        pixels = buffer[draws_end:films_end].view(len(rows), size, size)
-        labels = buffer[films_end:].view(len(rows), -1)
+        labels = buffer[draws_end:labels_end].view(torch.uint8 if self.soft is None else torch.float32)
+        labels = labels.view(len(rows), -1)
+        pixels = buffer[labels_end:].view(len(rows), size, size)
         return Batch(augmentation.augmented_images(pixels, random, self.augment), self._decoded(labels), rows)

@@ -141,6 +141,7 @@ KINDS = {
     "gaps": list,
     "weights": str,
     "attached": dict,
+    "teachers": list,
 }
 """Types of the JSON's entries, where they are there."""
 MOST_BYTES = {".safetensors": 1_000_000_000, ".json": 100_000_000}
@@ -195,6 +196,7 @@ def save(
         "weights": line.weights,
         "origin": line.origin,
         "gaps": list(line.gaps),
+        "teachers": list(line.teachers),
         "metrics": metrics,
         "size": max((getattr(getattr(part, "store", None), "size", 0) for part in line.parts), default=0),
         "data": data,

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from cxrlib import UserError, metrics, paths
 from cxrlib.data import batches, records
 from cxrlib.labels import LABELS
-from cxrlib.training import checkpoint, devices, frozen, lineage, network, optim, schedules, stage_folder
+from cxrlib.training import checkpoint, devices, frozen, lineage, losses, network, optim, schedules, stage_folder
 from cxrlib.training.devices import ProcessGroup
 from cxrlib.training.frozen import FrozenFeatures, Inference
 from cxrlib.training.progress import Progress, Watch
@@ -312,6 +312,7 @@ def fit(
 
     ``train`` and ``val`` are whole ``data.batches.Batches``; each process of a launcher takes its share of them.
     ``score(labels (N, 15), probabilities (N, 15))`` gives 15 AUCs, NaN where undefined; labels as ``label_matrix``.
+    If ``train`` has soft labels, the loss takes them; validation always uses plain labels.
     ``parent`` is the checkpoint of the network's weights, None for the initial ``weights``. ``data`` is a fingerprint
     for the checkpoint. ``device`` None means the best one. ``watch`` follows the training, see ``progress``.
 
@@ -321,6 +322,7 @@ def fit(
     """
     folder, process_group = Path(folder), devices.launched_group(device)
     recipe = schedules.for_batch_size(recipe, train.batch_size)
+    loss = losses.for_soft_labels(loss) if getattr(train, "soft", None) else loss
     network.train_only(model, recipe.groups)
     model.precision = recipe.precision
     line = lineage.of_stage(parent, weights, train, val)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from cxrlib import UserError, dataset, paths
 from cxrlib.data import records
-from cxrlib.training import checkpoint, devices, fit, lineage, losses, network, parameters, schedules
+from cxrlib.training import checkpoint, devices, fit, lineage, losses, network, parameters, schedules, teachers
 from cxrlib.training.progress import Progress
 
 WRONG, STOPPED = 2, 130
@@ -52,6 +53,7 @@ def train(
     epochs: int = -1,
     loss: str = "",
     override: str = "",
+    teacher: str = "",
     seed: int = 0,
 ) -> fit.Result:
     """Train a stage with the parameters of its notebook, in one process or in each process of a launcher.
@@ -62,7 +64,7 @@ def train(
     recipe = schedules.recipe(schedule, stage, lr=lr, epochs=epochs, loss=loss, override=override)
     given = {"run": run, "data": data, "size": size, "batch_size": batch_size, "seed": seed}
     given |= {"weights": weights, "ckpt": ckpt, "allow_missing": allow_missing}
-    given |= {"exclude": exclude, "uncertain": uncertain}
+    given |= {"exclude": exclude, "uncertain": uncertain, "teacher": teacher}
     folder = parameters.judge(f"stage{stage}", given)
     process_group = devices.launched_group()
     parent = lineage.parent_of_stage(folder, stage, ckpt)
@@ -75,7 +77,11 @@ def train(
     if process_group.world > 1:  # one process decodes the films, the others find them decoded
         process_group.from_first(lambda: dataset.open(data, size, **options).fingerprint)
     films = dataset.open(data, size, **options)
-    train, val = films.batches(batch_size, augment=recipe.augment, cap=recipe.cap, variants=recipe.variants)
+    how = {"augment": recipe.augment, "cap": recipe.cap, "variants": recipe.variants}
+    taught = partial(teachers.soft_labels, teacher, films, recipe.teacher_share, home=folder)
+    if process_group.world > 1:  # one process asks the teachers, the others find what they said
+        process_group.from_first(lambda: taught() is None)
+    train, val = films.batches(batch_size, soft=taught(), **how)
     model = network.build("none" if parent else weights, seed=seed)
     if parent:
         checkpoint.load_into(model, parent)

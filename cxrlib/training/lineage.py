@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ class Lineage:
     ``weights``: name of the initial weights · ``epochs_so_far``: epochs before the stage · ``ancestors``: from the
     oldest to the parent · ``origin``: training data of the initial weights in words, or ``UNKNOWN`` · ``gaps``: other
     unknown facts, in words · ``before``: patients and images that the ancestors saw · ``parts``: the training and
-    validation batches of the stage.
+    validation batches of the stage · ``teachers``: name and hash of the checkpoints that its soft labels come from.
     """
 
     weights: str
@@ -176,6 +176,7 @@ class Lineage:
     gaps: tuple[str, ...]
     before: SeenByRole = field(repr=False)
     parts: tuple[Any, ...] = field(repr=False)
+    teachers: tuple[dict[str, str], ...] = ()
 
     @property
     def parent(self) -> dict[str, Any] | None:
@@ -191,15 +192,34 @@ class Lineage:
 def of_stage(parent: Path | None, weights: str, *parts: Any) -> Lineage:
     """The lineage of a stage that starts from ``parent``, or from the initial ``weights``.
 
-    ``parts`` are the training and validation batches, with their ``films`` and their ``store`` of pixels.
-    Raises UserError where the parent's JSON is absent, changed, damaged or of another format.
+    ``parts`` are the training and validation batches, with their ``films``, their ``store`` of pixels and perhaps
+    ``soft`` labels. What the teachers of those saw counts as seen by the ancestors.
+    Raises UserError where the JSON of the parent or of a teacher is absent, changed, damaged or of another format.
     """
+    soft = next((part.soft for part in parts if getattr(part, "soft", None)), None)
+    teachers = [checkpoint.read_meta(path) for path in soft.teachers] if soft else []
     if parent is None:
         weights_origin, before = origin_of_weights(weights)
-        return Lineage(weights, 0, (), weights_origin, (), before, parts)
-    meta, before = checkpoint.read_meta(parent), seen_by(parent)
-    line = (*meta["ancestors"], _ancestor(meta))
-    return Lineage(meta["weights"], meta["epochs_so_far"], line, meta["origin"], unknowns(meta), before, parts)
+        line = Lineage(weights, 0, (), weights_origin, (), before, parts)
+    else:
+        meta = checkpoint.read_meta(parent)
+        past = (*meta["ancestors"], _ancestor(meta))
+        how = (past, meta["origin"], unknowns(meta), seen_by(parent), parts)
+        line = Lineage(meta["weights"], meta["epochs_so_far"], *how)
+    if not soft:
+        return line
+    before = line.before
+    for path in soft.teachers:
+        before = join_seen(before, seen_by(path))
+    gaps = dict.fromkeys([*line.gaps, *(gap for meta in teachers for gap in _gaps_of_teacher(meta))])
+    names = tuple({"name": meta["name"], "sha256": meta["sha256"]} for meta in teachers)
+    return replace(line, before=before, gaps=tuple(gaps), teachers=names)
+
+
+def _gaps_of_teacher(meta: dict[str, Any]) -> list[str]:
+    """Unknown facts of a teacher's lineage, in words."""
+    start = [f"what the starting weights of the teacher {meta['name']} had seen"] if meta["origin"] == UNKNOWN else []
+    return [*unknowns(meta), *start]
 
 
 def parent_of_stage(run: paths.Run, stage: int, ckpt: str = "") -> Path | None:
@@ -257,6 +277,7 @@ def checkpoint_table(path: Path) -> pd.DataFrame:
     facts = {
         "checkpoint": meta["name"],
         "parent": (meta["parent"] or {"name": f"weights {meta['weights']}"})["name"],
+        **({"teachers": ", ".join(one["name"] for one in meta["teachers"])} if meta.get("teachers") else {}),
         "trained groups": " ".join(meta["recipe"]["groups"]),
         "epochs so far": meta["epochs_so_far"],
         "mean validation AUC": meta["metrics"].get("val_auc"),

@@ -4,8 +4,9 @@ Both are means over the known elements of the (batch, 15) matrix, so the value d
 how many labels are unknown.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ NAMES = ("focal", "bce")
 class Loss:
     """Loss function that can be compared: ``loss(logits, labels)``, both (B, 15), gives a scalar. Unknown is NaN.
 
-    ``positive_weight``: 15 factors for the terms where a label is 1, None for no factors.
+    ``positive_weight``: 15 factors for the terms where a label is 1, None for no factors. ``soft``: whether labels
+    between 0 and 1 are taken, too.
     """
 
     name: str
     gamma: float
     positive_weight: tuple[float, ...] | None = None
+    soft: bool = field(default=False, repr=False)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean over known labels of -(1 - p)^gamma log p, where p is the predicted probability of the label's value.
@@ -39,16 +42,40 @@ class Loss:
         known = labels == labels  # NaN is not equal to itself
         masks = labels.device.type != "cpu" or not known.all()  # a card would wait for the answer, so it always masks
         labels = torch.where(known, labels, 0.0) if masks else labels
-        agreement = logits.float() * (2 * labels - 1)  # (B, 15): the logit of the label's value
+        loss = self._of_soft(logits.float(), labels) if self.soft else self._of_hard(logits.float(), labels)
+        if not masks:
+            return loss.mean()
+        share = known.numel() / known.sum().clamp(min=1)  # exactly 1 where all are known, so the mean is unchanged
+        return torch.where(known, loss, 0.0).mean() * share
+
+    def _of_hard(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss (B, 15) of labels that are 0 or 1."""
+        agreement = logits * (2 * labels - 1)  # (B, 15): the logit of the label's value
         loss = -logsigmoid(agreement)
         if self.gamma:
             loss = loss * torch.exp(self.gamma * logsigmoid(-agreement))
         if self.positive_weight is not None:
             loss = loss * torch.where(labels > 0.5, _on(loss.device, self.positive_weight), 1.0)
-        if not masks:
-            return loss.mean()
-        share = known.numel() / known.sum().clamp(min=1)  # exactly 1 where all are known, so the mean is unchanged
-        return torch.where(known, loss, 0.0).mean() * share
+        return loss
+
+    def _of_soft(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss (B, 15) of labels t from 0 to 1: |t - p|^gamma times the cross-entropy of t and p.
+
+        Li et al., Generalized Focal Loss, NeurIPS 2020, equation 5; for 0 and 1 it is the focal loss.
+        """
+        positives = labels * logsigmoid(logits)
+        if self.positive_weight is not None:
+            positives = positives * _on(logits.device, self.positive_weight)
+        loss = -(positives + (1 - labels) * logsigmoid(-logits))
+        if self.gamma:
+            distance = (labels - logits.sigmoid()).abs().clamp(min=1e-6)  # at 0 a gamma below 1 has no gradient
+            loss = loss * distance**self.gamma
+        return loss
+
+
+def for_soft_labels(loss: Any) -> Any:
+    """The loss for labels between 0 and 1; a function of the user's own as it is."""
+    return replace(loss, soft=True) if isinstance(loss, Loss) else loss
 
 
 def make(name: str, *, gamma: float = 2.0, positive_weight: np.ndarray | None = None) -> Loss:

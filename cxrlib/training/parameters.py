@@ -122,6 +122,27 @@ def _exclude(value: str, part: str) -> str:
     return ""
 
 
+def _words(value: str) -> list[str]:
+    return [word for word in (word.strip() for word in value.split(",")) if word]
+
+
+def _is_of_run(word: str, run: str) -> bool:
+    """Whether a teacher is the run itself or one of its checkpoints."""
+    return word == run or (not paths.run_name_fault(run) and paths.resolve(word).is_relative_to(paths.Run(run).root))
+
+
+def _teacher(value: str, part: str) -> str:
+    if value and not all(word.strip() for word in value.split(",")):
+        return "must be runs or checkpoints with commas between them, such as base,other"
+    for word in _words(value):
+        try:
+            if paths.last_checkpoint(word) is None:
+                paths.find_checkpoint(word)
+        except UserError as error:
+            return f"cannot be used: {word} is neither a run with a finished stage nor a checkpoint ({error})"
+    return ""
+
+
 def _finding(value: str, part: str) -> str:
     from cxrlib import labels  # it loads NumPy, which the command line does not need
 
@@ -161,6 +182,7 @@ RULES: Mapping[str, Rule] = {
     "allow_leak": Rule(bool),
     "weights": Rule(str, _weights),
     "ckpt": Rule(str),
+    "teacher": Rule(str, _teacher),
     "expert_labels": Rule(str, _expert_labels),
     "lr": Rule(float),
     "epochs": Rule(int),
@@ -221,6 +243,9 @@ def _joint_faults(part: str, values: Mapping[str, Any]) -> Iterator[tuple[str, s
     if processes > 1 and batch and batch < 2 * processes:
         need = f"batch_size must be {2 * processes} or more for them, since it counts the films of all"
         yield "processes", f"processes is {processes} and batch_size {batch}; {need}"
+    own = [word for word in _words(values.get("teacher", "")) if _is_of_run(word, values.get("run", ""))]
+    if own:
+        yield "teacher", f"teacher {own[0]} is of the run {values['run']} itself; train under another name with --run"
     if values.get("ckpt") and not paths.run_name_fault(values.get("run", "")):
         try:
             file = paths.find_checkpoint(values["ckpt"], paths.Run(values["run"]))

@@ -67,6 +67,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "patience": (0, 10_000),
     "variants": (0, 10_000),
     "lr_batch": (0, 1_000_000),
+    "teacher_share": (0, 1),
 }
 """Lowest and highest value of each number in a recipe. The upper bounds are far above any use, to catch misprints."""
 
@@ -157,7 +158,8 @@ class Stage:
     early stopping after so many such epochs, 0 for never · ``lr_batch``: films per step to which ``lr`` belongs; with n
     times as many the rate is √n times as high, as Adam needs it (Malladi et al., On the SDEs and Scaling Rules for
     Adaptive Gradient Algorithms, 2022); 0: the rate stays as it is · ``variants``: fixed variants of each film, 0 for
-    new ones in every epoch · ``keep_moments``: keep the parent's optimizer moments for weights that it trained too ·
+    new ones in every epoch · ``teacher_share``: share of the teachers' probabilities in the labels, where there are
+    teachers · ``keep_moments``: keep the parent's optimizer moments for weights that it trained too ·
     ``split_on_oom``: split batches that do not fit into memory, instead of stopping · ``precision``: "auto" is bfloat16
     where the device has it, else float16 on cards where it is fast, else float32 · ``compile``: torch.compile, "auto"
     if it saves time.
@@ -187,6 +189,7 @@ class Stage:
     patience: int = 0
     chosen_by: str = "auc"
     lr_batch: int = 0
+    teacher_share: float = 0.5
     variants: int = 0
     keep_moments: bool = True
     split_on_oom: bool = False

@@ -208,7 +208,9 @@ def _films(part: Any) -> dict[str, Any]:
     settings = {name: repr(getattr(part, name, None)) for name in BATCH_SETTINGS}
     store = getattr(part, "store", None)
     pixels = {"size": store.size, "pixels": store.pixels_of(part.films)} if store else {"size": None, "pixels": ""}
-    return {"films": records.fingerprint(part.films), **pixels, **settings}
+    soft = getattr(part, "soft", None)
+    soft = {"soft": provenance.digest(soft.values.tobytes().hex())} if soft else {}
+    return {"films": records.fingerprint(part.films), **pixels, **settings, **soft}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -64,6 +64,10 @@ Exclude = Annotated[
 Uncertain = Annotated[
     str, typer.Option("--uncertain", help="What a label of -1 counts as: unknown (default), positive or negative.")
 ]
+Teacher = Annotated[
+    str,
+    typer.Option("--teacher", metavar="RUN[,RUN]", help="Runs whose probabilities become half of each training label."),
+]
 Checkpoint = Annotated[
     str, typer.Option("--ckpt", help="Checkpoint by name (stage5_1e-06_22) or file, from where you stand.")
 ]
@@ -80,6 +84,7 @@ def given_settings(
     processes: int | None = None,
     exclude: str = "",
     uncertain: str = "",
+    teacher: str = "",
 ) -> dict:
     """Settings from the flags, under their names as notebook parameters; flags without a value are left out."""
     named = {
@@ -93,6 +98,7 @@ def given_settings(
         "processes": processes,
         "exclude": exclude,
         "uncertain": uncertain,
+        "teacher": teacher,
     }
     return {name: value for name, value in named.items() if value not in ("", None)}
 
@@ -138,6 +144,7 @@ def run(
     allow_missing: AllowMissing = False,
     exclude: Exclude = "",
     uncertain: Uncertain = "",
+    teacher: Teacher = "",
     again: Again = False,
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
@@ -149,11 +156,13 @@ def run(
     Example: cxr run --data data --run base -p stage3.lr=1e-4
 
     Example: cxr run --data data --run cleaned --exclude outputs/base/doubtful.csv
+
+    Example: cxr run --data data --run second --teacher base
     """
     from cxrlib.workbook import pipeline, settings
 
     options = given_settings(
-        data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude, uncertain
+        data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude, uncertain, teacher
     )
     options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
@@ -181,6 +190,7 @@ def train(
     allow_missing: AllowMissing = False,
     exclude: Exclude = "",
     uncertain: Uncertain = "",
+    teacher: Teacher = "",
     again: Again = False,
 ) -> None:
     """Train one stage: execute its notebook. Accepts the flags of the original program.
@@ -199,7 +209,7 @@ def train(
         raise UserError(f"--stage {stage}: the stages are 1 to 5")
     prefix = f"stage{stage}."
     options = given_settings(
-        data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude, uncertain
+        data, schedule, size, batch_size, weights, seed, allow_missing, processes, exclude, uncertain, teacher
     )
     options |= stage_settings(prefix, lr, epochs, loss, override)
     named = settings.parse(parameter or [])

@@ -189,14 +189,14 @@ def _best(folder: Path) -> list:
 
 
 def _weights(share: Mapping[str, Scalar]) -> list:
-    """Size and time of the files that ``ckpt`` and ``weights`` may mean, so that another file of the same name counts.
+    """Size and time of the files that ``ckpt``, ``weights`` and ``teacher`` may mean.
 
-    The JSON beside a checkpoint is left out: an evaluation stores its calibration there, which must not execute it
+    So another file of the same name counts. The JSON beside a checkpoint is left out: an evaluation stores its calibration there, which must not execute it
     again.
     """
-    named = [
-        str(share[name]).removesuffix(".json").removesuffix(SUFFIX) for name in ("ckpt", "weights") if share.get(name)
-    ]
+    words = [str(share[name]) for name in ("ckpt", "weights") if share.get(name)]
+    words += filter(None, str(share.get("teacher", "")).split(","))
+    named = [word.removesuffix(".json").removesuffix(SUFFIX) for word in words]
     files = [
         file
         for name in named

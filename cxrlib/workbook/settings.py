@@ -35,7 +35,7 @@ SEED: Mapping[str, Scalar] = {**REAL, "batch_size": 128, "schedule": "seed"}
 OF_SCHEDULE: Mapping[str, Mapping[str, Scalar]] = {"published": {"size": 256, "batch_size": 32, "tta": "tencrop"}}
 """Defaults that belong to a schedule, on the user's films."""
 
-FILES = ("data", "ckpt", "weights", "exclude", "expert_labels")
+FILES = ("data", "ckpt", "weights", "exclude", "expert_labels", "teacher")
 """Parameters that may name a file or folder, relative to the user's current folder."""
 
 OWN = ("lr", "epochs", "loss", "override", "ckpt")
@@ -105,16 +105,26 @@ def parse(pairs: Iterable[str]) -> dict[str, str]:
 def located(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Settings with absolute file paths, since notebooks run in their own folder and later calls in any.
 
-    ``weights`` that are a run's name become its last checkpoint, so that one dataset's run starts from another's.
+    ``weights`` that are a run's name become its last checkpoint, so that one dataset's run starts from another's, and
+    so does each ``teacher``.
     """
     absolute = dict(settings)
     for name, value in settings.items():
         word = name.rpartition(".")[2]
         if word == "weights" and value and not _is_path(word, value) and (last := paths.last_checkpoint(str(value))):
             absolute[name] = str(last)
+        elif word == "teacher":
+            absolute[name] = ",".join(_teacher_file(one.strip()) for one in str(value).split(",")) if value else ""
         elif word in FILES and isinstance(value, str) and (word in ("data", "exclude") or _is_path(word, value)):
             absolute[name] = str(paths.resolve(value)) if value else ""
     return absolute
+
+
+def _teacher_file(word: str) -> str:
+    """The file of a teacher that is a run or a path; another word, such as a checkpoint's name, as it is."""
+    if last := paths.last_checkpoint(word):
+        return str(last)
+    return str(paths.resolve(word)) if _is_path("ckpt", word) else word
 
 
 def _is_path(word: str, value: str) -> bool:

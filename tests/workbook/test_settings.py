@@ -158,6 +158,7 @@ SENSIBLE = {
     ("expert_labels", ""): "looked for beside the data",
     ("loss", ""): "the schedule's",
     ("override", ""): "the schedule's",
+    ("teacher", ""): "no teacher",
     ("run", "0"): "a name",
     ("run", "nosuch"): "a name",
     ("run", "nan"): "a name",
