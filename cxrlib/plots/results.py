@@ -422,10 +422,9 @@ def published(table: pd.DataFrame, ax: Axes, why: str = "") -> Axes:
         return common.blank(ax, why[:cut] + "\n" + why[cut + 1 :])
     rows = table.sort_values("mean", kind="stable").reset_index(drop=True)
     ours = (rows["network"] == "this run").to_numpy()
+    for these, colour, width in ((~ours, common.MUTED, 1.2), (ours, common.SPLIT_COLOURS["test"], 2)):
+        ax.hlines(rows.index[these], rows["mean_low"][these], rows["mean_high"][these], color=colour, lw=width)
     ax.plot(rows["mean"][~ours], rows.index[~ours], "o", color=common.MUTED, ms=5)
-    ax.hlines(
-        rows.index[ours], rows["mean_low"][ours], rows["mean_high"][ours], color=common.SPLIT_COLOURS["test"], lw=2
-    )
     ax.plot(rows["mean"][ours], rows.index[ours], "D", color=common.SPLIT_COLOURS["test"], ms=7, mec="white")
     ax.set_yticks(rows.index, [" · ".join(filter(None, (row.method, row.network))) for row in rows.itertuples()])
     for tick, mine in zip(ax.get_yticklabels(), ours, strict=True):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cxrlib import UserError, metrics, paths, provenance
 from cxrlib.data import exclusion
+from cxrlib.evaluation import protocol
 from cxrlib.labels import FINDINGS, display_name
 from cxrlib.report import page, sections
 from cxrlib.training import progress
@@ -78,6 +79,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
         "facts": _facts(record, settings, data.value),
         "contaminated": max(contaminated(data.value) or 0, past["seen"]) or contaminated(data.value),
         "past": past,
+        "protocol": protocol.read(home),
         "doubts": part(record, "data").get("doubts", []),
         "left_out": part(part(record, "data"), "left_out").get("films", 0),
         "phantom": bool(record) and not settings.get("data"),

@@ -191,8 +191,8 @@ def _best(folder: Path) -> list:
 def _weights(share: Mapping[str, Scalar]) -> list:
     """Size and time of the files that ``ckpt``, ``weights`` and ``teacher`` may mean.
 
-    So another file of the same name counts. The JSON beside a checkpoint is left out: an evaluation stores its calibration there, which must not execute it
-    again.
+    So another file of the same name counts. The JSON beside a checkpoint is left out: an evaluation stores its
+    calibration there, which must not execute it again.
     """
     words = [str(share[name]) for name in ("ckpt", "weights") if share.get(name)]
     words += filter(None, str(share.get("teacher", "")).split(","))

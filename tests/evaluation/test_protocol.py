@@ -1,0 +1,95 @@
+"""The protocol of a test: written once, grown with every reading, never reset without a word."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from cxrlib import paths
+from cxrlib.evaluation import protocol
+from cxrlib.training import checkpoint
+
+sys.path.insert(0, str(paths.PACKAGE.parent / "tests" / "training"))
+import saved
+import tiny
+
+HOW = {"size": 32, "tta": "none", "seed": 0, "data": "d"}
+
+
+@pytest.fixture
+def test():
+    return pd.DataFrame({"image": [f"{n:08d}_000.png" for n in range(90, 96)], "patient": range(90, 96)})
+
+
+def stage(run, number=1, *patients, parent=None, weight=0.0):
+    model = tiny.net()
+    model.fc.bias.data.fill_(weight)
+    return saved.save(paths.Run(run).stage(number), model, *patients, parent=parent, number=number, epoch=number)
+
+
+def test_the_plan_is_written_before_and_names_what_is_tested(test):
+    path = stage("base", 1, 1, 2)
+    found = protocol.begin(paths.Run("base"), [path], test, **HOW)
+    plan = paths.read_json(paths.Run("base").root / protocol.FILE)["plans"][0]
+    assert plan["checkpoint"] == {"name": path.stem, "sha256": checkpoint.read_meta(path)["sha256"]}
+    assert plan["films"]["number"] == plan["films"]["patients"] == 6
+    assert not plan["films"]["official"]
+    assert "14 findings" in str(found)
+    assert found.sentences == [
+        "Readings of these test films before this run: none in this outputs folder.",
+        f"This run: 1 reading, checkpoints 1, first on {plan['when'][:10]}. Nothing was chosen on them.",
+    ]
+
+
+def test_the_same_look_again_is_not_counted_another_one_is(test):
+    home, path = paths.Run("base"), stage("base", 1, 1, 2)
+    for _ in range(3):
+        protocol.begin(home, [path], test.sample(frac=1, random_state=1), **HOW)
+    assert len(protocol.read(home).looks) == 1
+    assert len(protocol.read(home).plans) == 1
+    later = protocol.begin(home, [path], test, **{**HOW, "tta": "flip"})
+    assert len(later.looks) == 2
+    assert "The plan was changed on" in str(later)
+    assert "after 1 reading of the test part" in str(later)
+
+
+def test_readings_by_ancestors_and_other_runs_are_told(test):
+    first = stage("base", 1, 1, 2)
+    protocol.begin(paths.Run("base"), [first], test, **HOW)
+    protocol.begin(paths.Run("other"), [stage("other", 1, 3, weight=1.0)], test, **HOW)
+    child = stage("second", 2, 1, 2, parent=first, weight=2.0)
+    found = protocol.begin(paths.Run("second"), [child], test, **HOW)
+    assert found.looks["relation"].value_counts().to_dict() == {"an ancestor": 1, "another run": 1, "this run": 1}
+    elsewhere = protocol.begin(paths.Run("third"), [stage("third", 1, 5, weight=3.0)], test.head(3), **HOW)
+    assert elsewhere.looks["relation"].tolist() == ["this run"]
+
+
+@pytest.mark.parametrize("damage", ["digit", "cut", "empty", "list"])
+def test_a_changed_protocol_is_kept_aside_and_told_for_ever(test, damage):
+    home, path = paths.Run("base"), stage("base", 1, 1, 2)
+    protocol.begin(home, [path], test, **HOW)
+    file = home.root / protocol.FILE
+    text = file.read_text(encoding="utf-8")
+    changed = {"digit": text.replace('"number": 6', '"number": 7'), "cut": text[:-40], "empty": "", "list": "[]"}[
+        damage
+    ]
+    file.write_text(changed, encoding="utf-8")
+    assert protocol.read(home) is None
+    for _ in range(2):
+        found = protocol.begin(home, [path], test, **HOW)
+        assert "changed or damaged" in str(found)
+        assert "protocol.damaged-1.json" in str(found)
+    assert (home.root / "protocol.damaged-1.json").read_text(encoding="utf-8") == changed
+
+
+def test_predictions_without_a_protocol_are_told(test):
+    home, path = paths.Run("base"), stage("base", 1, 1, 2)
+    paths.write_text(home.predictions / "test.csv", "image\n")
+    assert "without a protocol" in str(protocol.begin(home, [path], test, **HOW))
+    assert "without a protocol" in str(protocol.read(home))
+
+
+def test_another_runs_damaged_protocol_does_no_harm(test):
+    paths.write_text(paths.outputs() / "wrong" / protocol.FILE, json.dumps({"plans": 3}))
+    assert len(protocol.begin(paths.Run("base"), [stage("base", 1, 1)], test, **HOW).looks) == 1
