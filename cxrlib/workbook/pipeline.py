@@ -155,7 +155,7 @@ def run(
     shares = settings.judge(books, all_settings, kept=earlier, done=run_record.done(before), chosen=chosen)
     judge_weights(home, chosen, shares, before)
     parameters = settings.common(books, wanted)
-    types = {"seed": int, "size": int, "allow_missing": bool, "exclude": str, "uncertain": str}
+    types = {"size": int, "allow_missing": bool, "exclude": str, "uncertain": str}
     values = {**wanted, **parameters}
     how = {name: kind(values[name]) for name, kind in types.items() if name in values}
     from rich.console import Console
@@ -216,7 +216,6 @@ def data(
     allow_missing: bool = False,
     exclude: str = "",
     uncertain: str = "unknown",
-    seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
     """Summary of a data folder for ``run.json``: numbers of films and patients, parts, fingerprints, doubts.
@@ -239,7 +238,7 @@ def data(
     excluded = exclusion.find(everyone, exclude)
     films = excluded.without(everyone)
     absent = films.attrs.get("missing", [])
-    parts = excluded.without_in_parts(splits.make(everyone, place, seed=seed))
+    parts = excluded.without_in_parts(splits.make(everyone, place))
     doubts = [records.rivals(place), *sources.doubts(place), excluded.doubt()]
     doubts += film_identity.doubts(films, parts, _decoded(films, size, allow_missing))
     return {
