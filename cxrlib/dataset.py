@@ -73,11 +73,11 @@ def open(
     """Open a data folder in the NIH layout: read and check its table, decode its films once, split them by patient.
 
     ``folder`` "" means the phantom set, which is drawn first if it is not there. ``size`` is the side of the stored
-    films in pixels; ``seed`` draws the order and variation of training batches, and not the split, which is the same for
-    every seed. With ``allow_missing`` films that are absent or cannot be
-    decoded are left out. ``exclude`` is a CSV of films to leave out (see ``data.exclusion``), "" none; they need not be
-    readable, and they change the part of no other film. ``uncertain`` says what a label of -1 counts as, one of
-    ``tables.UNCERTAIN``. ``progress`` shows a bar while films are decoded.
+    films in pixels; ``seed`` draws the order and variation of training batches, not the split, which is the same for
+    every seed. With ``allow_missing`` films that are absent or cannot be decoded are left out. ``exclude`` is a CSV of
+    films to leave out (see ``data.exclusion``), "" none; they need not be readable, and they change the part of no
+    other film. ``uncertain`` says what a label of -1 counts as, one of ``tables.UNCERTAIN``. ``progress`` shows a bar
+    while films are decoded.
     Raises UserError for a folder that is absent, a row that is wrong, films that are absent or damaged, and a list of
     which no film is in the folder.
     """

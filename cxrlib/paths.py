@@ -131,6 +131,22 @@ class Run:
         return self.root / f"stage{number}"
 
 
+def averaged(run: Run) -> list[str]:
+    """Names of the runs that a run is the mean of, which ``cxr ensemble`` made; empty for any other run."""
+    record = read_json(run.run_json) if run.run_json.is_file() else {}
+    members = record.get("members", []) if isinstance(record, dict) else []
+    return [str(member["run"]) for member in members]
+
+
+def check_has_network(run: Run) -> None:
+    """Raise UserError for the mean of several runs, which has no network of its own."""
+    if members := averaged(run):
+        raise UserError(
+            f"run {run.name} is the mean of the predictions of {', '.join(members)} and has no network of its own; "
+            "name one of these"
+        )
+
+
 def last_checkpoint(name: str) -> Path | None:
     """Best checkpoint of the last finished stage of the run with this name, None where there is none."""
     if run_name_fault(name) or not (outputs() / name).is_dir():

@@ -1,9 +1,9 @@
 """Split of films into train, validation and test by patient: the same for every run on the same films.
 
 The test part is the official one if ``test_list.txt`` or ``train_val_list.txt`` is in the data folder. The validation
-patients are drawn from the rest. Each finding is about as frequent among them as in the whole rest. The draw has a seed of its own, ``SEED``:
-a run's seed does not change it, so that runs of several seeds share their validation and test films and can be averaged
-and compared.
+patients are drawn from the rest. Each finding is about as frequent among them as in the whole rest. The draw has a seed
+of its own, ``SEED``: a run's seed does not change it, so that runs of several seeds share their validation and test
+films, and can be averaged and compared.
 """
 
 import hashlib

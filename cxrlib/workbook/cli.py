@@ -390,6 +390,27 @@ def phantom(
 
 
 @app.command()
+def ensemble(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of two or more runs on the same films.")],
+    run: Annotated[str, typer.Option("--run", help="Name of the mean's own run.")] = "mean",
+    of: Annotated[str, typer.Option("--of", help="What is averaged: probabilities or logits.")] = "probabilities",
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Take a member that has seen the films, and mark the result.")
+    ] = False,
+) -> None:
+    """Make a run of the mean of several runs' predictions: thresholds, tables, figures and the report; no network.
+
+    Members must have predicted the same films with the same labels. The same command does nothing as long as no member
+    has changed.
+
+    Example: cxr ensemble base-s0 base-s1 base-s2 --run base-mean
+    """
+    from cxrlib.workbook import averaging
+
+    _print_path(averaging.run(runs, name=run, of=of, allow_leak=allow_leak))
+
+
+@app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs; several are also compared.")],
 ) -> None:

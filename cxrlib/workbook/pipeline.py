@@ -146,6 +146,7 @@ def run(
     """
     home = paths.Run(name)
     before = run_record.read(home)
+    run_record.check_trained(before)
     given, remembered, books = dict(given or {}), settings.remembered(before), settings.chain(folder)
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
     settings.check_names(books, given.keys() - remembered.keys())
