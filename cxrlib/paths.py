@@ -131,6 +131,17 @@ class Run:
         return self.root / f"stage{number}"
 
 
+def of_seed(name: str, seed: int) -> str:
+    """Name of the run with this seed in the series ``name``: ``base-s0``."""
+    return f"{name}-s{seed}"
+
+
+def series_of(name: str) -> tuple[str, int] | None:
+    """Series and seed of a run by its name, ("base", 0) for ``base-s0``; None for any other name."""
+    match = re.fullmatch(r"(.+)-s(0|[1-9]\d*)", name)
+    return (match[1], int(match[2])) if match else None
+
+
 def averaged(run: Run) -> list[str]:
     """Names of the runs that a run is the mean of, which ``cxr ensemble`` made; empty for any other run."""
     record = read_json(run.run_json) if run.run_json.is_file() else {}

@@ -139,6 +139,10 @@ def run(
     exclude: Exclude = "",
     uncertain: Uncertain = "",
     again: Again = False,
+    seeds: Annotated[
+        str,
+        typer.Option("--seeds", help="A run for each seed: 3 means 0, 1, 2; or 0,7,12. They are RUN-s0, RUN-s7, …"),
+    ] = "",
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
@@ -149,6 +153,8 @@ def run(
     Example: cxr run --data data --run base -p stage3.lr=1e-4
 
     Example: cxr run --data data --run cleaned --exclude outputs/base/doubtful.csv
+
+    Example: cxr run --data data --run base --seeds 3
     """
     from cxrlib.workbook import pipeline, settings
 
@@ -157,7 +163,12 @@ def run(
     )
     options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
-    _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
+    name = run or (REAL if data else DEMO)
+    if not seeds:
+        _print_path(pipeline.run(name, options, again=again))
+        return
+    for report in pipeline.run_series(name, settings.parse_seeds(seeds, options), options, again=again):
+        _print_path(report)
 
 
 @app.command()
@@ -412,20 +423,22 @@ def ensemble(
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs; several are also compared.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN…", help="Names of runs or series; several are also compared.")
+    ],
 ) -> None:
     """Write the report of a run again from its tables and figures; for several runs also a page that compares them.
 
+    Runs of several seeds (base-s0, base-s1) are one series on that page, which "base" stands for.
+
     Example: cxr report base bce
     """
-    from cxrlib.report import report, sections
+    from cxrlib.report import comparison, report, sections
 
-    names = list(dict.fromkeys(runs))
+    names = comparison.expand(runs)
     for name in names:
         report.home(name)
     if len(names) > 1:
-        from cxrlib.report import comparison
-
         comparison.check(names)
     for name in names:
         _print_path(report.build(name))

@@ -209,6 +209,31 @@ def run(
     return home.report
 
 
+def run_series(
+    name: str,
+    seeds: Iterable[int],
+    given: Mapping[str, Scalar] | None = None,
+    *,
+    console: "Console | None" = None,
+    **how,
+) -> list[Path]:
+    """``run`` for each seed, one after the other: runs ``name-s0``, ``name-s1`` and so on; returns their reports.
+
+    Each run keeps its settings and its seed. Runs that are finished do nothing, so a series that was stopped goes on
+    with the same call. All share the decoded films, and the split, which no seed changes. Raises as ``run``; a name that
+    cannot be used is told before the first run begins.
+    """
+    from rich.console import Console
+
+    console, seeds = console or Console(), list(seeds)
+    names = [paths.Run(paths.of_seed(name, seed)).name for seed in seeds]
+    reports = []
+    for i, (own, seed) in enumerate(zip(names, seeds, strict=True), 1):
+        _print([f"Seed {seed}, {i} of {len(seeds)}:"], console)
+        reports.append(run(own, {**(given or {}), "seed": seed}, console=console, **how))
+    return reports
+
+
 def data(
     folder: str,
     console: "Console | None" = None,

@@ -63,13 +63,14 @@ def test_single_findings_are_compared_by_delong_by_patient_and_adjusted_together
     assert [rows[finding]["p_holm"] for finding in FINDINGS] == pytest.approx(intervals.holm(np.array(p)))
 
 
-def test_a_worse_reader_is_called_worse_and_an_equal_one_is_not(two):
+def test_a_worse_reader_is_called_lower_and_an_equal_one_is_not(two):
     made_up.run("again")
     pairs = between("base", "bce", "again")
-    assert pairs[0]["mean"]["says"] == "worse"
+    assert pairs[0]["mean"]["says"] == "lower"
+    assert pairs[0]["mean"]["words"] == "lower over patients; seeds not tested"
     assert pairs[1]["mean"]["difference"] == 0
     assert pairs[1]["mean"]["says"] == "no difference shown"
-    assert not pairs[1]["better"] + pairs[1]["worse"]
+    assert not any(names for sides in pairs[1]["shown"].values() for names in sides.values())
 
 
 def test_several_comparisons_are_adjusted_for_being_several(two):
