@@ -339,12 +339,16 @@ def seeds_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differen
     It says what training again from other seeds would change; the films are given. NaN ends and p for fewer than two
     seeds on a side, where no seed differs from another, and for undefined numbers.
     """
-    value = float(np.mean(ours) - np.mean(theirs))
-    if min(len(ours), len(theirs)) < 2 or max(np.std(ours), np.std(theirs)) < delong.NOTHING or np.isnan(value):
+    value, counts = float(np.mean(ours) - np.mean(theirs)), np.array([len(ours), len(theirs)])
+    if counts.min() < 2:
         return Difference(value, np.nan, np.nan, np.nan)
-    tested = scipy.stats.ttest_ind(ours, theirs, equal_var=False)
-    ends = tested.confidence_interval(LEVEL)
-    return Difference(value, float(ends.low), float(ends.high), float(tested.pvalue))
+    parts = np.array([np.var(side, ddof=1) for side in (ours, theirs)]) / counts
+    error = float(np.sqrt(parts.sum()))
+    if not error > delong.NOTHING:
+        return Difference(value, np.nan, np.nan, np.nan)
+    freedom = float(parts.sum() ** 2 / (parts**2 / (counts - 1)).sum())
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    return Difference(value, value - half, value + half, float(2 * scipy.stats.t.sf(abs(value) / error, freedom)))
 
 
 def _tested(gaps: np.ndarray, patients: float) -> tuple[float, float, float]:

@@ -215,13 +215,13 @@ def run_series(
     given: Mapping[str, Scalar] | None = None,
     *,
     console: "Console | None" = None,
-    **how,
+    **how: Any,
 ) -> list[Path]:
     """``run`` for each seed, one after the other: runs ``name-s0``, ``name-s1`` and so on; returns their reports.
 
     Each run keeps its settings and its seed. Runs that are finished do nothing, so a series that was stopped goes on
-    with the same call. All share the decoded films, and the split, which no seed changes. Raises as ``run``; a name that
-    cannot be used is told before the first run begins.
+    with the same call. All share the decoded films, and the split, which no seed changes. Raises as ``run``; a name
+    that cannot be used is told before the first run begins.
     """
     from rich.console import Console
 
