@@ -7,6 +7,8 @@ goes on there.
 
 import json
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +24,9 @@ if TYPE_CHECKING:  # imported in the functions, since they are slow and a wrong 
 
     from cxrlib.workbook import console as console_lines
     from cxrlib.workbook import kernels as kernel_rooms
+
+FEATURES = "CXR_SHARED_FEATURES"
+"""Environment variable that ``training.frozen`` reads; its import would load torch."""
 
 USUAL = ("none", settings.REAL["weights"])
 """Starting weights that are not checked, which saves the import of PyTorch."""
@@ -220,7 +225,7 @@ def run_series(
     """``run`` for each seed, one after the other: runs ``name-s0``, ``name-s1`` and so on; returns their reports.
 
     Each run keeps its settings and its seed. Runs that are finished do nothing, so a series that was stopped goes on
-    with the same call. All share the decoded films, and the split, which no seed changes. Raises as ``run``; a name
+    with the same call. All share the decoded films, the split, and features of frozen layers. Raises as ``run``; a name
     that cannot be used is told before the first run begins.
     """
     from rich.console import Console
@@ -228,10 +233,27 @@ def run_series(
     console, seeds = console or Console(), list(seeds)
     names = [paths.Run(paths.of_seed(name, seed)).name for seed in seeds]
     reports = []
-    for i, (own, seed) in enumerate(zip(names, seeds, strict=True), 1):
-        _print([f"Seed {seed}, {i} of {len(seeds)}:"], console)
-        reports.append(run(own, {**(given or {}), "seed": seed}, console=console, **how))
+    with _shared_features(name):
+        for i, (own, seed) in enumerate(zip(names, seeds, strict=True), 1):
+            _print([f"Seed {seed}, {i} of {len(seeds)}:"], console)
+            reports.append(run(own, {**(given or {}), "seed": seed}, console=console, **how))
     return reports
+
+
+@contextmanager
+def _shared_features(series: str) -> Iterator[None]:
+    """Let the trainings inside share features of frozen layers, in a folder that is removed when the series is done.
+
+    A series that is stopped leaves it for the call that goes on.
+    """
+    folder, before = paths.outputs() / "stores" / f"features-{series}", os.environ.get(FEATURES)
+    os.environ[FEATURES] = str(folder)
+    try:
+        yield
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.environ.pop(FEATURES)
+        os.environ |= {} if before is None else {FEATURES: before}
 
 
 def data(

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from cxrlib import UserError, paths
 from cxrlib.report import report
-from cxrlib.training import job, progress
+from cxrlib.training import frozen, job, progress
 from cxrlib.workbook import cli, kernels, pipeline, run_record, settings
 from cxrlib.workbook import console as console_lines
 from tests.workbook.conftest import HOME, STAGE, TRAIN, write
@@ -438,11 +439,12 @@ def test_a_test_at_another_size_than_the_trainings_is_told(chain):
 
 
 def series(monkeypatch, fail=()):
-    """Make ``pipeline.run`` note its calls; those in ``fail`` stop."""
+    """Make ``pipeline.run`` note its calls and leave features to share; those in ``fail`` stop."""
     calls = []
 
     def run(name, given, **how):
         calls.append((name, given))
+        paths.write_text(Path(os.environ[frozen.SHARED]) / name, "features")
         if name in fail:
             raise KeyboardInterrupt
         return paths.Run(name).report
@@ -508,3 +510,18 @@ def test_a_series_whose_last_name_is_too_long_begins_nothing(monkeypatch):
     with pytest.raises(UserError, match="cannot name a run"):
         pipeline.run_series("a" * 97, [0, 10], {})
     assert not calls
+
+
+def test_shared_features_are_removed_at_the_end_of_a_series_and_kept_for_one_that_was_stopped(monkeypatch):
+    folder = paths.outputs() / "stores" / "features-base"
+    series(monkeypatch, fail={"base-s1"})
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_series("base", [0, 1, 2])
+    assert sorted(file.name for file in folder.iterdir()) == ["base-s0", "base-s1"]
+    assert frozen.SHARED not in os.environ
+    monkeypatch.setenv(frozen.SHARED, "of the user")
+    series(monkeypatch)
+    pipeline.run_series("base", [0, 1, 2])
+    assert not folder.exists()
+    assert os.environ[frozen.SHARED] == "of the user"
+    assert pipeline.FEATURES == frozen.SHARED
