@@ -143,10 +143,13 @@ def series_of(name: str) -> tuple[str, int] | None:
 
 
 def averaged(run: Run) -> list[str]:
-    """Names of the runs that a run is the mean of, which ``cxr ensemble`` made; empty for any other run."""
-    record = read_json(run.run_json) if run.run_json.is_file() else {}
-    members = record.get("members", []) if isinstance(record, dict) else []
-    return [str(member["run"]) for member in members]
+    """Names of the runs that a run is the mean of, which ``cxr ensemble`` made; empty for any other run.
+
+    A record that is absent or damaged names none.
+    """
+    with suppress(UserError, AttributeError, KeyError, TypeError):
+        return [str(member["run"]) for member in read_json(run.run_json).get("members", [])]
+    return []
 
 
 def check_has_network(run: Run) -> None:

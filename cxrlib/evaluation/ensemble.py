@@ -79,6 +79,8 @@ def member(name: str) -> Member:
         raise UserError(f"{name} is itself the mean of {', '.join(of)}; name these in its place")
     record, files = paths.read_json(home.run_json), {part: home.predictions / f"{part}.csv" for part in PARTS}
     again = f"cxr run --run {name} predicts again"
+    if not isinstance(record, dict) or "fingerprint" not in (record.get("data") or {}):
+        raise UserError(f"run {name} has no record of its films in run.json; {again}")
     for file in files.values():
         if not file.is_file() or not predict.cache_note(file).is_file():
             raise UserError(f"run {name} has no predictions/{file.name} with its note yet; {again}")
@@ -92,7 +94,8 @@ def member(name: str) -> Member:
     if changed := paths.changed_results(home.root, made):
         raise UserError(f"{changed[0]} of run {name} is not what the run made: it was changed since; {again}")
     notes = [paths.read_json(predict.cache_note(file)) for file in files.values()]
-    if len({note.get("weights", "") for note in notes}) != 1 or not notes[0].get("weights"):
+    whole = all(isinstance(note, dict) and note.get("weights") and note.get("size") for note in notes)
+    if not whole or notes[0]["weights"] != notes[1]["weights"]:
         raise UserError(f"run {name}: validation and test films were not predicted by one checkpoint; {again}")
     hashes = {part: provenance.file_sha256(file) for part, file in files.items()}
     return Member(name, record, notes[0]["weights"], int(notes[1]["size"]), str(notes[1].get("tta", "none")), hashes)

@@ -4,7 +4,7 @@
 all from ``write``. A figure's function saves it with its numbers and leaves it open, so that a notebook can show it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -119,6 +119,10 @@ def extremes(home: paths.Run, films: pd.DataFrame, probabilities: np.ndarray, pi
         common.save(fig, home.figures / name, rows[["image", "patient", "standing"]])
 
 
+STEPS = ("AUC", "curves", "calibration", "thresholds", "patient groups")
+"""Steps of ``write``, in order."""
+
+
 def write(
     home: paths.Run,
     parts: splits.Parts,
@@ -128,31 +132,38 @@ def write(
     pixels: Store,
     gamma: float = 0.0,
     seed: int = 0,
+    watch: Callable[[str], None] = lambda step: None,
     **made_on: int | str,
 ) -> thresholds.Decisions:
     """Write all tables and figures of a test from its predictions, as ``06_evaluation`` does.
 
     on_val (M, 15) and on_test (N, 15): probabilities of the films of ``parts.val`` and ``parts.test``; pixels: their
     store. gamma: of the focal loss behind them, 0 for another loss. Calibration and thresholds are chosen on validation
-    and returned; made_on as for ``thresholds.fit_decisions``.
+    and returned; made_on as for ``thresholds.fit_decisions``. ``watch`` is called with the name of each of ``STEPS``.
     """
+    steps = iter(STEPS)
+    watch(next(steps))
     films, known = parts.test, records.label_matrix(parts.test)
     patients = films["patient"].to_numpy()
     table = summary.auc(films, on_test, seed=seed)
     _write(home, "auc_test", table)
     _write(home, "overall", summary.overall(table, films, on_test, seed=seed))
+    watch(next(steps))
     _closed(roc, home, films, on_test, table, seed=seed)
     _closed(forest, home, table)
     _closed(precision, home, films, on_test, table, seed=seed)
+    watch(next(steps))
     answers = records.label_matrix(parts.val)
     made = thresholds.fit_decisions(answers, on_val, "platt", gamma=gamma, **made_on)
     ways = dict(zip(SHOWN, (on_test, made.calibration(on_test)), strict=True))
     scored = {name: calibration.scores(known, read, patients, seed=seed) for name, read in ways.items()}
     _write(home, "calibration", pd.concat([rows.assign(probabilities=name) for name, rows in scored.items()]))
     _closed(reliability, home, films, ways)
+    watch(next(steps))
     results_of_rules = made.judge(known, on_test, patients, seed=seed)
     _write(home, "thresholds", results_of_rules)
     _closed(judged, home, results_of_rules)
+    watch(next(steps))
     _write_groups(home, films, on_test, made, seed)
     _closed(published, home, table, films["image"])
     _closed(extremes, home, films, on_test, pixels)

@@ -256,7 +256,8 @@ class FrozenFeatures:
         plain = isinstance(self.prefix, nn.Module) and not self.part.augment.varies and self.process_group.world == 1
         if not folder or store is None or not plain:
             return None
-        made_by = [checkpoint.tensors_sha256(self.prefix.state_dict()), store.pixels_of(self.part.films), store.size]
+        weights = {name: value.float() for name, value in self.prefix.state_dict().items()}  # NumPy has no bfloat16
+        made_by = [checkpoint.tensors_sha256(weights), store.pixels_of(self.part.films), store.size]
         made_by += [repr(self.part.augment), self.part.batch_size, str(self.dtype), str(self.process_group.device)]
         made_by += [provenance.code_version(__name__, batches), torch.__version__, torch.get_num_threads()]
         return Path(folder) / f"{provenance.digest(made_by)}{checkpoint.SUFFIX}"

@@ -192,6 +192,7 @@ def _write(
 ) -> None:
     """Write predictions, tables and figures of the mean."""
     import matplotlib as mpl
+    from tqdm.auto import tqdm
 
     from cxrlib.data import splits
     from cxrlib.evaluation import ensemble, predict, thresholds
@@ -207,11 +208,19 @@ def _write(
     counts = counts.rename_axis("part").assign(split=parts.source, size=members[0].size)
     paths.write_text(home.tables / "data.csv", counts.to_csv())
     paths.write_text(home.tables / "lineage.csv", seen.to_csv(index=False))
-    made = from_predictions.write(home, parts, mean["val"], mean["test"], pixels=pixels, gamma=_gamma(members))
+    with tqdm(total=len(from_predictions.STEPS) + 1, unit="step", ncols=79) as bar:
+
+        def watch(step: str) -> None:
+            bar.set_description(step)
+            bar.update()
+
+        how = {"pixels": pixels, "gamma": _gamma(members), "watch": watch}
+        made = from_predictions.write(home, parts, mean["val"], mean["test"], **how)
+        watch("members")
+        _write_members(home, members, said, mean)
     kept = {**made.calibration.as_dict(), "made_on": made.made_on}
     decisions = {thresholds.CALIBRATION: kept, thresholds.THRESHOLDS: thresholds.as_dict(made.chosen)}
     paths.write_json(home.root / DECISIONS, decisions, guarded=True)
-    _write_members(home, members, said, mean)
 
 
 def _gamma(members: Sequence["Member"]) -> float:

@@ -177,6 +177,8 @@ def damage(home, what):
         predict.cache_note(file).unlink()
     if what == "no file":
         file.unlink()
+    if what == "an empty record":
+        paths.write_json(home.run_json, {"run": "a", "data": None})
     if what == "no record":
         home.run_json.unlink()
     if what == "another checkpoint":
@@ -192,6 +194,7 @@ def damage(home, what):
         ("the note", "test.json was changed or damaged"),
         ("no note", "run a has no predictions/test.csv with its note"),
         ("no file", "run a has no predictions/test.csv"),
+        ("an empty record", "run a has no record of its films"),
         ("no record", "there is no run 'a' with a record"),
         ("another checkpoint", "not predicted by one checkpoint"),
     ],

@@ -187,15 +187,16 @@ def shared(part, seed=0, groups=("fc",), **how):
     return values, len(calls)
 
 
-def test_features_are_computed_once_for_all_seeds(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_are_computed_once_for_all_seeds(tmp_path, monkeypatch, dtype):
     monkeypatch.setenv(frozen.SHARED, str(tmp_path / "features"))
-    first, computed = shared(Shelf(20))
+    first, computed = shared(Shelf(20), dtype=dtype)
     assert computed == 3
-    second, computed = shared(Shelf(20), seed=1)
+    second, computed = shared(Shelf(20), seed=1, dtype=dtype)
     assert computed == 0
     assert torch.equal(first, second)
     monkeypatch.delenv(frozen.SHARED)
-    alone, computed = shared(Shelf(20), seed=1)
+    alone, computed = shared(Shelf(20), seed=1, dtype=dtype)
     assert computed == 3
     assert torch.equal(first, alone)
 
