@@ -16,7 +16,8 @@ class Dataset:
     """A data folder that has been opened. ``print`` says in three lines what was found, in a fourth what was excluded.
 
     ``folder`` is where it lies · ``films`` one row per film that can be read, as ``records.read`` gives them ·
-    ``store`` their pixels · ``parts`` the films to train, validate and test on · ``excluded`` what a list left out.
+    ``store`` their pixels · ``parts`` the films to train, validate and test on · ``excluded`` what a list left out ·
+    ``seed`` of the order and variation of training batches.
     """
 
     folder: Path
@@ -24,6 +25,7 @@ class Dataset:
     store: store.Store
     parts: splits.Parts
     excluded: exclusion.Excluded = exclusion.NOTHING
+    seed: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -46,7 +48,7 @@ class Dataset:
         """
         variation = augmentation.preset(augment)
         how = {"augment": variation, "cap": cap, "variants": variants, "soft": soft}
-        train = Batches(self.store, self.parts.train, batch_size=batch_size, seed=self.parts.seed, shuffle=True, **how)
+        train = Batches(self.store, self.parts.train, batch_size=batch_size, seed=self.seed, shuffle=True, **how)
         return train, Batches(self.store, self.parts.val, batch_size=2 * batch_size, augment=variation.unvaried)
 
     def summary(self) -> pd.DataFrame:
@@ -77,10 +79,11 @@ def open(
     """Open a data folder in the NIH layout: read and check its table, decode its films once, split them by patient.
 
     ``folder`` "" means the phantom set, which is drawn first if it is not there. ``size`` is the side of the stored
-    films in pixels; ``seed`` draws the validation patients. With ``allow_missing`` films that are absent or cannot be
-    decoded are left out. ``exclude`` is a CSV of films to leave out (see ``data.exclusion``), "" none; they need not be
-    readable, and they change the part of no other film. ``uncertain`` says what a label of -1 counts as, one of
-    ``tables.UNCERTAIN``. ``progress`` shows a bar while films are decoded.
+    films in pixels; ``seed`` draws the order and variation of training batches, not the split, which is the same for
+    every seed. With ``allow_missing`` films that are absent or cannot be decoded are left out. ``exclude`` is a CSV of
+    films to leave out (see ``data.exclusion``), "" none; they need not be readable, and they change the part of no
+    other film. ``uncertain`` says what a label of -1 counts as, one of ``tables.UNCERTAIN``. ``progress`` shows a bar
+    while films are decoded.
     Raises UserError for a folder that is absent, a row that is wrong, films that are absent or damaged, and a list of
     which no film is in the folder.
     """
@@ -91,8 +94,8 @@ def open(
     pixels = store.build(films, size, allow_missing=allow_missing, progress=progress)
     films = pixels.present(films)
     readable = everyone[everyone["image"].isin({*films["image"]} | excluded.names)].reset_index(drop=True)
-    parts = excluded.without_in_parts(splits.make(readable if exclude else films, place, seed=seed))
-    return Dataset(place, films, pixels, parts, excluded)
+    parts = excluded.without_in_parts(splits.make(readable if exclude else films, place))
+    return Dataset(place, films, pixels, parts, excluded, seed)
 
 
 def locate(folder: str) -> Path:

@@ -131,6 +131,36 @@ class Run:
         return self.root / f"stage{number}"
 
 
+def of_seed(name: str, seed: int) -> str:
+    """Name of the run with this seed in the series ``name``: ``base-s0``."""
+    return f"{name}-s{seed}"
+
+
+def series_of(name: str) -> tuple[str, int] | None:
+    """Series and seed of a run by its name, ("base", 0) for ``base-s0``; None for any other name."""
+    match = re.fullmatch(r"(.+)-s(0|[1-9]\d*)", name)
+    return (match[1], int(match[2])) if match else None
+
+
+def averaged(run: Run) -> list[str]:
+    """Names of the runs that a run is the mean of, which ``cxr ensemble`` made; empty for any other run.
+
+    A record that is absent or damaged names none.
+    """
+    with suppress(UserError, AttributeError, KeyError, TypeError):
+        return [str(member["run"]) for member in read_json(run.run_json).get("members", [])]
+    return []
+
+
+def check_has_network(run: Run) -> None:
+    """Raise UserError for the mean of several runs, which has no network of its own."""
+    if members := averaged(run):
+        raise UserError(
+            f"run {run.name} is the mean of the predictions of {', '.join(members)} and has no network of its own; "
+            "name one of these"
+        )
+
+
 def last_checkpoint(name: str) -> Path | None:
     """Best checkpoint of the last finished stage of the run with this name, None where there is none."""
     if run_name_fault(name) or not (outputs() / name).is_dir():

@@ -14,7 +14,7 @@ SIZE = 16
 
 def test_it_is_what_its_steps_give(tiny_phantom):
     films = records.read(tiny_phantom)
-    parts = splits.make(films, tiny_phantom, seed=3)
+    parts = splits.make(films, tiny_phantom)
     opened = dataset.open(str(tiny_phantom), SIZE, seed=3)
     pd.testing.assert_frame_equal(opened.films, films)
     for name in ("train", "val", "test"):
@@ -35,6 +35,21 @@ def test_its_batches_are_shuffled_for_training_and_in_order_for_validation(tiny_
     assert val.order(0).tolist() == list(range(len(opened.parts.val)))
     assert sorted(train.order(0)) != train.order(0).tolist()
     assert val.augment == augmentation.preset("none")
+
+
+def test_a_seed_draws_the_order_of_training_and_not_the_split(tiny_phantom, tmp_path):
+    """Without official lists all three parts are drawn, and runs of several seeds must be able to be compared."""
+    folder = tmp_path / "films"
+    shutil.copytree(tiny_phantom, folder)
+    for official in folder.glob("*list*.txt"):
+        official.unlink()
+    one, other = (dataset.open(str(folder), SIZE, seed=seed, progress=False) for seed in (0, 5))
+    assert "drawn by patient" in one.parts.source
+    for name in ("train", "val", "test"):
+        pd.testing.assert_frame_equal(getattr(one.parts, name), getattr(other.parts, name))
+    orders = [opened.batches(8)[0].order(0).tolist() for opened in (one, other)]
+    assert orders[0] != orders[1]
+    assert splits.make(one.films, folder, seed=splits.SEED).source == one.parts.source
 
 
 def test_it_says_what_it_found_and_what_was_left_out(tiny_phantom, tmp_path):

@@ -1,7 +1,9 @@
-"""Split of films into train, validation and test by patient. The same seed gives the same split.
+"""Split of films into train, validation and test by patient: the same for every run on the same films.
 
 The test part is the official one if ``test_list.txt`` or ``train_val_list.txt`` is in the data folder. The validation
-patients are drawn from the rest. Each finding is about as frequent among them as in the whole rest.
+patients are drawn from the rest. Each finding is about as frequent among them as in the whole rest. The draw has a seed
+of its own, ``SEED``: a run's seed does not change it, so that runs of several seeds share their validation and test
+films, and can be averaged and compared.
 """
 
 import hashlib
@@ -32,6 +34,9 @@ RIGHT_LISTS = "take the lists that belong to these films, or remove both to spli
 TEST_FRACTION = 0.2
 """Test share without official lists: 70 % of the films train, 10 % validation, 20 % test."""
 
+SEED = 0
+"""Seed of the draw in every run."""
+
 ROUNDS, SWAPS = 200, 64
 """Steps that improve a random draw of patients towards equal prevalence, and swaps tried per step: see ``_draw``."""
 
@@ -58,11 +63,12 @@ class Parts:
     seed: int
 
 
-def make(films: pd.DataFrame, folder: str | Path, *, val_fraction: float = 0.1, seed: int = 0) -> Parts:
+def make(films: pd.DataFrame, folder: str | Path, *, val_fraction: float = 0.1, seed: int = SEED) -> Parts:
     """Split films by patient into train, validation and test.
 
     ``val_fraction`` is a share of the films outside the official test list. Without official lists it is a share of all
-    films, and ``TEST_FRACTION`` is the test share. A random split depends on the films' patients and on ``seed``.
+    films, and ``TEST_FRACTION`` is the test share. A random split depends on the films' patients and on ``seed``, which
+    every run leaves as it is.
     Raises UserError if a list contradicts the films, or if there are too few patients.
     """
     if not 0 < val_fraction < 0.5:

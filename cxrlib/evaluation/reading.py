@@ -292,6 +292,7 @@ def open_part(
     if not run.root.is_dir():
         known = ", ".join(paths.runs()) or "none yet"
         raise UserError(f"there is no run {run.name!r}; the runs are: {known}")
+    paths.check_has_network(run)
     csv_file = run.predictions / f"{part}.csv"
     if not csv_file.is_file():
         raise UserError(f"run {run.name} has no predictions of its {part} part yet; run 06_evaluation first")

@@ -16,7 +16,7 @@ from cxrlib.report import page, sections
 from cxrlib.training import progress
 
 ROOMS = ("report", "sections", "page")
-PARTS = ("quality", "limits", "labels", "external", "page", "macros")
+PARTS = ("quality", "limits", "labels", "external", "members", "page", "macros")
 TEMPLATES = ("report.html.j2", *(f"{part}.html.j2" for part in PARTS))
 
 
@@ -49,7 +49,10 @@ def gather(home: paths.Run) -> dict[str, Any]:
         sections.read_table(home.tables / f"{name}.csv") for name in ("auc_test", "overall", "stages", "data")
     )
     record, record_why = sections.read_run_record(home)
+    members = sections.members(home, record)
     why = {"auc": auc.why, "stages": stages.why, "data": data.why, "record": record_why}
+    if members["runs"]:  # a mean of runs has no stages
+        why["stages"] = ""
     notes = [reason for reason in why.values() if reason] + not_made_by_run(home, record)
     past = _past(home, notes)
     why["overall"] = overall.why
@@ -57,6 +60,7 @@ def gather(home: paths.Run) -> dict[str, Any]:
     rows = sections.findings(auc.value, _films(data.value, "test"))
     single = [row for row in rows if not metrics.is_mean(row["finding"])]
     shown = {
+        "members": members,
         "roc": sections.roc(home, album, single),
         "stages": sections.stages(stages.value),
         "steps": sections.steps(home),
@@ -107,12 +111,14 @@ def not_made_by_run(home: paths.Run, record: dict[str, Any]) -> list[str]:
     if not any("made" in entry for entry in entries.values()):
         return []
     names: set[str] = set()
-    words = []
+    words, again = [], f"cxr run --run {home.name}"
+    if members := [str(member.get("run", "")) for member in record.get("members", [])]:
+        again = f"cxr ensemble {' '.join(members)} --run {home.name}"
     for name, entry in entries.items():
         made = {file: mark for file, mark in part(entry, "made").items() if file.startswith(SHOWN)}
         names |= made.keys()
         words += [
-            f"{file} is not what {name} made: it was changed or damaged since. Run cxr run --run {home.name} again."
+            f"{file} is not what {name} made: it was changed or damaged since. Run {again} again."
             for file in paths.changed_results(home.root, made)
             if (home.root / file).exists()
         ]
@@ -217,6 +223,10 @@ def _facts(record: dict[str, Any], settings: dict[str, Any], data: pd.DataFrame 
             f"{progress.clock(seconds)} for the notebooks, {str(record.get('updated', ''))[:10]}" if seconds else "",
         ),
     ]
+    if members := [str(member.get("run", "")) for member in record.get("members", [])]:
+        mean = f"mean of the {settings.get('of', 'probabilities')} of {page.joined(members)}"
+        made = str(record.get("updated", ""))[:10]
+        facts = [*facts[:2], ("Network", f"none of its own: {mean}"), ("Made", made)]
     return [(name, value or "not recorded") for name, value in facts]
 
 

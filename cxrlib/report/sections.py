@@ -42,13 +42,15 @@ NEEDED = {
     "labels_auc": ("finding", "films", "auc_read", "auc_mined", "difference", "low", "high", "p_holm"),
     "labels_curve": ("finding", "mined", "network", "difference", "low", "high", "source"),
     "published": ("method", "network", "mean", "source"),
+    "members": ("member", "auc", "mean_auc", "difference", "low", "high", "p_holm", "val_auc", "mean_val_auc", "size"),
+    "member_findings": ("member", "finding", "positives", "difference", "low", "high", "p_holm"),
 }
 """Required columns of each table, by its file's name; a table may have more."""
 
 WORDS = (
     *("finding", "checkpoint", "groups", "loss", "part", "rule", "reason", "kind", "group", "against", "number"),
     *("method", "network", "source", "reading", "probabilities", "comparison", "says", "thresholds"),
-    *("set", "origin", "first", "unknown", "no_interval", "chosen_on", "split"),
+    *("set", "origin", "first", "unknown", "no_interval", "chosen_on", "split", "member", "tta", "weights"),
 )
 """Columns that hold text. All others hold numbers; a cell that is not a number counts as undefined."""
 
@@ -59,6 +61,7 @@ NAMED = {"stage_findings": ("stage",)}
 """Columns that hold text in one table only: there ``stage`` is a checkpoint's name."""
 
 MAY_LACK = ("reason", "network", "source", "loss", "says", "first", "unknown", "no_interval", "chosen_on", "split")
+MAY_LACK += ("tta", "weights")
 """Text columns that may be empty; the others identify a row."""
 
 
@@ -117,6 +120,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     for name, entry in content.get("notebooks", {}).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("seconds", 0), int | float):
             raise ValueError(f"its notebook {name!r} has no record")
+    members = content.get("members", [])
+    if not (isinstance(members, list) and all(isinstance(member, dict) for member in members)):
+        raise ValueError("its 'members' are not a list of runs")
     films = content.get("data", {})
     left_out, excluded = films.get("left_out", {}), films.get("excluded", {})
     counts = [films.get("films", 0), films.get("patients", 0)]
@@ -133,6 +139,34 @@ RULES = {
     "f1": ("Few false positives", "The best balance of precision and recall (F1)."),
     "sensitivity_90": ("Few misses", "The highest threshold with a sensitivity of at least 90 % on validation."),
 }
+
+
+def members(home: paths.Run, record: dict[str, Any]) -> dict[str, Any]:
+    """The runs that a mean is of, and the mean minus each of them; ``runs`` is empty for any other run.
+
+    Tables as ``averaging`` writes them: ``members`` with a row per member, ``member_findings`` one per finding as well.
+    """
+    runs = [str(member.get("run", "")) for member in record.get("members", [])]
+    if not runs:
+        return {"runs": []}
+    sides = ("higher", "lower")
+    table, why = read_table(home.tables / "members.csv")
+    rows = [] if table is None else page.svg_differences(table, sides)
+    single, single_why = read_table(home.tables / "member_findings.csv")
+    drawn = [] if single is None else page.svg_differences(single, sides)
+    settings = record.get("settings", {})
+    return {
+        "runs": runs,
+        "of": settings.get("of", "probabilities"),
+        "rows": rows,
+        "reach": 0.02 if table is None else page.reach_of_differences(table),
+        "above": [row["member"] for row in rows if row["says"] == "higher"],
+        "below": [row["member"] for row in rows if row["says"] == "lower"],
+        "why": why,
+        "findings": [row for row in drawn if row["says"] in sides],
+        "looked_at": 0 if single is None else int(single["p_holm"].notna().sum()),
+        "findings_why": single_why,
+    }
 
 
 def findings(auc: pd.DataFrame | None, films: int | None) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import Bottleneck
 
-from cxrlib import UserError
+from cxrlib import UserError, provenance
 from cxrlib.data import batches
 from cxrlib.data.batches import Batches
-from cxrlib.training import devices, network
+from cxrlib.training import checkpoint, devices, network
 from cxrlib.training.devices import ProcessGroup
 from cxrlib.training.losses import Loss
 from cxrlib.training.schedules import Stage
@@ -127,6 +128,10 @@ DISK = 2**36
 accelerator computes features faster than a disk reads them."""
 
 
+SHARED = "CXR_SHARED_FEATURES"
+"""Environment variable: a folder in which trainings that follow each other keep features of the same frozen layers."""
+
+
 def fold(model: network.Network, first: int = 0, last: int | None = None) -> nn.Sequential:
     """Copy of the steps ``first`` to ``last`` of ``network.STEPS``, with each BatchNorm folded into its convolution.
 
@@ -196,8 +201,10 @@ class FrozenFeatures:
     Features are cached if each film has a fixed number of variants (one without augmentation, see ``data.batches``)
     and all features fit into ``memory`` or ``disk`` bytes. They are then computed at the first batch, once per variant,
     in the films' order. The cache is on the card if it fits into ``CARD_SHARE`` of the free memory there, else in
-    memory, else in a temporary file in ``folder``. ``pause(done, all)`` is called after each batch of this work and may
-    raise. ``dtype`` is the type of computation and cache. ``compiled`` is the compiled batch size, 0 for none.
+    memory, else in a temporary file in ``folder``. Features on the card or in memory are taken from the folder in
+    ``$CXR_SHARED_FEATURES`` if an earlier training left them there, as one of another seed does: the features of
+    unvaried films depend on no seed. ``pause(done, all)`` is called after each batch of this work and may raise.
+    ``dtype`` is the type of computation and cache. ``compiled`` is the compiled batch size, 0 for none.
     """
 
     def __init__(
@@ -254,6 +261,10 @@ class FrozenFeatures:
 
         Several processes share the work. Then each one holds all features, or all map the same file.
         """
+        kept = self._kept_file()
+        if kept is not None and (features := self._read_kept(kept)) is not None:
+            self.known[variant] = features
+            return
         in_order = copy.copy(self.part)
         in_order.shuffle, in_order.cap = False, 0
         cache, shared = None, False
@@ -274,6 +285,35 @@ class FrozenFeatures:
             for rows, values in share:
                 cache[rows] = values.to(cache.device)
         self.known[variant] = cache
+        if kept is not None and cache is not None and not shared:
+            with suppress(UserError):  # a full disk does not stop the training
+                checkpoint.write_tensors(kept.with_suffix(""), {"features": cache}, {})
+
+    def _kept_file(self) -> Path | None:
+        """File for these features in the shared folder, named by all that they depend on; None if they are not shared.
+
+        Shared are features of unvaried films, computed by one process without compiling.
+        """
+        folder, store = os.environ.get(SHARED), getattr(self.part, "store", None)
+        plain = isinstance(self.prefix, nn.Module) and not self.part.augment.varies and self.process_group.world == 1
+        if not folder or store is None or not plain:
+            return None
+        weights = {name: value.float() for name, value in self.prefix.state_dict().items()}  # NumPy has no bfloat16
+        made_by = [checkpoint.tensors_sha256(weights), store.pixels_of(self.part.films), store.size]
+        made_by += [repr(self.part.augment), self.part.batch_size, str(self.dtype), str(self.process_group.device)]
+        made_by += [provenance.code_version(__name__, batches), torch.__version__, torch.get_num_threads()]
+        return Path(folder) / f"{provenance.digest(made_by)}{checkpoint.SUFFIX}"
+
+    def _read_kept(self, file: Path) -> Tensor | None:
+        """Features that another training left, where it would have put them; None if absent or damaged."""
+        if not file.is_file():
+            return None
+        try:
+            values = checkpoint.read_tensors(file)[0]["features"]
+        except (UserError, KeyError):
+            return None
+        need = values.numel() * values.element_size()
+        return values.to(self.process_group.device) if _fits_on_card(need, self.process_group.device) else values
 
     def _allocate(self, variant: int, values: Tensor) -> tuple[Tensor | None, bool]:
         """Memory for the features of all films, (N, …), and whether it is a file that all processes share."""

@@ -236,9 +236,10 @@ def parent_of_stage(run: paths.Run, stage: int, ckpt: str = "") -> Path | None:
 def stage_checkpoints(run: paths.Run) -> list[Path]:
     """The best checkpoints of a run's finished stages, in order. Each is the parent of the next.
 
-    Raises UserError where no stage is finished. Also where a checkpoint is not the parent of the next one, for example
-    after a stage was trained again.
+    Raises UserError where no stage is finished, and for a mean of runs, which has no network. Also where a checkpoint
+    is not the parent of the next one, for example after a stage was trained again.
     """
+    paths.check_has_network(run)
     best = [checkpoint.best(run.stage(k)) for k in STAGES if (run.stage(k) / "best.json").is_file()]
     if not best:
         raise UserError(f"{run.root} has no finished stage; run 01_stage1 first, or name a checkpoint by ckpt=")
@@ -328,6 +329,12 @@ def refuse_leak(
                 "Take films of other patients, or allow the leak knowingly by allow_leak"
             )
     return pd.DataFrame(rows)
+
+
+def patients_trained_on(path: Path, films: pd.DataFrame) -> list[str]:
+    """Patients of these films that a checkpoint or an ancestor was trained on, as ``nih:13``, sorted."""
+    seen = seen_by(path).get("trained", Seen())
+    return sorted({*TestedFilms.of(films, None).by_patient(seen).values()})
 
 
 def origin_of_weights(weights: str) -> tuple[str, SeenByRole]:

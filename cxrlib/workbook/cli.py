@@ -146,6 +146,10 @@ def run(
     uncertain: Uncertain = "",
     teacher: Teacher = "",
     again: Again = False,
+    seeds: Annotated[
+        str,
+        typer.Option("--seeds", help="A run for each seed: 3 means 0, 1, 2; or 0,7,12. They are RUN-s0, RUN-s7, …"),
+    ] = "",
 ) -> None:
     """Run all notebooks in order and write the report; without --data on the phantom set.
 
@@ -158,6 +162,8 @@ def run(
     Example: cxr run --data data --run cleaned --exclude outputs/base/doubtful.csv
 
     Example: cxr run --data data --run second --teacher base
+
+    Example: cxr run --data data --run base --seeds 3
     """
     from cxrlib.workbook import pipeline, settings
 
@@ -166,7 +172,12 @@ def run(
     )
     options |= stage_settings("", None, epochs, loss, override)
     options |= settings.parse(parameter or [])
-    _print_path(pipeline.run(run or (REAL if data else DEMO), options, again=again))
+    name = run or (REAL if data else DEMO)
+    if not seeds:
+        _print_path(pipeline.run(name, options, again=again))
+        return
+    for report in pipeline.run_series(name, settings.parse_seeds(seeds, options), options, again=again):
+        _print_path(report)
 
 
 @app.command()
@@ -400,21 +411,44 @@ def phantom(
 
 
 @app.command()
+def ensemble(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of two or more runs on the same films.")],
+    run: Annotated[str, typer.Option("--run", help="Name of the mean's own run.")] = "mean",
+    of: Annotated[str, typer.Option("--of", help="What is averaged: probabilities or logits.")] = "probabilities",
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Take a member that has seen the films, and mark the result.")
+    ] = False,
+) -> None:
+    """Make a run of the mean of several runs' predictions: thresholds, tables, figures and the report; no network.
+
+    Members must have predicted the same films with the same labels. The same command does nothing as long as no member
+    has changed.
+
+    Example: cxr ensemble base-s0 base-s1 base-s2 --run base-mean
+    """
+    from cxrlib.workbook import averaging
+
+    _print_path(averaging.run(runs, name=run, of=of, allow_leak=allow_leak))
+
+
+@app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs; several are also compared.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN…", help="Names of runs or series; several are also compared.")
+    ],
 ) -> None:
     """Write the report of a run again from its tables and figures; for several runs also a page that compares them.
 
+    Runs of several seeds (base-s0, base-s1) are one series on that page, which "base" stands for.
+
     Example: cxr report base bce
     """
-    from cxrlib.report import report, sections
+    from cxrlib.report import comparison, report, sections
 
-    names = list(dict.fromkeys(runs))
+    names = comparison.expand(runs)
     for name in names:
         report.home(name)
     if len(names) > 1:
-        from cxrlib.report import comparison
-
         comparison.check(names)
     for name in names:
         _print_path(report.build(name))

@@ -7,6 +7,8 @@ goes on there.
 
 import json
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +24,9 @@ if TYPE_CHECKING:  # imported in the functions, since they are slow and a wrong 
 
     from cxrlib.workbook import console as console_lines
     from cxrlib.workbook import kernels as kernel_rooms
+
+FEATURES = "CXR_SHARED_FEATURES"
+"""Environment variable that ``training.frozen`` reads; its import would load torch."""
 
 USUAL = ("none", settings.REAL["weights"])
 """Starting weights that are not checked, which saves the import of PyTorch."""
@@ -146,6 +151,7 @@ def run(
     """
     home = paths.Run(name)
     before = run_record.read(home)
+    run_record.check_trained(before)
     given, remembered, books = dict(given or {}), settings.remembered(before), settings.chain(folder)
     chosen = [book for book in books if _chosen(book, set(stages), exploration, evaluation)]
     settings.check_names(books, given.keys() - remembered.keys())
@@ -155,7 +161,7 @@ def run(
     shares = settings.judge(books, all_settings, kept=earlier, done=run_record.done(before), chosen=chosen)
     judge_weights(home, chosen, shares, before)
     parameters = settings.common(books, wanted)
-    types = {"seed": int, "size": int, "allow_missing": bool, "exclude": str, "uncertain": str}
+    types = {"size": int, "allow_missing": bool, "exclude": str, "uncertain": str}
     values = {**wanted, **parameters}
     how = {name: kind(values[name]) for name, kind in types.items() if name in values}
     from rich.console import Console
@@ -208,6 +214,48 @@ def run(
     return home.report
 
 
+def run_series(
+    name: str,
+    seeds: Iterable[int],
+    given: Mapping[str, Scalar] | None = None,
+    *,
+    console: "Console | None" = None,
+    **how: Any,
+) -> list[Path]:
+    """``run`` for each seed, one after the other: runs ``name-s0``, ``name-s1`` and so on; returns their reports.
+
+    Each run keeps its settings and its seed. Runs that are finished do nothing, so a series that was stopped goes on
+    with the same call. All share the decoded films, the split, and features of frozen layers. Raises as ``run``; a name
+    that cannot be used is told before the first run begins.
+    """
+    from rich.console import Console
+
+    console, seeds = console or Console(), list(seeds)
+    names = [paths.Run(paths.of_seed(name, seed)).name for seed in seeds]
+    reports = []
+    with _shared_features(name):
+        for i, (own, seed) in enumerate(zip(names, seeds, strict=True), 1):
+            _print([f"Seed {seed}, {i} of {len(seeds)}:"], console)
+            reports.append(run(own, {**(given or {}), "seed": seed}, console=console, **how))
+    return reports
+
+
+@contextmanager
+def _shared_features(series: str) -> Iterator[None]:
+    """Let the trainings inside share features of frozen layers, in a folder that is removed when the series is done.
+
+    A series that is stopped leaves it for the call that goes on.
+    """
+    folder, before = paths.outputs() / "stores" / f"features-{series}", os.environ.get(FEATURES)
+    os.environ[FEATURES] = str(folder)
+    try:
+        yield
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.environ.pop(FEATURES)
+        os.environ |= {} if before is None else {FEATURES: before}
+
+
 def data(
     folder: str,
     console: "Console | None" = None,
@@ -216,7 +264,6 @@ def data(
     allow_missing: bool = False,
     exclude: str = "",
     uncertain: str = "unknown",
-    seed: int = 0,
     size: int = 0,
 ) -> dict[str, Any]:
     """Summary of a data folder for ``run.json``: numbers of films and patients, parts, fingerprints, doubts.
@@ -239,7 +286,7 @@ def data(
     excluded = exclusion.find(everyone, exclude)
     films = excluded.without(everyone)
     absent = films.attrs.get("missing", [])
-    parts = excluded.without_in_parts(splits.make(everyone, place, seed=seed))
+    parts = excluded.without_in_parts(splits.make(everyone, place))
     doubts = [records.rivals(place), *sources.doubts(place), excluded.doubt()]
     doubts += film_identity.doubts(films, parts, _decoded(films, size, allow_missing))
     return {

@@ -73,6 +73,15 @@ def check_same_films(before: Mapping, films: Mapping) -> None:
         )
 
 
+def check_trained(before: Mapping) -> None:
+    """Raise UserError for the record of a mean of runs, which no notebook makes."""
+    if members := [member["run"] for member in before.get("members", [])]:
+        raise UserError(
+            f"run {before['run']!r} is the mean of {', '.join(members)}, which cxr ensemble made; "
+            "give this one another name with --run"
+        )
+
+
 def code_version(book: Path) -> str:
     """Fingerprint of the code that a notebook imports, directly or indirectly, except ``NOT_IN_CODE``."""
     imports: set[str] = set()

@@ -102,6 +102,36 @@ def parse(pairs: Iterable[str]) -> dict[str, str]:
     return settings
 
 
+MOST_SEEDS = 100
+"""Runs of a series, at most: a larger number is rather a seed than a count."""
+
+
+def parse_seeds(text: str, given: Collection[str] = ()) -> list[int]:
+    """Seeds from ``"3"``, which means 0, 1 and 2, or from ``"0,7,12"``.
+
+    given: names of the other settings of the call. Raises UserError for what is no such list, for a seed that occurs
+    twice or is out of range, and if another setting is a seed.
+    """
+    if other := [name for name in given if name.rpartition(".")[2] == "seed"]:
+        raise UserError(f"--seeds and {other[0]} cannot be given together; --seeds gives each run its own")
+    words = [word.strip() for word in text.split(",")]
+    most = rules.SEEDS[1]
+    wrong = [word for word in words if not (re.fullmatch(r"[0-9]{1,10}", word) and int(word) <= most)]
+    if wrong:
+        raise UserError(
+            f"--seeds {schedules.shown(text)}: {schedules.shown(wrong[0])} is not a whole number from 0 to {most}; "
+            "give a count such as 3, or seeds such as 0,7,12"
+        )
+    if len(words) == 1:
+        if not 1 <= int(words[0]) <= MOST_SEEDS:
+            raise UserError(f"--seeds {text} is a count of runs, 1 to {MOST_SEEDS}; for one run of a seed give --seed")
+        return list(range(int(words[0])))
+    seeds = [int(word) for word in words]
+    if doubled := [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]:
+        raise UserError(f"--seeds {text}: seed {doubled[0]} is there twice; each run of a series has its own")
+    return seeds
+
+
 def located(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Settings with absolute file paths, since notebooks run in their own folder and later calls in any.
 

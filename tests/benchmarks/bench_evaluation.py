@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from cxrlib import paths
-from cxrlib.evaluation import intervals
+from cxrlib import paths, provenance
+from cxrlib.data import splits
+from cxrlib.evaluation import ensemble, intervals, predict
 from cxrlib.labels import FINDINGS, LABELS
 from cxrlib.training import checkpoint, lineage, schedules
+from cxrlib.workbook import averaging
 from tests.benchmarks.rows import CPU, Row, machine, one_core, spread
 
 FILMS, PATIENTS, VALIDATION = 25_596, 2_797, 8_652
@@ -103,6 +106,48 @@ def evaluation() -> list[Row]:
     ]
 
 
+def mean_of_runs(members: int = 3, films: int = FILMS, val: int = VALIDATION) -> list[Row]:
+    """The mean of several runs at full test size: their CSVs read and compared, the mean, its tables and figures.
+
+    Without the leak guard's comparison of pixels, which needs the films, and without the report.
+    """
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("agg")
+    names = [f"bench-s{k}" for k in range(members)]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXR_OUTPUTS", folder)
+        parts = {"val": _part(val, 1)[0], "test": _part(films, 0)[0]}
+        _leave_members(names, {"val": _part(val, 1), "test": _part(films, 0)})
+        own = splits.Parts(parts["val"].iloc[:0], parts["val"], parts["test"], "made up", 0)
+        pixels = SimpleNamespace(pixels=np.zeros((1, 64, 64), np.uint8), rows=lambda films: np.zeros(len(films), int))
+        home, seen = paths.Run("bench-mean"), pd.DataFrame({"patients": [0]})
+
+        def work():
+            these = [ensemble.member(name) for name in names]
+            averaging._write(home, own, ensemble.read(these, parts), these, "probabilities", pixels, seen)
+
+        _, seconds = _timed(work)
+        report_seconds = _timed(lambda: ensemble.member(names[0]))[1] * members
+    where = f"{members} runs, {films} test films, {val} validation films"
+    return [
+        _row("evaluation: mean of runs, tables and figures", [seconds], "s", "<= 60 s", where),
+        _row("evaluation: mean of runs, nothing changed", [report_seconds], "s", "<= 5 s", f"{where}; files compared"),
+    ]
+
+
+def _leave_members(names: list[str], parts: dict[str, tuple[pd.DataFrame, np.ndarray]]) -> None:
+    """Runs with predictions of these films and a record."""
+    for k, name in enumerate(names):
+        home, rng = paths.Run(name), np.random.default_rng(k)
+        for part, (films, scores) in parts.items():
+            own = 1 / (1 + np.exp(-(np.log(scores / (1 - scores)) + rng.normal(0, 0.5, scores.shape))))
+            file = predict.write(home.predictions / f"{part}.csv", films, own)
+            note = {"weights": f"{k}" * 64, "size": 64, predict.CSV_HASH: provenance.file_sha256(file)}
+            paths.write_json(predict.cache_note(file), note, guarded=True)
+        paths.write_json(home.run_json, {"run": name, "data": {"fingerprint": "f", "films": 1}, "notebooks": {}})
+
+
 def _cells() -> list[str]:
     """The code cells between "The result" and the report."""
     book = json.loads((paths.notebooks() / "06_evaluation.ipynb").read_text())["cells"]
@@ -146,7 +191,7 @@ class _Folder(SimpleNamespace):
     """A run's folder as the notebook knows it."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root=root, figures=root / "figures", tables=root / "tables")
+        super().__init__(name="bench", root=root, figures=root / "figures", tables=root / "tables")
 
 
 def _part(films: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
@@ -237,4 +282,4 @@ def _row(name: str, seconds: list[float], unit: str, target: str, conditions: st
     )
 
 
-BENCHES = (bootstrap, delong, coverage, evaluation)
+BENCHES = (bootstrap, delong, coverage, evaluation, mean_of_runs)

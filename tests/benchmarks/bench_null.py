@@ -104,13 +104,13 @@ def points(seed: int) -> bool:
 
 
 def runs_differ(seed: int) -> bool:
-    """ "… is better on these films": two equal runs on the comparison page, by their means."""
+    """ "The AUC of … is higher on these films": two equal runs on the comparison page, by their means."""
     films, *said = study(seed, readers=2)
     return intervals.difference(*_boots(films, said)).p <= page.SURE
 
 
 def findings_differ(seed: int) -> bool:
-    """ "Single findings shown to be better": the same, for single findings."""
+    """ "Single findings with a higher AUC over patients": the same, for single findings."""
     films, *said = study(seed, readers=2)
     return bool((summary.gain(films, *said, replicates=2)["p_holm"][:-1] <= page.SURE).any())
 

@@ -148,6 +148,9 @@ WALK = {
     "intervals.delong_difference": each(
         lambda y, p, who: intervals.delong_difference(y, p, p**2 + 0.1 * (p < 0.4), who)
     ),
+    "intervals.delong_difference_over_seeds": each(
+        lambda y, p, who: intervals.delong_difference_over_seeds(y, [p, p**3], [p**2 + 0.1 * (p < 0.4)], who)
+    ),
     "intervals.patients_of": lambda films, y, p, who: arrays(intervals.patients_of(y, who, 80)[0]),
     "delong.auc": each(delong_auc),
     "delong.imperfect": each(swapped),

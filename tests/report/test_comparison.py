@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_ind
 from sklearn.metrics import roc_auc_score
 
 from cxrlib import UserError, paths
@@ -63,13 +64,14 @@ def test_single_findings_are_compared_by_delong_by_patient_and_adjusted_together
     assert [rows[finding]["p_holm"] for finding in FINDINGS] == pytest.approx(intervals.holm(np.array(p)))
 
 
-def test_a_worse_reader_is_called_worse_and_an_equal_one_is_not(two):
+def test_a_worse_reader_is_called_lower_and_an_equal_one_is_not(two):
     made_up.run("again")
     pairs = between("base", "bce", "again")
-    assert pairs[0]["mean"]["says"] == "worse"
+    assert pairs[0]["mean"]["says"] == "lower"
+    assert pairs[0]["mean"]["words"] == "lower over patients; seeds not tested"
     assert pairs[1]["mean"]["difference"] == 0
     assert pairs[1]["mean"]["says"] == "no difference shown"
-    assert not pairs[1]["better"] + pairs[1]["worse"]
+    assert not any(names for sides in pairs[1]["shown"].values() for names in sides.values())
 
 
 def test_several_comparisons_are_adjusted_for_being_several(two):
@@ -245,3 +247,156 @@ def test_a_test_on_another_dataset_is_shown_with_its_drop(two):
     assert "In another dataset" in words
     assert "0.840 (0.820–0.860)" in words
     assert "+0.050 (+0.010 to +0.090)" in words
+
+
+def recipe(name, seeds, *, noise, films=240, **settings):
+    """Leave a series of runs."""
+    for seed in seeds:
+        home, own = made_up.run(f"{name}-s{seed}", seed=seed, noise=noise, films=films), made_up.record(name)
+        own["parameters"]["seed"] = seed
+        own["settings"] |= {"run": f"{name}-s{seed}", **settings}
+        paths.write_json(home.run_json, own)
+    return [f"{name}-s{seed}" for seed in seeds]
+
+
+@pytest.fixture
+def series():
+    """Two recipes of three seeds each, the second of which reads worse."""
+    return recipe("base", (0, 1, 2), noise=1.6) + recipe("bce", (0, 1, 2), noise=2.6, loss="bce")
+
+
+def gathered(names):
+    return comparison.gather([paths.Run(name) for name in names])
+
+
+def probabilities(name):
+    return predict.read(paths.Run(name).predictions / "test.csv")
+
+
+def mean_auc(name):
+    own = probabilities(name)
+    columns = range(len(FINDINGS))
+    return np.mean([roc_auc_score(own.labels[:, k], own.probabilities[:, k]) for k in columns])
+
+
+def test_a_series_has_its_mean_and_sd_over_seeds_beside_the_interval_over_patients(series):
+    unit = gathered(series)["units"][0]
+    by_seed = [mean_auc(name) for name in series[:3]]
+    assert unit["seeds"] == [0, 1, 2]
+    assert unit["by_seed"] == pytest.approx(by_seed)
+    assert (unit["mean"].value, unit["sd"]) == pytest.approx((np.mean(by_seed), np.std(by_seed, ddof=1)))
+    assert unit["mean"].low < unit["mean"].value < unit["mean"].high
+    aucs = [roc_auc_score(read.labels[:, 4], read.probabilities[:, 4]) for read in map(probabilities, series[:3])]
+    assert unit["rows"]["Mass"]["auc"] == pytest.approx(np.mean(aucs))
+    assert unit["rows"]["Mass"]["sd"] == pytest.approx(np.std(aucs, ddof=1))
+    words = shown(*series)
+    assert f"± {unit['sd']:.3f} SD over 3 seeds" in words
+    assert f"± {unit['rows']['Mass']['sd']:.3f}" in words
+
+
+def test_a_difference_between_series_is_tested_over_patients_and_over_seeds(series):
+    pair = gathered(series)["pairs"][0]
+    first, second = ([mean_auc(name) for name in names] for names in (series[:3], series[3:]))
+    expected = ttest_ind(second, first, equal_var=False)
+    assert pair["mean"]["difference"] == pytest.approx(np.mean(second) - np.mean(first))
+    assert pair["mean"]["seeds_p"] == pytest.approx(expected.pvalue, rel=1e-6)
+    boots = [
+        intervals.bootstrap(read.labels, read.probabilities, read.patients, precision=False)
+        for read in map(probabilities, series)
+    ]
+    means = [np.mean([boot.auc_replicates for boot in side], axis=0)[:, :14].mean(1) for side in (boots[:3], boots[3:])]
+    gaps = means[1] - means[0]
+    assert [pair["mean"]["low"], pair["mean"]["high"]] == pytest.approx(np.quantile(gaps, [0.025, 0.975]), abs=2e-3)
+    singles = [row["seeds_p"] for row in pair["rows"]]
+    assert [row["seeds_p_holm"] for row in pair["rows"]] == pytest.approx(intervals.holm(np.array(singles)))
+    assert pair["mean"]["holds"] == "both"
+    words = shown(*series)
+    assert "The difference holds over patients and over seeds: bce is worse" in words
+    assert "bce against base" in words
+
+
+def row(patients, seeds, difference=0.1):
+    """A row with adjusted p over patients and over seeds."""
+    ends = {"difference": difference, "low": difference - 0.05, "high": difference + 0.05}
+    numbers = {"finding": "Mass", "p_holm": patients, "seeds_p_holm": seeds, "positives": 9}
+    return {**numbers, **ends}
+
+
+@pytest.mark.parametrize(
+    ("patients", "seeds", "words"),
+    [
+        (0.01, 0.01, "better over patients and over seeds"),
+        (0.01, 0.2, "higher over patients, not over seeds"),
+        (0.2, 0.01, "higher over seeds, not over patients"),
+        (0.2, 0.2, "no difference shown"),
+        (0.01, np.nan, "higher over patients; seeds not tested"),
+        (0.2, np.nan, "no difference shown"),
+    ],
+)
+def test_it_says_what_a_difference_survives(patients, seeds, words):
+    table = pd.DataFrame([row(patients, seeds), row(patients, seeds, -0.1), row(patients, seeds)])
+    above, _, below = comparison._verdicts(table)["rows"]
+    assert above["words"] == words
+    assert below["words"] == words.replace("higher", "lower").replace("better", "worse")
+
+
+@pytest.mark.parametrize("noise", [0.2, 2.6, 6.0])
+def test_no_run_of_one_seed_is_called_better(noise):
+    """Whatever the difference, and also where one of the two is a series."""
+    made_up.run("base")
+    made_up.run("bce", seed=1, noise=noise)
+    names = [["base", "bce"], ["bce", "base"], ["bce", *recipe("many", (0, 1), noise=1.0, films=120)]]
+    for runs in names:
+        page = comparison.build(runs).read_text()
+        assert not re.search(r"\b(better|worse|best|worst)\b", page, re.IGNORECASE)
+        assert "seeds are not tested" in page
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_series_and_it_is_said(series):
+    record = paths.read_json(paths.Run("base-s1").run_json)
+    record["settings"]["lr"] = 0.1
+    paths.write_json(paths.Run("base-s1").run_json, record)
+    units = gathered(series[:3])["units"]
+    assert [unit["name"] for unit in units] == series[:3]
+    assert "The runs of base are shown one by one: base-s0 and base-s1 differ in lr." in shown(*series[:3])
+
+
+def test_runs_of_a_series_on_other_films_or_of_another_seed_are_none(series):
+    made_up.run("base-s1", seed=1, films=90)
+    assert "base-s1 has seed 0" in comparison._units(gathered(series[:3])["runs"])[1][0]
+    recipe("base", (1,), noise=1.0, films=90)
+    assert "not tested on the same films" in comparison._units(gathered(series[:3])["runs"])[1][0]
+
+
+def test_a_series_alone_is_shown_without_a_comparison(series):
+    words = shown(*series[:3])
+    assert "base, 3 seeds" in words
+    assert "Is the difference real?" not in words
+    assert "The runs differ in their seed only." in words
+
+
+def test_a_series_name_stands_for_its_runs_by_seed(series, capsys):
+    recipe("base", (10,), noise=1.6)
+    assert comparison.expand(["bce", "base", "bce-s0"]) == [*series[3:], *series[:3], "base-s10"]
+    assert cli.call(["report", "base", "bce"]) == 0
+    assert "Comparison: " in capsys.readouterr().out
+    made_up.run("base")
+    assert comparison.expand(["base"]) == ["base"]
+    assert comparison.expand(["nowhere"]) == ["nowhere"]
+
+
+def test_five_series_fit_on_a_page_and_six_do_not():
+    names = [f"{letter}-s{seed}" for letter in "abcdef" for seed in range(3)]
+    comparison.check(names[:15])
+    with pytest.raises(UserError, match="a series of seeds counts as one"):
+        comparison.check(names)
+
+
+def test_a_series_beside_a_run_is_one_column(series):
+    made_up.run("single", seed=4, noise=2.0, films=240)
+    page = comparison.build([*series, "single"])
+    seen = read(page)
+    assert seen.unscoped == 0
+    forest = [drawing["aria-label"] for drawing in seen.drawings if "; bce" in drawing["aria-label"]]
+    assert len(forest) == len(FINDINGS)
+    assert all(label.count(";") == 2 or label.count(";") == 5 for label in forest)

@@ -162,3 +162,79 @@ def test_the_frozen_part_is_passed_once_however_many_epochs(tmp_path, monkeypatc
     )
     tiny.train(tmp_path, {"epochs": 4, "groups": ("fc",)})
     assert sum(passed) == 24 + 12
+
+
+class Shelf(tiny.TinyBatches):
+    """Batches with a store, as far as features depend on it."""
+
+    size = tiny.SIZE
+
+    @property
+    def store(self):
+        return self
+
+    def pixels_of(self, films):
+        return str(hash(self.images.numpy().tobytes()))
+
+
+def shared(part, seed=0, groups=("fc",), **how):
+    """Features of a part by the same frozen layers under a head of another seed, and the batches that were computed."""
+    model = network.train_only(tiny.net(), groups)
+    torch.nn.init.normal_(model.fc.weight, generator=torch.Generator().manual_seed(seed))
+    calls = []
+    features = frozen.FrozenFeatures(model.eval(), part, ALONE, pause=lambda *at: calls.append(at), **how)
+    values = torch.cat([features.of(batch) for batch in part.epoch(0)])
+    return values, len(calls)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_are_computed_once_for_all_seeds(tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv(frozen.SHARED, str(tmp_path / "features"))
+    first, computed = shared(Shelf(20), dtype=dtype)
+    assert computed == 3
+    second, computed = shared(Shelf(20), seed=1, dtype=dtype)
+    assert computed == 0
+    assert torch.equal(first, second)
+    monkeypatch.delenv(frozen.SHARED)
+    alone, computed = shared(Shelf(20), seed=1, dtype=dtype)
+    assert computed == 3
+    assert torch.equal(first, alone)
+
+
+def test_features_of_other_films_layers_types_or_batches_are_computed_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv(frozen.SHARED, str(tmp_path / "features"))
+    shared(Shelf(20))
+    others = [
+        shared(Shelf(20, first=7)),
+        shared(Shelf(20), groups=("layer4", "fc")),
+        shared(Shelf(20), dtype=torch.float64),
+        shared(Shelf(20, batch_size=5)),
+    ]
+    assert all(computed for _, computed in others)
+    varied = Shelf(20)
+    varied.augment, varied.variants = preset("light"), 1
+    assert [shared(varied)[1] for _ in range(2)] == [3, 3], "varied films depend on the seed"
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "without its JSON", "of another kind"])
+def test_damaged_shared_features_are_computed_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv(frozen.SHARED, str(tmp_path))
+    first, _ = shared(Shelf(20))
+    (file,) = tmp_path.glob("*.safetensors")
+    if damage == "without its JSON":
+        file.with_suffix(".json").unlink()
+    elif damage == "of another kind":
+        checkpoint.write_tensors(file.with_suffix(""), {"x": torch.zeros(2)}, {})
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:-100] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 4]))
+    again, computed = shared(Shelf(20))
+    assert computed == 3
+    assert torch.equal(first, again)
+    assert shared(Shelf(20))[1] == 0
+
+
+def test_a_disk_that_is_full_does_not_stop_a_training(tmp_path, monkeypatch):
+    (tmp_path / "features").write_text("a file where the folder should be")
+    monkeypatch.setenv(frozen.SHARED, str(tmp_path / "features"))
+    assert shared(Shelf(20))[1] == 3

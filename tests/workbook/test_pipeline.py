@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -13,9 +14,9 @@ from rich.console import Console
 
 from cxrlib import UserError, paths
 from cxrlib.report import report
-from cxrlib.training import job, progress
+from cxrlib.training import frozen, job, progress
+from cxrlib.workbook import cli, kernels, pipeline, run_record, settings
 from cxrlib.workbook import console as console_lines
-from cxrlib.workbook import kernels, pipeline, run_record, settings
 from tests.workbook.conftest import HOME, STAGE, TRAIN, write
 
 HERE = paths.Run("demo")
@@ -435,3 +436,92 @@ def test_a_test_at_another_size_than_the_trainings_is_told(chain):
     paths.write_json(HERE.stage(1) / "stage1_1_1.json", {"size": 32})
     for size, told in ((0, []), (32, []), (64, ["stage1_1_1 was trained on films of 32 pixels and is read at 64"])):
         assert pipeline.first_lines(HERE, books, {"06_evaluation": {"size": size}}) == told
+
+
+def series(monkeypatch, fail=()):
+    """Make ``pipeline.run`` note its calls and leave features to share; those in ``fail`` stop."""
+    calls = []
+
+    def run(name, given, **how):
+        calls.append((name, given))
+        paths.write_text(Path(os.environ[frozen.SHARED]) / name, "features")
+        if name in fail:
+            raise KeyboardInterrupt
+        return paths.Run(name).report
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return calls
+
+
+def test_a_series_runs_its_seeds_one_after_the_other(monkeypatch, capsys):
+    calls = series(monkeypatch)
+    assert cli.call(["run", "--run", "base", "--seeds", "0,7", "--loss", "bce"]) == 0
+    assert calls == [(f"base-s{seed}", {"loss": "bce", "seed": seed}) for seed in (0, 7)]
+    out = capsys.readouterr().out
+    assert "Seed 7, 2 of 2:" in out
+    assert out.count("Report: ") == 2
+
+
+def test_a_series_that_is_stopped_goes_on_with_the_same_command(quick, monkeypatch):
+    """The first call stops in the second run; the next one finds the first run finished."""
+    executed = []
+
+    def papermill(book, output, share, *rest):
+        if share.get("run") == "base-s1" and book.stem == "02_stage2" and len(executed) < 8:
+            raise KeyboardInterrupt
+        executed.append((share.get("run"), book.stem, share.get("seed")))
+        shutil.copy(book, output)
+
+    monkeypatch.setattr(pipeline, "_papermill", papermill)
+    console = Console(file=io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_series("base", [0, 1], {"size": 32}, console=console)
+    first = list(executed)
+    assert [name for name, _, _ in first] == ["base-s0"] * 4 + ["base-s1"] * 2
+    executed += [None] * 2
+    pipeline.run_series("base", [0, 1], {"size": 32}, console=console)
+    assert [entry[:2] for entry in executed[8:]] == [("base-s1", "02_stage2"), ("base-s1", "06_evaluation")]
+    assert {seed for name, _, seed in first if name == "base-s1"} == {1}
+    for seed in (0, 1):
+        kept = paths.read_json(paths.Run(f"base-s{seed}").run_json)["settings"]
+        assert kept == {"run": f"base-s{seed}", "size": 32, "seed": seed}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--seeds", "0,0"],
+        ["--seeds", "-1"],
+        ["--seeds", "x"],
+        ["--seeds", "2", "--seed", "1"],
+        ["--seeds", "2", "-p", "seed=1"],
+    ],
+)
+def test_a_wrong_series_is_one_line_and_begins_nothing(monkeypatch, capsys, words, own_outputs):
+    calls = series(monkeypatch)
+    assert cli.call(["run", "--run", "base", *words]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not calls
+    assert list(own_outputs.iterdir()) == []
+
+
+def test_a_series_whose_last_name_is_too_long_begins_nothing(monkeypatch):
+    calls = series(monkeypatch)
+    with pytest.raises(UserError, match="cannot name a run"):
+        pipeline.run_series("a" * 97, [0, 10], {})
+    assert not calls
+
+
+def test_shared_features_are_removed_at_the_end_of_a_series_and_kept_for_one_that_was_stopped(monkeypatch):
+    folder = paths.outputs() / "stores" / "features-base"
+    series(monkeypatch, fail={"base-s1"})
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_series("base", [0, 1, 2])
+    assert sorted(file.name for file in folder.iterdir()) == ["base-s0", "base-s1"]
+    assert frozen.SHARED not in os.environ
+    monkeypatch.setenv(frozen.SHARED, "of the user")
+    series(monkeypatch)
+    pipeline.run_series("base", [0, 1, 2])
+    assert not folder.exists()
+    assert os.environ[frozen.SHARED] == "of the user"
+    assert pipeline.FEATURES == frozen.SHARED

@@ -321,3 +321,30 @@ def test_weights_that_are_a_runs_name_are_its_last_checkpoint(own_outputs):
     assert located["weights"] == str(own_outputs / "cx" / "stage3" / "stage3_0.001_5.safetensors")
     assert located["stage1.weights"] == "IMAGENET1K_V1"
     assert settings.located({"weights": "nosuch"})["weights"] == "nosuch"
+
+
+@given(st.integers(1, settings.MOST_SEEDS))
+def test_a_count_of_seeds_means_the_first_ones(count):
+    assert settings.parse_seeds(str(count)) == list(range(count))
+
+
+@given(st.lists(st.integers(*parameters.SEEDS), min_size=2, unique=True))
+def test_a_list_of_seeds_is_itself(seeds):
+    assert settings.parse_seeds(", ".join(map(str, seeds))) == seeds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "101", "-1", "1,-2", "a", "1,b", "1.5", "1,,2", "1,", "", "0,0", "7,3,7", "4294967296,1", "9" * 5000, "²,1"],
+)
+def test_a_list_of_seeds_that_cannot_be_meant_is_one_line(text):
+    with pytest.raises(UserError) as caught:
+        settings.parse_seeds(text)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "--seeds" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["seed", "stage3.seed"])
+def test_a_seed_beside_seeds_is_refused(name):
+    with pytest.raises(UserError, match=f"--seeds and {name} cannot be given together"):
+        settings.parse_seeds("3", {"lr", name})
