@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cxrlib import UserError, paths
+from cxrlib import UserError, disk, paths
 
 LOSSES = {"focalloss": "focal", "focal": "focal", "bce": "bce", "bceloss": "bce"}
 
@@ -469,6 +469,10 @@ def _call(words: list[str]) -> int:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
         return _stopped()
+    except OSError as error:
+        if not disk.number(error) or not error.filename:
+            raise
+        return _complain(str(disk.fault(Path(str(error.filename)), disk.number(error), kept="", verb="use")))
     except Exception as error:
         if not hasattr(error, "format_message"):  # true of click's errors for wrong arguments
             raise
