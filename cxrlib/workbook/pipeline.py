@@ -177,6 +177,7 @@ def run(
         with _lock(home), _board(home, chosen, console) as board:
             current = run_record.open_record(before, wanted, parameters, films) | {"defaults": defaults}
             executed, forecast = 0, False
+            _require_room(home, chosen, films, **how)
             for book in chosen:
                 made_by = run_record.fingerprint(book, books, shares, current)
                 if not again and run_record.unchanged(home, current, book, made_by):
@@ -268,6 +269,14 @@ def _decoded(films: Any, size: int, allow_missing: bool) -> Any:
         return store.load(folder)
     except store.DamagedStoreError:
         return store.build(films, size, folder=folder, allow_missing=allow_missing)
+
+
+def _require_room(home: paths.Run, chosen: list[Path], films: Mapping, *, size: int = 0, **_: Any) -> None:
+    """Ask for the room of the stages to train, and of the store unless there is one of this size, which asks itself."""
+    from cxrlib.workbook import tidying
+
+    stored = any((paths.outputs() / "stores").glob(f"*-{size}/manifest.json"))
+    tidying.require_room(home, chosen, films, size, stored=stored)
 
 
 def _print_doubts(doubts: Iterable[str], console: "Console") -> None:

@@ -105,7 +105,7 @@ def test_a_full_disk_is_told_in_one_line_and_what_is_done_stays(tmp_path, films,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match="disk .* is full") as caught:
+    with pytest.raises(UserError, match=r"disk .* is full") as caught:
         state.add([answer(films[1])])
     monkeypatch.undo()
     assert str(caught.value).endswith("give the same command again. Films read so far and kept: 1")

@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_is_one_message(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(phantom, "_draw_all", work)
-    with pytest.raises(UserError, match="disk .* is full"):
+    with pytest.raises(UserError, match=r"disk .* is full"):
         phantom.write(tmp_path / "set", 20, 32, workers=1)
     assert not list(tmp_path.iterdir())
 
