@@ -143,7 +143,7 @@ def last_checkpoint(name: str) -> Path | None:
         return None
     run = Run(name)
     for record in (run.stage(number) / "best.json" for number in (5, 4, 3, 2, 1)):
-        best = read_json(record).get("best") if record.is_file() else None
+        best = read_best(record) if record.is_file() else None
         if best and (path := record.with_name(f"{best}{CHECKPOINT}")).is_file():
             return path
     return None
@@ -234,6 +234,15 @@ def write_bytes(path: Path, content: bytes) -> Path:
 def write_csv(path: Path, table: "pd.DataFrame", *, index: bool = False, float_format: str | None = None) -> Path:
     """Write a table as CSV, atomically; without its index unless ``index``. Raises UserError as ``write_text``."""
     return write_text(path, table.to_csv(index=index, float_format=float_format))
+
+
+def read_best(record: Path) -> str:
+    """Name of the best checkpoint from a stage's ``best.json``. Raises UserError if the file is not of that shape."""
+    content = read_json(record)
+    best = content.get("best") if isinstance(content, dict) else None
+    if not isinstance(best, str) or not best:
+        raise UserError(f"{record} names no best checkpoint; delete it, and run the stage again")
+    return best
 
 
 GUARD = "content_sha256"

@@ -127,9 +127,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedStoreError(f"{path} is damaged") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DamagedStoreError(f"{path} is damaged or not a store of format {FORMAT}")
-    if not {"size", "pixels", "fingerprint", "films", "missing"} <= manifest.keys():
+    if not _has_shape(manifest):
         raise DamagedStoreError(f"{path} is damaged")
     return manifest
+
+
+def _has_shape(manifest: dict[str, Any]) -> bool:
+    """Whether all that is read of a manifest is there and of its type."""
+    kinds = {"size": int, "pixels": str, "fingerprint": str, "films": dict, "missing": dict}
+    if not all(isinstance(manifest.get(name), kind) for name, kind in kinds.items()):
+        return False
+    columns = [manifest["films"].get(name) for name in _COLUMNS]
+    entries = manifest["missing"].values()
+    return all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns) and all(
+        isinstance(entry, dict) and {"bytes", "mtime_ns", "reason"} <= entry.keys() for entry in entries
+    )
 
 
 def _damage(folder: Path, manifest: dict[str, Any]) -> list[int] | None:

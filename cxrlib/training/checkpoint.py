@@ -352,7 +352,7 @@ def best(folder: Path) -> Path:
     record = folder / "best.json"
     if not record.is_file():
         raise UserError(f"{folder} holds no finished stage; run its notebook to the end, or name a checkpoint by ckpt=")
-    path = folder / (paths.read_json(record)["best"] + SUFFIX)
+    path = folder / (paths.read_best(record) + SUFFIX)
     if not path.is_file():
         raise UserError(f"{record} names {path.name}, which is not there; run the stage again")
     return path

@@ -103,12 +103,13 @@ def forecast_lines(
 def _last(home: paths.Run) -> Path | None:
     """JSON of the best checkpoint of the last finished stage; None if no stage is finished."""
     done = [home.stage(stage) for stage in run_record.STAGES if (home.stage(stage) / "best.json").is_file()]
-    best = paths.read_json(done[-1] / "best.json").get("best", "") if done else ""
+    best = paths.read_best(done[-1] / "best.json") if done else ""
     return done[-1] / f"{best}.json" if best and (done[-1] / f"{best}.json").is_file() else None
 
 
 def _another_size(described: Path, read_at: int) -> str:
-    trained = paths.read_json(described).get("size", 0)
+    content = paths.read_json(described)
+    trained = content.get("size", 0) if isinstance(content, dict) else 0
     if 0 in (trained, read_at) or trained == read_at:
         return ""
     return f"{described.stem} was trained on films of {trained} pixels and is read at {read_at}"

@@ -207,7 +207,7 @@ def _best(folder: Path) -> list:
     values: list = []
     with suppress(UserError, OSError, KeyError, TypeError):  # absent or damaged
         values.append(provenance.file_sha256(folder / "best.json"))
-        file = folder / f"{paths.read_json(folder / 'best.json')['best']}{SUFFIX}"
+        file = folder / f"{paths.read_best(folder / 'best.json')}{SUFFIX}"
         values += [paths.read_json(file.with_suffix(".json"))["sha256"], file.stat().st_size]
     return values
 
