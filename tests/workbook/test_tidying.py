@@ -33,9 +33,8 @@ def run(own_outputs) -> paths.Run:
 
 
 def contents(home):
-    return {
-        file.relative_to(home.root).as_posix(): file.read_bytes() for file in home.root.rglob("*") if file.is_file()
-    }
+    files = [file for file in home.root.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {file.relative_to(home.root).as_posix(): file.read_bytes() for file in files}
 
 
 def test_moments_and_leftovers_go_and_all_results_stay(run, capsys):
