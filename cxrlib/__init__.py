@@ -10,7 +10,7 @@ Floors, each importing only from those below it::
     dataset     a data folder, opened
     phantom     a drawn data set
     data        images, records, splits, store, batches
-    (ground)    labels, paths, metrics, provenance, randomness
+    (ground)    labels, paths, disk, metrics, provenance, randomness
 
 Importing ``cxrlib`` itself imports nothing heavy; a notebook imports the modules it uses.
 """

@@ -12,17 +12,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cxrlib import UserError, provenance
+from cxrlib import UserError, disk, provenance
+
+if TYPE_CHECKING:  # pandas is slow to import, and the command line does not need it here
+    import pandas as pd
 
 AGAIN = "again"
 """Marker file in a stage's folder. It requests that the stage is trained again although nothing has changed."""
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}"
 """Names that a run can have. A leading hyphen would be read as a flag; the letters are those that every disk keeps."""
+
+LOCK = ".lock"
+"""File in a folder that a process uses, see ``lock_folder``."""
 
 PREDICTIONS = "predictions"
 """Folder in the outputs folder for predictions of films that a user names."""
@@ -167,7 +173,7 @@ def last_checkpoint(name: str) -> Path | None:
         return None
     run = Run(name)
     for record in (run.stage(number) / "best.json" for number in (5, 4, 3, 2, 1)):
-        best = read_json(record).get("best") if record.is_file() else None
+        best = read_best(record) if record.is_file() else None
         if best and (path := record.with_name(f"{best}{CHECKPOINT}")).is_file():
             return path
     return None
@@ -220,35 +226,53 @@ def _weights_in(folder: Path, ckpt: str) -> Path:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, need: int = 0) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``. At the end, sync the file to disk and rename it to ``path``.
 
+    need: bytes that will be written, for the message of a full disk; 0 if unknown.
     If the block raises, ``path`` is unchanged and the temporary file is deleted.
-    Raises UserError if the folder cannot be written.
+    Raises UserError (``disk.DiskError``) if the file cannot be written: a full disk, a folder without permission.
     """
-    try:
+    with disk.writing(path, need=need):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose another folder or correct its permissions"
-        ) from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}."[:200], suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            with suppress(OSError):  # the disk may have become read-only in between
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> Path:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text file in UTF-8, atomically. Raises UserError if the disk is full or the folder not writable."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file atomically. Raises UserError if the disk is full or the folder not writable."""
+    with atomic(path, need=len(content)) as temporary:
+        temporary.write_bytes(content)
     return path
+
+
+def write_csv(path: Path, table: "pd.DataFrame", *, index: bool = False, float_format: str | None = None) -> Path:
+    """Write a table as CSV, atomically; without its index unless ``index``. Raises UserError as ``write_text``."""
+    return write_text(path, table.to_csv(index=index, float_format=float_format))
+
+
+def read_best(record: Path) -> str:
+    """Name of the best checkpoint from a stage's ``best.json``. Raises UserError if the file is not of that shape."""
+    content = read_json(record)
+    best = content.get("best") if isinstance(content, dict) else None
+    if not isinstance(best, str) or not best:
+        raise UserError(f"{record} names no best checkpoint; delete it, and run the stage again")
+    return best
 
 
 GUARD = "content_sha256"
@@ -365,14 +389,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises UserError with the other process's id if another process has the lock, and if the folder cannot be written.
     """
     holder = folder / ".holder.json"
-    try:
+    with disk.writing(folder / LOCK, kept=""):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{folder} is in use by {_lock_holder(holder)}; wait for it, or use another --run") from None
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; set CXR_OUTPUTS to a folder that you own") from None
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{folder} is in use by {_lock_holder(holder)}; wait for it, or use another --run"
+            ) from None
     try:
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": provenance.now()})
         yield

@@ -116,13 +116,15 @@ def read(file: str | Path) -> dict[str, str]:
     separator = max(tables.SEPARATORS, key=first.count)
     try:
         cells = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        rows = [[cell.strip() for cell in row] for row in cells]
+        lines = [(cells.line_num, [cell.strip() for cell in row]) for row in cells]
     except csv.Error as error:
         raise UserError(f"{path} is not a readable CSV ({error})") from None
-    rows = [row for row in rows if any(row)]
+    lines = [(line, row) for line, row in lines if any(row)]
+    rows = [row for _, row in lines]
     if not rows:
         raise UserError(f"{path} is empty; write one film's name per line, or remove exclude")
     image, reason, header = _columns(rows[0], path)
+    tables.refuse_ragged(lines[header:] if header else [], len(rows[0]), path)
     listed: dict[str, str] = {}
     for row in rows[header:]:
         name = row[image] if image < len(row) else ""

@@ -82,14 +82,17 @@ def _listed(table: Path) -> list[str]:
     """Paths in the rows of a CSV, those that are relative made so that they start from the CSV."""
     text = tables.read_text(table)
     try:
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=tables.find_separator(text, table)) if any(row)]
+        cells = csv.reader(text.splitlines(), delimiter=tables.find_separator(text, table))
+        lines = [(cells.line_num, row) for row in cells if any(row)]
     except csv.Error as error:
         raise UserError(f"{table} is not a readable CSV ({error})") from None
+    rows = [row for _, row in lines]
     if not rows:
         raise UserError(f"{table} is empty; it needs a path per row, in a column named path")
     keys = ["".join(filter(str.isalnum, name)).casefold() for name in rows[0]]
     column = next((keys.index(name) for name in COLUMNS if name in keys), None)
     if column is not None:
+        tables.refuse_ragged(lines, len(rows[0]), table)
         rows = rows[1:]
     elif len(keys) == 1:
         column, rows = 0, rows if rows[0][0].strip().lower().endswith(images.SUFFIXES) else rows[1:]

@@ -36,7 +36,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from cxrlib import UserError, paths, provenance
+from cxrlib import UserError, disk, paths, provenance
 from cxrlib.data import images, parallel, pixel_sums, records, sources, splits
 
 FORMAT = 1
@@ -127,9 +127,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedStoreError(f"{path} is damaged") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DamagedStoreError(f"{path} is damaged or not a store of format {FORMAT}")
-    if not {"size", "pixels", "fingerprint", "films", "missing"} <= manifest.keys():
+    if not _has_shape(manifest):
         raise DamagedStoreError(f"{path} is damaged")
     return manifest
+
+
+def _has_shape(manifest: dict[str, Any]) -> bool:
+    """Whether all that is read of a manifest is there and of its type."""
+    kinds = {"size": int, "pixels": str, "fingerprint": str, "films": dict, "missing": dict}
+    if not all(isinstance(manifest.get(name), kind) for name, kind in kinds.items()):
+        return False
+    columns = [manifest["films"].get(name) for name in _COLUMNS]
+    entries = manifest["missing"].values()
+    return all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns) and all(
+        isinstance(entry, dict) and {"bytes", "mtime_ns", "reason"} <= entry.keys() for entry in entries
+    )
 
 
 def _damage(folder: Path, manifest: dict[str, Any]) -> list[int] | None:
@@ -186,12 +198,10 @@ def decode_into(
         _reserve(folder, partial, size, len(plan))
         _decode(partial, size, plan, workers, progress)
         _publish(folder, partial, size, len(plan), code, allow_missing)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        if not any(partial.glob("chunk-*.json")):
+    except (OSError, disk.DiskError) as error:
+        if disk.number(error) in disk.FULL and not any(partial.glob("chunk-*.json")):
             shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{folder}: the disk is full; make room and run again; finished parts are kept") from None
+        raise
 
 
 def _plan(wanted: SourceFiles, kept: set[str], reusable: dict[str, images.DecodedFilm]) -> list[images.DecodeTask]:
@@ -273,20 +283,21 @@ def _reserve(folder: Path, partial: Path, size: int, films: int) -> None:
     if pixel_sums.shape(partial / images.PIXEL_FILE) == (films, size, size):
         return
     shutil.rmtree(partial, ignore_errors=True)  # its notes describe rows that do not exist
-    need = films * size * size
-    free = shutil.disk_usage(partial.parent).free
-    if need + need // 50 + 10_000_000 > free:
-        raise UserError(
-            f"{partial.parent}: the store needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
-            "make room, choose a smaller size, or put CXR_OUTPUTS on another disk"
-        )
+    disk.require(
+        partial.parent, room(films, size), "the store", "choose a smaller size, or put CXR_OUTPUTS on another disk"
+    )
     partial.mkdir()
     try:
         with paths.atomic(partial / images.PIXEL_FILE) as temporary:
             images.allocate_pixel_file(temporary, (films, size, size))
-    except OSError:
+    except (OSError, disk.DiskError):
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def room(films: int, size: int) -> int:
+    """Disk space of a store in bytes: a byte per pixel, 2 % for the manifest, and 10 MB."""
+    return films * size * size * 51 // 50 + 10_000_000
 
 
 def _decode(partial: Path, size: int, plan: list[images.DecodeTask], workers: int | None, progress: bool) -> None:
@@ -472,17 +483,28 @@ def build(
                     decode_into(folder, size, sources, kept, workers, progress, allow_missing)
         _clean_up(folder)
         return load(folder)
-    except OSError as error:
-        raise _not_used(folder, error) from None
+    except (OSError, disk.DiskError) as error:
+        raise _not_used(folder, error, need=room(len(films), size)) from None
 
 
-def _not_used(folder: Path, error: OSError) -> UserError:
-    """UserError for a store that the system did not let us read or write, with the system's reason."""
-    if error.errno in images.SHORTAGES:
-        return images.unreadable(error.filename or folder, error)
-    reason = os.strerror(error.errno) if error.errno else error
+def _not_used(folder: Path, error: OSError | disk.DiskError, need: int = 0) -> UserError:
+    """UserError for a store that the system did not let us read or write, with the system's reason.
+
+    need: bytes of the whole store, 0 if nothing was to be written.
+    """
+    place, code = getattr(error, "filename", None) or getattr(error, "path", folder), disk.number(error)
+    kept = f"What is in the store {folder} is kept"
+    if code in disk.FULL:
+        return disk.fault(folder, code, need=need, kept=kept, advice="choose a smaller size")
+    if isinstance(error, disk.DiskError):
+        return error
+    if code in images.SHORTAGES:
+        return images.unreadable(place, error)
+    reason = os.strerror(code) if code else error
+    if code in (errno.EIO, errno.EROFS):
+        return disk.fault(Path(place), code, kept=kept, verb="read or write")
     return UserError(
-        f"cannot read or write {error.filename or folder}: {reason}; correct this, or choose another folder. "
+        f"cannot read or write {place}: {reason}; correct this, or choose another folder. "
         f"What is in the store {folder} is kept"
     )
 

@@ -13,7 +13,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,20 @@ def read_cells(
     table = table.iloc[:, : len(header)].set_axis(header, axis=1)
     table.attrs["cut"] = not text.endswith(("\n", "\r"))
     return table
+
+
+def refuse_ragged(rows: Iterable[tuple[int, list[str]]], width: int, file: Path) -> None:
+    """Raise UserError for the first row, as (line, cells), with more or fewer cells than the header's ``width``.
+
+    Empty rows do not count.
+    """
+    for line, row in rows:
+        if any(row) and len(row) != width:
+            shown = ",".join(row)[:60]
+            raise UserError(
+                f"{file}, line {line}: row {shown!r} has {len(row)} cells; a row needs {width}, as the header has; "
+                "restore the line, or put a text with separators in quotes"
+            )
 
 
 def find_separator(text: str, file: Path) -> str:

@@ -213,16 +213,9 @@ def save(path: Path, gate: Gate) -> Path:
         "tensors": _tensors_sha256(tensors),
     }
     file = checkpoint.gate_beside(path)
-    try:
-        with paths.atomic(file) as temporary:
-            guarded = {**header, paths.GUARD: paths.content_hash(header)}
-            text = json.dumps(guarded, sort_keys=True, allow_nan=False)
-            temporary.write_bytes(safetensors.numpy.save(tensors, {checkpoint.HEADER_KEY: text}))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {file} ({error.strerror}); make room on the disk and run the same again"
-        ) from None
-    return file
+    guarded = {**header, paths.GUARD: paths.content_hash(header)}
+    text = json.dumps(guarded, sort_keys=True, allow_nan=False)
+    return paths.write_bytes(file, safetensors.numpy.save(tensors, {checkpoint.HEADER_KEY: text}))
 
 
 def load(path: Path) -> Gate | None:

@@ -29,19 +29,22 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from cxrlib import UserError, __version__, paths, provenance
+from cxrlib import UserError, __version__, disk, paths, provenance
 from cxrlib.evaluation import film_reader, interpretation
 
 SCHEMA = "cxrlib.predictions/1"
 FORMAT = 1
 STATE, CSV, JSON, PAGE = "answers.jsonl", "predictions.csv", "predictions.json", "predictions.html"
 COLUMNS = ("film", "refused", "righted", "notes", "view", "sex", "age", "distance", *interpretation.COLUMNS)
+FILM_BYTES = 12_000
+"""Disk space of a film's answer in all files together, a tenth more than measured: CSV and JSON have 15 labels each."""
 
 
 def settings(reader: film_reader.Reader, *, anyway: bool) -> dict[str, Any]:
@@ -76,18 +79,15 @@ class State:
         self._stamps = {film: _stamp(film) for film in self.films}
         self._given = {_key(film): film for film in self.films}
         head = json.dumps({"format": FORMAT, "made_by": self.made_by}, sort_keys=True).encode() + b"\n"
-        try:
-            with self.path.open("a+b") as file:
-                file.seek(0)
-                if (first := file.readline()) != head:
-                    self._check_own(first)
-                    self.again = "the checkpoint, a setting or the program has changed" if first else ""
-                    file.truncate(0)
-                    file.write(head)
-                end = self._read(file)
-                file.truncate(end)  # what a killed call left of a line
-        except OSError as error:
-            raise self._full(error) from None
+        with self._writing(), self.path.open("a+b") as file:
+            file.seek(0)
+            if (first := file.readline()) != head:
+                self._check_own(first)
+                self.again = "the checkpoint, a setting or the program has changed" if first else ""
+                file.truncate(0)
+                file.write(head)
+            end = self._read(file)
+            file.truncate(end)  # what a killed call left of a line
 
     @property
     def path(self) -> Path:
@@ -100,13 +100,10 @@ class State:
     def add(self, answers: Iterable[film_reader.Answer]) -> None:
         """Keep answers. Raises UserError if the disk is full; those kept before stay."""
         places = {}
-        try:
-            with self.path.open("ab") as file:
-                for answer in answers:
-                    places[answer.film] = file.tell()
-                    file.write(json.dumps(_packed(answer, self._stamps[answer.film])).encode() + b"\n")
-        except OSError as error:
-            raise self._full(error) from None
+        with self._writing(), self.path.open("ab") as file:
+            for answer in answers:
+                places[answer.film] = file.tell()
+                file.write(json.dumps(_packed(answer, self._stamps[answer.film])).encode() + b"\n")
         self._places |= places
 
     def answers(self) -> Iterator[film_reader.Answer]:
@@ -144,12 +141,9 @@ class State:
         if not own:
             raise UserError(f"{self.path} was not written by cxr predict; give another --out")
 
-    def _full(self, error: OSError) -> UserError:
-        kept = f"; kept so far: {len(self._places):,}" if self._places else ""
-        return UserError(
-            f"cannot write {self.path}: {error.strerror or error}; make room or give another --out, and run the same "
-            f"command again{kept}"
-        )
+    def _writing(self) -> AbstractContextManager[None]:
+        kept = f"Films read so far and kept: {len(self._places):,}" if self._places else ""
+        return disk.writing(self.path, need=len(self.films) * FILM_BYTES, kept=kept, advice="give another --out")
 
 
 def record(answer: film_reader.Answer, interpreter: interpretation.Interpreter) -> dict[str, Any]:
@@ -185,19 +179,14 @@ def write(
     Raises UserError if the disk is full; older files then stay as they were.
     """
     counts = {"films": 0, "read": 0, "refused": 0}
-    try:
-        with (
-            paths.atomic(folder / CSV) as table_path,
-            paths.atomic(folder / JSON) as tree_path,
-            _text(table_path) as table,
-            _text(tree_path) as tree,
-        ):
-            _write(answers, reader, interpreter, counts, table, tree)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; make room, and run the same command again: no film is "
-            "read twice"
-        ) from None
+    with (
+        disk.writing(folder / CSV, kept="No film is read twice", advice="give another --out"),
+        paths.atomic(folder / CSV) as table_path,
+        paths.atomic(folder / JSON) as tree_path,
+        _text(table_path) as table,
+        _text(tree_path) as tree,
+    ):
+        _write(answers, reader, interpreter, counts, table, tree)
     return counts
 
 

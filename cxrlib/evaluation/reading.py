@@ -364,7 +364,14 @@ def read_marks(run: paths.Run) -> dict[str, dict[str, str]]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if "image" not in (rows.fieldnames or []):
         raise UserError(f"{file} has no column image; restore it, or remove the file")
-    return {row["image"]: {name: row.get(name) or "" for name in MARK_COLUMNS[1:]} for row in rows if row["image"]}
+    marks = {}
+    for row in rows:
+        if None in row or None in row.values():
+            cells = len(rows.fieldnames)
+            raise UserError(f"{file}, line {rows.line_num}: a row needs {cells} cells, as the header has; restore it")
+        if row["image"]:
+            marks[row["image"]] = {name: row.get(name) or "" for name in MARK_COLUMNS[1:]}
+    return marks
 
 
 def mark(run: paths.Run, image: str, reason: str, *, part: str = "", finding: str = "") -> dict[str, dict[str, str]]:

@@ -4,7 +4,6 @@ The films are drawings: anatomy, co-occurrence and prevalence follow the dataset
 no result on them says how well a network reads real films. They let everything run, and a test knows the truth.
 """
 
-import errno
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from cxrlib import UserError, labels, paths, provenance
+from cxrlib import UserError, disk, labels, paths, provenance
 from cxrlib.data import parallel as process_pool
 from cxrlib.phantom import chest as drawing
 from cxrlib.phantom import signs
@@ -145,7 +144,7 @@ def shares(images: int) -> list[int]:
 
 def default() -> Path:
     """Folder of the demo's set in the outputs folder. It is made if it is absent or if the drawing code has changed."""
-    code = provenance.code_version(__name__, without=("cxrlib", "cxrlib.paths", "cxrlib.data.parallel"))
+    code = provenance.code_version(__name__, without=("cxrlib", "cxrlib.paths", "cxrlib.disk", "cxrlib.data.parallel"))
     folder = paths.outputs() / "phantom-{images}-{size}-{seed}-{code}".format(**DEFAULT, code=code[:8])
     return folder if _complete(folder) else _write_once(folder)
 
@@ -174,25 +173,16 @@ def _atomic_folder(folder: Path, need: int) -> Iterator[Path]:
 
     Raises UserError if the disk has less than ``need`` bytes free, and for each OSError inside the block.
     """
-    temporary = None
-    try:
+    advice = "draw fewer or smaller films"
+    disk.require(folder, need, "the set of films", f"{advice}, or choose another folder")
+    with disk.writing(folder, need=need, kept="", advice=advice):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        free = shutil.disk_usage(temporary).free
-        if need > free:
-            raise UserError(
-                f"{folder}: the films need about {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; make "
-                "room, draw fewer or smaller films, or choose another folder"
-            )
-        yield temporary
-        temporary.chmod(0o755)
-        _move(temporary, folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{folder}: the disk is full; make room, or draw fewer or smaller films") from None
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
-    finally:
-        if temporary:
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            _move(temporary, folder)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -201,7 +191,9 @@ def _move(source: Path, folder: Path) -> None:
         if folder.exists():
             folder.rmdir()  # it is empty; on Windows a rename needs an absent target
         source.rename(folder)
-    except OSError:
+    except OSError as error:
+        if error.errno not in disk.OCCUPIED:
+            raise
         raise UserError(f"{folder} was filled while the films were drawn; name a new folder") from None
 
 

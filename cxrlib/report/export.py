@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cxrlib import UserError, hub, paths, provenance
+from cxrlib import UserError, disk, hub, paths, provenance
 from cxrlib.data import augmentation, film_identity, images, records
 from cxrlib.evaluation import predict
 from cxrlib.report import model_card, report
@@ -64,22 +64,21 @@ def export(run: str, to: str | Path, *, ckpt: str = "", onnx: bool = True, with_
     home, target = report.home(run), paths.resolve(to)
     earlier = _check_target(target)
     path = checkpoint.resolve(ckpt, home) if ckpt else lineage.stage_checkpoints(home)[-1]
-    try:
+    need, advice = (2 + onnx) * path.stat().st_size, "give another --to"
+    disk.require(target, need, "the export", advice)
+    kept = "The earlier export is kept" if earlier else ""
+    with disk.writing(target, need=need, kept=kept, advice=advice):
         target.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; choose another folder") from None
-    try:
-        made.chmod(0o755)
-        notes = _fill(made, home, path, onnx=onnx, with_patients=with_patients)
-        if earlier and _hashes(made) == _hashes(target):
-            return Exported(target, False, tuple(notes))
-        _replace(made, target)
-        return Exported(target, True, tuple(notes))
-    except OSError as error:
-        raise UserError(f"cannot write {target} ({error}); make room on the disk and run the same again") from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        try:
+            made.chmod(0o755)
+            notes = _fill(made, home, path, onnx=onnx, with_patients=with_patients)
+            if earlier and _hashes(made) == _hashes(target):
+                return Exported(target, False, tuple(notes))
+            _replace(made, target)
+            return Exported(target, True, tuple(notes))
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def upload(folder: Path, name: str, *, public: bool = False) -> str:
@@ -204,10 +203,7 @@ def _write_weights(folder: Path, path: Path, state: dict[str, torch.Tensor], hea
     if header == checkpoint.read_header(path):
         shutil.copyfile(path, file)
     else:
-        try:
-            save_file(state, file, {checkpoint.HEADER_KEY: json.dumps(header, sort_keys=True)})
-        except SafetensorError as error:
-            raise OSError(error) from None
+        save_file(state, file, {checkpoint.HEADER_KEY: json.dumps(header, sort_keys=True)})
     with file.open("rb+") as written:
         os.fsync(written.fileno())
     return provenance.file_sha256(file)

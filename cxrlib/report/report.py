@@ -236,7 +236,7 @@ def _lineage(home: paths.Run, notes: list[str]) -> list[dict[str, Any]]:
     for k in range(1, 6):
         if not (home.stage(k) / "best.json").is_file():
             continue
-        best = sections.read_or_reason(home.stage(k) / "best.json", lambda file: str(paths.read_json(file)["best"]))
+        best = sections.read_or_reason(home.stage(k) / "best.json", paths.read_best)
         meta = sections.read_or_reason(home.stage(k) / f"{best.value}.json", paths.read_json) if best.value else best
         if isinstance(meta.value, dict):
             parent = part(meta.value, "parent").get("name") or f"weights {meta.value.get('weights', 'not recorded')}"

@@ -36,14 +36,11 @@ def write_tensors(
     Raises UserError where the disk is full or not writable. An older pair of this name then stays unchanged.
     """
     path = stem.with_name(stem.name + ".safetensors")
-    try:
-        with paths.atomic(path) as temporary:
-            header = {HEADER_KEY: json.dumps(inside, sort_keys=True)} if inside else None
-            save_file({name: plain_tensor(value) for name, value in tensors.items()}, temporary, header)
-            sha256 = provenance.file_sha256(temporary)
-        paths.write_json(json_beside(path), {**meta, "sha256": sha256}, guarded=True)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error}); make room on the disk and run the same again") from None
+    with paths.atomic(path, need=sum(value.numel() * value.element_size() for value in tensors.values())) as temporary:
+        header = {HEADER_KEY: json.dumps(inside, sort_keys=True)} if inside else None
+        save_file({name: plain_tensor(value) for name, value in tensors.items()}, temporary, header)
+        sha256 = provenance.file_sha256(temporary)
+    paths.write_json(json_beside(path), {**meta, "sha256": sha256}, guarded=True)
     return path
 
 
@@ -357,7 +354,7 @@ def best(folder: Path) -> Path:
     record = folder / "best.json"
     if not record.is_file():
         raise UserError(f"{folder} holds no finished stage; run its notebook to the end, or name a checkpoint by ckpt=")
-    path = folder / (paths.read_json(record)["best"] + SUFFIX)
+    path = folder / (paths.read_best(record) + SUFFIX)
     if not path.is_file():
         raise UserError(f"{record} names {path.name}, which is not there; run the stage again")
     return path

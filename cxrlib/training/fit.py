@@ -331,8 +331,11 @@ def fit(
     start = checkpoint.tensors_sha256(model.state_dict())
     if best := process_group.from_first(lambda: stage_folder.finished_checkpoint(folder, identity, start)):
         checkpoint.load_into(model, best)
+        model.to(process_group.device, memory_format=torch.channels_last)  # as after a training
+        process_group.from_first(lambda: stage_folder.clean_finished(folder))
         return Result(stage_folder.read_history(folder), stage_folder.read_batches(folder), best, trained=False)
     process_group.from_first(lambda: stage_folder.check_writable(folder))
+    process_group.from_first(lambda: stage_folder.require_room(folder, model, recipe))
     model.to(process_group.device, memory_format=torch.channels_last)
     train, val = process_group.share(train), process_group.share(val)
     with (

@@ -180,7 +180,8 @@ class Progress:
             temporary.write_text(json.dumps(content))
             temporary.replace(self.path)
         except OSError:  # this file must not stop a stage
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _number(value: float, digits: int) -> float | None:

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cxrlib import UserError, metrics, paths, provenance
+from cxrlib import UserError, disk, metrics, paths, provenance
 from cxrlib.data import batches, records
 from cxrlib.labels import FINDINGS
 from cxrlib.training import checkpoint, lineage, losses, network, optim
@@ -280,8 +280,21 @@ def clear_states(folder: Path) -> None:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove temporary files of a killed process. Only the process with the folder's lock may call it."""
-    for path in folder.glob(".*.tmp"):
+    for path in temporary_files(folder):
         path.unlink(missing_ok=True)
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """Temporary files in a folder: those of ``paths.atomic``, and those that safetensors writes before it renames."""
+    return [path for pattern in (".*.tmp", ".tmp*") for path in folder.glob(pattern) if path.is_file()]
+
+
+def clean_finished(folder: Path) -> None:
+    """Remove what a kill left in a finished stage: states, temporary files. Not while a process has the folder."""
+    if (folder / "state").exists() or temporary_files(folder):
+        with suppress(UserError), paths.lock_folder(folder):
+            remove_temporary_files(folder)
+            clear_states(folder / "state")
 
 
 @contextmanager
@@ -358,6 +371,25 @@ def check_writable(folder: Path) -> None:
     (folder / ".probe").unlink(missing_ok=True)
 
 
+def room(weights: int, trained: int, *, ema: bool = False) -> int:
+    """Largest disk space of a stage in bytes while it trains, from the bytes of its network and of its trained weights.
+
+    That is two resume states and the one being written, each with two moments per trained weight and perhaps the moving
+    average; the best checkpoint, the last and the one being written; and the moments at the end.
+    """
+    state = weights + 2 * trained + (weights if ema else 0)
+    return (STATES_KEPT + 1) * state + 3 * weights + 2 * trained
+
+
+def require_room(folder: Path, model: network.Network, recipe: Stage) -> None:
+    """Raise UserError with figures if the disk has less room than this stage can need. What the folder has counts."""
+    state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
+    held = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
+    need = room(state, trained, ema=bool(recipe.ema)) - held
+    disk.require(folder, need, f"stage {recipe.number}", "free some of a finished run by cxr tidy RUN")
+
+
 def finished_checkpoint(folder: Path, who: dict[str, Any], start: str) -> Path | None:
     """The best checkpoint of ``folder`` if it holds this same stage, finished and undamaged; else None.
 
@@ -387,11 +419,24 @@ def _marked_again(folder: Path) -> bool:
 
 
 MOMENTS = "moments.safetensors"
+TIDIED = ".tidied"
+"""File that says when ``cxr tidy`` removed the moments."""
+
+
+def remove_moments(folder: Path) -> None:
+    """Remove the optimizer's moments of a finished stage, and note the time. The caller has the folder's lock."""
+    paths.write_text(folder / TIDIED, provenance.now() + "\n")
+    checkpoint.remove_tensors(folder / MOMENTS)
 
 
 def moments_hash(parent: Path | None) -> str:
     """Hash of the optimizer moments at the end of the parent's stage, "" where no moments are saved."""
-    if parent is None or not (file := parent.with_name(MOMENTS)).is_file():
+    if parent is None:
+        return ""
+    if not (file := parent.with_name(MOMENTS)).is_file():
+        gone = _text(parent.with_name(TIDIED)).strip()
+        why = f"cxr tidy removed the moments of {parent.parent} at {gone}" if gone else f"there is no {file}"
+        warnings.warn(f"the optimizer starts anew, as without keep_moments: {why}", stacklevel=2)
         return ""
     try:
         meta = checkpoint.read_description(file)
@@ -452,7 +497,7 @@ class StageFolder:
             warnings.warn(f"the stage in {self.folder} is trained again: {reason}", stacklevel=2)
         remove_temporary_files(self.folder)
         clear_states(self.states)
-        for name in ("best.json", "history.csv", "batches.csv", HISTORY, paths.AGAIN):
+        for name in ("best.json", "history.csv", "batches.csv", HISTORY, TIDIED, paths.AGAIN):
             (self.folder / name).unlink(missing_ok=True)
 
     def go_on(self, found: ResumeState) -> None:

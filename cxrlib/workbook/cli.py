@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cxrlib import UserError, paths
+from cxrlib import UserError, disk, paths
 
 LOSSES = {"focalloss": "focal", "focal": "focal", "bce": "bce", "bceloss": "bce"}
 
@@ -492,6 +492,29 @@ def export_run(
         print(f"Uploaded: {export.upload(made.folder, push, public=public)}")
 
 
+@app.command()
+def tidy(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Free disk space of finished runs: the optimizer's moments of their stages, and what killed calls left.
+
+    Only a stage that goes on from another with keep_moments needs its moments; it then starts its optimizer anew. All
+    results stay.
+
+    Example: cxr tidy base --dry-run
+    """
+    from cxrlib.workbook import tidying
+
+    for name in dict.fromkeys(runs):
+        paths.Run(name)
+    for name in dict.fromkeys(runs):
+        found = tidying.tidy(name, dry_run=dry_run)
+        for part in found:
+            print(f"{name}: {part.what}, {disk.size(part.bytes)}")
+        print(f"{name}: {disk.size(sum(part.bytes for part in found))} {'can be freed' if dry_run else 'freed'}")
+
+
 def main() -> None:
     """Entry point: a user's error gives one or two lines on stderr and exit code 2, without a traceback."""
     sys.exit(call(sys.argv[1:]))
@@ -513,6 +536,10 @@ def _call(words: list[str]) -> int:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
         return _stopped()
+    except OSError as error:
+        if not disk.number(error) or not error.filename:
+            raise
+        return _complain(str(disk.fault(Path(str(error.filename)), disk.number(error), kept="", verb="use")))
     except Exception as error:
         if not hasattr(error, "format_message"):  # true of click's errors for wrong arguments
             raise

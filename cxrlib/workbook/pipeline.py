@@ -8,6 +8,7 @@ goes on there.
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxrlib import UserError, paths, provenance
+from cxrlib import UserError, disk, paths, provenance
 from cxrlib.workbook import run_record, settings
 from cxrlib.workbook.settings import Scalar
 
@@ -107,12 +108,13 @@ def forecast_lines(
 def _last(home: paths.Run) -> Path | None:
     """JSON of the best checkpoint of the last finished stage; None if no stage is finished."""
     done = [home.stage(stage) for stage in run_record.STAGES if (home.stage(stage) / "best.json").is_file()]
-    best = paths.read_json(done[-1] / "best.json").get("best", "") if done else ""
+    best = paths.read_best(done[-1] / "best.json") if done else ""
     return done[-1] / f"{best}.json" if best and (done[-1] / f"{best}.json").is_file() else None
 
 
 def _another_size(described: Path, read_at: int) -> str:
-    trained = paths.read_json(described).get("size", 0)
+    content = paths.read_json(described)
+    trained = content.get("size", 0) if isinstance(content, dict) else 0
     if 0 in (trained, read_at) or trained == read_at:
         return ""
     return f"{described.stem} was trained on films of {trained} pixels and is read at {read_at}"
@@ -182,6 +184,7 @@ def run(
         with _lock(home), _board(home, chosen, console) as board:
             current = run_record.open_record(before, wanted, parameters, films) | {"defaults": defaults}
             executed, forecast = 0, False
+            _require_room(home, chosen, films, **how)
             for book in chosen:
                 made_by = run_record.fingerprint(book, books, shares, current)
                 if not again and run_record.unchanged(home, current, book, made_by):
@@ -316,6 +319,14 @@ def _decoded(films: Any, size: int, allow_missing: bool) -> Any:
         return store.build(films, size, folder=folder, allow_missing=allow_missing)
 
 
+def _require_room(home: paths.Run, chosen: list[Path], films: Mapping, *, size: int = 0, **_: Any) -> None:
+    """Ask for the room of the stages to train, and of the store unless there is one of this size, which asks itself."""
+    from cxrlib.workbook import tidying
+
+    stored = any((paths.outputs() / "stores").glob(f"*-{size}/manifest.json"))
+    tidying.require_room(home, chosen, films, size, stored=stored)
+
+
 def _print_doubts(doubts: Iterable[str], console: "Console") -> None:
     _print([f"In doubt: {doubt}." for doubt in doubts], console, style="yellow")
 
@@ -384,33 +395,48 @@ def _execute(
     current["notebooks"][name] = {**entry, "outputs": outputs}
     current |= {"device": kernels.device, "git": provenance.git_revision(), "versions": provenance.versions()}
     paths.write_json(home.run_json, current, guarded=True)
-    home.notebooks.mkdir(parents=True, exist_ok=True)
+    with disk.writing(home.notebooks):
+        home.notebooks.mkdir(parents=True, exist_ok=True)
     running, failed = (home.notebooks / f"{name}.{word}.ipynb" for word in ("running", "failed"))
     board.start(name, len(settings.cells(book)))
     try:
         _train_together(book, share)
         _papermill(book, running, share, lambda index: board.cell(name, index), kernels)
-        running.replace(home.notebooks / book.name)
-        failed.unlink(missing_ok=True)
+        with disk.writing(home.notebooks / book.name):
+            running.replace(home.notebooks / book.name)
+            failed.unlink(missing_ok=True)
         entry["state"] = "done"
     except BaseException as error:
         entry["state"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        if running.exists():
-            running.replace(failed)
-            if isinstance(error, UserError):
-                raise UserError(f"{error}\nThe partly executed notebook: {failed}") from None
-        raise
-    finally:
         board.finish(name, entry["state"])
-        written = run_record.files_written_since(home.root, began)
-        stale = {*paths.changed_results(home.root, earlier.get("made", {}))} - written
-        kept = {file for file in outputs if (home.root / file).exists()} - stale
-        entry["outputs"] = sorted(kept | written)
-        entry["made"] = run_record.marks(home, book, entry["outputs"])
-        current["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
-        run_record.hand_over(current, name, written)
-        current["updated"] = provenance.now()
-        paths.write_json(home.run_json, current, guarded=True)
+        with suppress(OSError, UserError):  # where the disk is full, the notebook's own message is the one to read
+            if running.exists():
+                running.replace(failed)
+            _note_end(book, home, current, earlier, entry, began)
+        if isinstance(error, UserError) and failed.exists() and failed.stat().st_mtime >= began:
+            raise UserError(f"{error}\nThe partly executed notebook: {failed}") from None
+        raise
+    board.finish(name, entry["state"])
+    _note_end(book, home, current, earlier, entry, began)
+
+
+def _note_end(
+    book: Path, home: paths.Run, current: dict[str, Any], earlier: Mapping, entry: dict[str, Any], began: float
+) -> None:
+    """Write the end of a notebook into run.json: its state, its files and their hashes.
+
+    earlier: the notebook's entry before this execution, which ``began`` at a time in seconds.
+    """
+    name, outputs = book.stem, earlier.get("outputs", [])
+    written = run_record.files_written_since(home.root, began)
+    stale = {*paths.changed_results(home.root, earlier.get("made", {}))} - written
+    kept = {file for file in outputs if (home.root / file).exists()} - stale
+    entry["outputs"] = sorted(kept | written)
+    entry["made"] = run_record.marks(home, book, entry["outputs"])
+    current["notebooks"][name] = {**entry, "seconds": round(time.time() - began, 1)}
+    run_record.hand_over(current, name, written)
+    current["updated"] = provenance.now()
+    paths.write_json(home.run_json, current, guarded=True)
 
 
 def _train_together(book: Path, share: Mapping[str, Scalar]) -> None:
@@ -464,13 +490,24 @@ def _papermill(
         )
     except papermill.PapermillExecutionError as error:
         where = f"{book.name}, cell {_position(book, error.cell_index, share)} (In [{error.exec_count}])"
-        what = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
-        raise UserError(f"{where}: {what.strip()}") from None
+        raise UserError(f"{where}: {_what_failed(error.ename, error.evalue)}") from None
+    except OSError as error:  # of papermill itself, which saves the notebook after each cell
+        raise disk.fault(output, disk.number(error)) if disk.number(error) else error from None
     except DeadKernelError:
         raise UserError(
             f"{book.name}, cell {_position(book, last[0], share)}: the kernel died, most often because memory ran "
             "out; try a smaller batch_size or size"
         ) from None
+
+
+def _what_failed(kind: str, words: str) -> str:
+    """Message of an error in a notebook, from the name of its class and its text. Our own errors need no name."""
+    if kind in ("UserError", "DiskError", "DamagedStoreError", "SystemShortageError"):
+        return words.strip()
+    found = re.match(r"\[Errno (\d+)\] [^:]*(?:: '([^']+)')?", words)
+    if found:  # of a cell that reads or writes a file by itself
+        return str(disk.fault(Path(found[2] or paths.outputs()), int(found[1]), verb="use"))
+    return f"{kind}: {words}".strip()
 
 
 def _position(book: Path, index: int, share: Mapping) -> int:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxrlib import UserError, paths, provenance
+from cxrlib import UserError, disk, paths, provenance
 from cxrlib.labels import display_name
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ def _many(
         if state.again:
             print(f"{folder} starts anew: {state.again}", file=sys.stderr)
         pending = state.pending()
+        need = len(pending) * prediction_files.FILM_BYTES
+        disk.require(folder, need, f"the answers for {len(pending):,} films", "give another --out")
         if len(pending) < len(films):
             print(f"{len(films) - len(pending):,} of {len(films):,} films were read before", file=sys.stderr)
         answers = reader.stream(pending, anyway=anyway, batch_size=batch_size)

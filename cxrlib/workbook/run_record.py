@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cxrlib import UserError, paths, provenance
+from cxrlib import UserError, disk, paths, provenance
 from cxrlib.workbook import settings
 from cxrlib.workbook.settings import Scalar
 
@@ -27,14 +27,38 @@ PASSING = ("report.html", "run.json", "progress.json")
 
 
 def read(home: paths.Run) -> dict[str, Any]:
-    """The run's record; empty for a new run. Raises UserError if the file is damaged."""
+    """The run's record; empty for a new run. Raises UserError if the file is damaged or not readable."""
     try:
-        return paths.read_json(home.run_json) if home.run_json.exists() else {}
+        content = paths.read_json(home.run_json) if home.run_json.exists() else {}
+        if fault := _shape_fault(content):
+            raise UserError(f"{home.run_json} is no record of a run: {fault}")
+        return content
+    except OSError as error:
+        raise disk.fault(home.run_json, disk.number(error), kept="", verb="read") from None
     except UserError as error:
         reason = str(error).partition("; delete")[0]
         raise UserError(
             f"{reason}; delete it and give the run's settings again: finished stages are not trained again"
         ) from None
+
+
+def _shape_fault(content: Any) -> str:
+    """What is wrong with the shape of a record, as the end of a sentence; "" if all that is read of it is there."""
+    if content == {}:
+        return ""
+    if not isinstance(content, dict):
+        return f"it is a {type(content).__name__}"
+    for name in ("settings", "data", "notebooks"):
+        if not isinstance(content.get(name, {}), dict):
+            return f"{name} is no object"
+    for stem, entry in content.get("notebooks", {}).items():
+        whole = isinstance(entry, dict) and isinstance(entry.get("parameters", {}), dict)
+        whole = whole and isinstance(entry.get("outputs", []), list) and isinstance(entry.get("made", {}), dict)
+        if not whole or (entry.get("state") == "done" and "fingerprint" not in entry):
+            return f"the entry of {stem} has another shape"
+    data = content.get("data", {})
+    absent = [name for name in ("fingerprint", "folder", "films") if data and name not in data]
+    return f"data has no {absent[0]}" if absent else ""
 
 
 def done(record: Mapping) -> dict[str, dict[str, Scalar]]:
@@ -192,7 +216,7 @@ def _best(folder: Path) -> list:
     values: list = []
     with suppress(UserError, OSError, KeyError, TypeError):  # absent or damaged
         values.append(provenance.file_sha256(folder / "best.json"))
-        file = folder / f"{paths.read_json(folder / 'best.json')['best']}{SUFFIX}"
+        file = folder / f"{paths.read_best(folder / 'best.json')}{SUFFIX}"
         values += [paths.read_json(file.with_suffix(".json"))["sha256"], file.stat().st_size]
     return values
 

@@ -582,7 +582,7 @@ def full(*_, **__):
 def test_too_little_room_is_said_before_the_work(films, tmp_path, monkeypatch, decoded):
     usage = store.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
-    with pytest.raises(UserError, match=r"needs 0\.00 GB and the disk has 0\.01 GB free"):
+    with pytest.raises(UserError, match=r"needs about \d+ MB, and the disk \S+ has 5 MB free"):
         build(films, tmp_path / "store")
     assert decoded == []
     assert contents(tmp_path / "store") == {}
@@ -596,7 +596,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(room, name, films, tmp_path,
     before = contents(tmp_path / "store")
     with monkeypatch.context() as broken:
         broken.setattr(room, name, full)
-        with pytest.raises(UserError, match="disk is full"):
+        with pytest.raises(UserError, match=r"disk .* is full"):
             build(films, tmp_path / "store")
     assert contents(tmp_path / "store") == before
     assert contents(build(films, tmp_path / "store").folder) == contents(build(films, tmp_path / "fresh").folder)
@@ -605,7 +605,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(room, name, films, tmp_path,
 def test_a_real_limit_on_the_size_of_a_file(films, tmp_path):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        with pytest.raises(UserError, match="disk is full"):
+        with pytest.raises(UserError, match=r"disk .* is full"):
             build(films, tmp_path / "store")
 
     assert os.waitpid(forked(limited), 0)[1] == 0

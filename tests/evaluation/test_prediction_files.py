@@ -105,10 +105,10 @@ def test_a_full_disk_is_told_in_one_line_and_what_is_done_stays(tmp_path, films,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match="No space left") as caught:
+    with pytest.raises(UserError, match=r"disk .* is full") as caught:
         state.add([answer(films[1])])
     monkeypatch.undo()
-    assert str(caught.value).endswith("run the same command again; kept so far: 1")
+    assert str(caught.value).endswith("give the same command again. Films read so far and kept: 1")
     assert "\n" not in str(caught.value)
     assert opened(tmp_path, films).pending() == films[1:]
 

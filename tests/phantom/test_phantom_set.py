@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, workers):
 def test_a_disk_without_room_is_told_before_anything_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(phantom.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     monkeypatch.setattr(phantom, "draw", None)
-    with pytest.raises(UserError, match=r"need about 0\.6\d GB and the disk has 0\.00 GB free"):
+    with pytest.raises(UserError, match=r"needs about 6\d\d MB, and the disk \S+ has 1 MB free"):
         phantom.write(tmp_path / "set", 20_000, 224)
     assert not list(tmp_path.iterdir())
 
@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_is_one_message(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(phantom, "_draw_all", work)
-    with pytest.raises(UserError, match="disk is full"):
+    with pytest.raises(UserError, match=r"disk .* is full"):
         phantom.write(tmp_path / "set", 20, 32, workers=1)
     assert not list(tmp_path.iterdir())
 
@@ -161,14 +161,14 @@ def test_a_file_limit_met_by_a_real_process_is_one_message(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
     )
     assert done.returncode == 2
-    assert "disk is full" in done.stderr
+    assert "is full for a file of this size" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*set.*choose another folder"):
+    with pytest.raises(UserError, match=r"cannot write .*file: it is a file; move it away"):
         phantom.write(tmp_path / "file" / "set", 4, 32)
 
 

@@ -1,9 +1,11 @@
 """The chain on notebooks that take a second each; ``tests/test_nbval.py`` runs the real ones."""
 
+import errno
 import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -525,3 +527,47 @@ def test_shared_features_are_removed_at_the_end_of_a_series_and_kept_for_one_tha
     assert not folder.exists()
     assert os.environ[frozen.SHARED] == "of the user"
     assert pipeline.FEATURES == frozen.SHARED
+
+
+def test_a_full_disk_in_a_notebook_is_told_although_the_record_cannot_be_written_either(chain, monkeypatch, capsys):
+    """run.json fails too, and the last message is the notebook's. With room again the same call ends well."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def papermill(*_):
+        monkeypatch.setattr(paths, "write_json", lambda *_, **__: (_ for _ in ()).throw(full))
+        raise UserError("01_stage1.ipynb, cell 3 (In [2]): cannot write best.json: the disk / is full")
+
+    write_json = paths.write_json
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "_papermill", papermill)
+        with pytest.raises(UserError, match=r"cell 3 .*best\.json: the disk / is full"):
+            pipeline.run("demo", folder=chain)
+    monkeypatch.setattr(paths, "write_json", write_json)
+    pipeline.run("demo", folder=chain)
+    assert run_record.read(paths.Run("demo"))["notebooks"]["06_evaluation"]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        ("UserError", "film a is not there", "film a is not there"),
+        ("DiskError", "cannot write a: the disk / is full", "cannot write a: the disk / is full"),
+        (
+            "OSError",
+            "[Errno 28] No space left on device: '/tmp/a.csv'",
+            r"cannot use /tmp/a\.csv: the disk \S+ is full",
+        ),
+        ("PermissionError", "[Errno 13] Permission denied: '/tmp/a'", r"cannot use /tmp/a: Permission denied; choose"),
+        ("KeyError", "'image'", "KeyError: 'image'"),
+    ],
+)
+def test_an_error_of_the_system_in_a_cell_is_one_sentence(kind, words, said):
+    assert re.match(said, pipeline._what_failed(kind, words))
+
+
+def test_a_disk_without_room_for_the_run_is_told_before_the_first_notebook(chain, monkeypatch):
+    usage = shutil.disk_usage(chain)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000_000))
+    with pytest.raises(UserError, match=r"this run \(4 films of 64 pixels, 2 stages to train\) needs about 1\.\d\d GB"):
+        pipeline.run("demo", folder=chain)
+    assert not paths.Run("demo").root.exists()
