@@ -102,7 +102,15 @@ def forecast_lines(
         stages.append({"number": int(settings.part(book).removeprefix("stage")), **{name: own[name] for name in names}})
     request = json.dumps({"stages": stages, "films": films["parts"], "notebooks": len(books), **shared})
     text, code = kernels.output(f"from cxrlib.training import forecast; forecast.print_forecast({request!r})")
-    return [] if code else text.strip().splitlines()
+    return [*enlarged(films, shared.get("size", 0)), *([] if code else text.strip().splitlines())]
+
+
+def enlarged(films: Mapping, size: int) -> list[str]:
+    """A sentence that the films are smaller than the size asked for, so that they are enlarged; else none."""
+    sides = [int(side) for side in str(films.get("film_size", "")).split("x") if side.isdigit()]
+    if not sides or min(sides) >= size:
+        return []
+    return [f"The films have {films['film_size']} pixels and are enlarged to {size}, which adds no detail."]
 
 
 def _last(home: paths.Run) -> Path | None:

@@ -571,3 +571,11 @@ def test_a_disk_without_room_for_the_run_is_told_before_the_first_notebook(chain
     with pytest.raises(UserError, match=r"this run \(4 films of 64 pixels, 2 stages to train\) needs about 1\.\d\d GB"):
         pipeline.run("demo", folder=chain)
     assert not paths.Run("demo").root.exists()
+
+
+def test_films_smaller_than_the_size_are_told():
+    assert pipeline.enlarged({"film_size": "256x256"}, 384) == [
+        "The films have 256x256 pixels and are enlarged to 384, which adds no detail."
+    ]
+    for films, size in (({"film_size": "256x256"}, 256), ({"film_size": "1024x1024"}, 512), ({}, 384)):
+        assert pipeline.enlarged(films, size) == []
