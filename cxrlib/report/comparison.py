@@ -124,6 +124,8 @@ MOST = len(page.SHAPES)
 
 LONG = 120  # characters of a file's name; longer names are replaced by a hash
 UNKNOWN = "not recorded"
+OF_MEMBERS = "as its members"
+"""Shown for a setting that a mean of runs does not have."""
 
 
 def build(runs: Sequence[str]) -> Path:
@@ -242,6 +244,7 @@ def _unit(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     unit = {key: runs[0][key] for key in ("mean", "films", "rows")}
     unit |= {"name": name, "runs": runs, "seeds": [], "sd": float("nan")}
     unit |= {"contaminated": max(run["contaminated"] or 0 for run in runs)}
+    unit["members"] = [str(member.get("run", "")) for member in runs[0]["record"].get("members", [])]
     if len(runs) == 1:
         return unit
     boots = [_bootstrap(run["reading"]) for run in runs]
@@ -422,7 +425,9 @@ def _settings(homes: Sequence[paths.Run], units: list[dict[str, Any]]) -> dict[s
     by_name = {home.name: home for home in homes}
     settings = [_merged([_recorded(run) | _stages(by_name[run["name"]]) for run in unit["runs"]]) for unit in units]
     names = list(dict.fromkeys(itertools.chain.from_iterable(settings)))
-    rows = [{"name": name, "values": [own.get(name, UNKNOWN) for own in settings]} for name in names]
+    lacking = [OF_MEMBERS if unit["members"] else UNKNOWN for unit in units]
+    values = {name: [own.get(name, why) for own, why in zip(settings, lacking, strict=True)] for name in names}
+    rows = [{"name": name, "values": values[name]} for name in names]
     differ = [row for row in rows if len(set(row["values"])) > 1]
     return {"rows": differ, "same": [row for row in rows if row not in differ]}
 
@@ -437,6 +442,7 @@ def _recorded(run: dict[str, Any]) -> dict[str, str]:
     record = run["record"]
     settings = {name: "–" if value == "" else str(value) for name, value in run["asked"].items() if name != "run"}
     films, made = report.part(record, "data"), {"git revision": record.get("git"), "device": record.get("device")}
+    made |= {"mean of": ", ".join(str(member.get("run", "")) for member in record.get("members", []))}
     made |= {"films": films.get("films"), "films' fingerprint": films.get("fingerprint"), "split": run["split"]}
     return settings | {name: str(value) for name, value in {**made, **report.part(record, "versions")}.items() if value}
 

@@ -400,3 +400,15 @@ def test_a_series_beside_a_run_is_one_column(series):
     forest = [drawing["aria-label"] for drawing in seen.drawings if "; bce" in drawing["aria-label"]]
     assert len(forest) == len(FINDINGS)
     assert all(label.count(";") == 2 or label.count(";") == 5 for label in forest)
+
+
+def test_a_mean_of_runs_is_said_to_be_one_and_has_its_members_settings(series):
+    home, own = made_up.run("average", seed=9, noise=1.2, films=240), made_up.record("average")
+    own |= {"members": [{"run": "base-s0"}, {"run": "base-s1"}], "parameters": {}}
+    paths.write_json(home.run_json, own)
+    words = shown(*series[:3], "average")
+    assert "A mean of runs is one result, so seeds are not tested" in words
+    assert "average has one seed" not in words
+    rows = {row["name"]: row["values"] for row in gathered([*series[:3], "average"])["settings"]["rows"]}
+    assert rows["mean of"] == ["not recorded", "base-s0, base-s1"]
+    assert rows["schedule"] == ["scratch", "as its members"]
