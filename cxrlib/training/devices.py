@@ -227,6 +227,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
+def in_parts(batch_size: int, fits: int) -> tuple[int, int]:
+    """A smaller batch of at most ``fits`` films, and how many of them make one step of ``batch_size``.
+
+    The product is ``batch_size`` itself where it has a divisor of more than half of ``fits``, so that the step, and the
+    rate that belongs to it, stay the recipe's; else the least above it. 128 films, of which 48 fit, become 4 times 32.
+    """
+    fits = max(min(fits, batch_size), 1)
+    even = next((size for size in range(fits, fits // 2, -1) if batch_size % size == 0), fits)
+    return even, math.ceil(batch_size / even)
+
+
 @contextmanager
 def explain_failures(at: torch.device, what: str, batch_size: int) -> Iterator[None]:
     """Raise UserError for out of memory and for a GPU failure inside the block. Includes ``keep_memory``.
@@ -245,8 +256,7 @@ def explain_failures(at: torch.device, what: str, batch_size: int) -> Iterator[N
         if not is_out_of_memory(error):
             raise
         fits = getattr(error, "fits", 0)
-        smaller = fits or max(batch_size // 2, 1)
-        parts = math.ceil(batch_size / smaller)
+        smaller, parts = in_parts(batch_size, fits or batch_size // 2)
         raise UserError(
             f"{what} ran out of memory on {at} at batch size {batch_size}; {f'{fits} films fit: ' if fits else ''}"
             f'try batch_size {smaller} with override="accumulate={parts}", whose steps still see '

@@ -25,6 +25,11 @@ PROBED = 8 * 224**2
 """Largest number of pixels in a measured step on a CPU. An accelerator uses the run's own batches."""
 NOTEBOOK = 8.0
 """Seconds that a notebook takes besides training and prediction: figures, intervals, files."""
+RESERVE = 0.8
+"""Share of a card's free memory that ``films_that_fit`` counts on. An assumption: the rest is for what the formula
+leaves out, cuDNN's workspaces, gradients of activations and gaps between blocks."""
+COPIES = 5
+"""Copies of the weights in float32: themselves, gradients, Adam's two moments, the moving average."""
 Work = Callable[[], Any]
 
 
@@ -95,6 +100,48 @@ def measure(
     return Speeds(training, prediction, memory + increase)
 
 
+def bytes_per_film(recipe: Stage, size: int, dtype: torch.dtype) -> float:
+    """Bytes that a training step keeps for each film: the activations that the backward pass needs.
+
+    They are counted, not estimated: the network runs on torch's ``meta`` device, which has shapes and no numbers, and
+    autograd hands over what it saves. A stage of all groups keeps 86 MB at 224 px in float32 and 252 MB at 384 px, half
+    of it in 16 bits. It grows with the area of the image.
+    """
+    model = network.train_only(network.build("none"), recipe.groups).to("meta").train()
+    saved: dict[int, int] = {}
+    kept = []  # so that no address is used again while others are counted
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept.append(tensor)
+            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(torch.empty(2, 1, size, size, device="meta"))
+    return sum(saved.values()) / 2 * dtype.itemsize / 4
+
+
+def films_that_fit(recipes: Sequence[Stage], size: int, free: float, dtype: torch.dtype) -> int:
+    """Films of a batch that fit into ``free`` bytes of a card in every stage that trains; 0 if not even one does.
+
+    (``RESERVE`` · free - ``COPIES`` · weights) / ``bytes_per_film`` of the stage that keeps most. It is computed before
+    anything is tried; ``measure`` then tries the run's own batch.
+    """
+    weights = sum(weight.nbytes for weight in network.build("none").parameters())
+    most = max(bytes_per_film(recipe, size, dtype) for recipe in recipes if recipe.epochs)
+    return max(int((RESERVE * free - COPIES * weights) / most), 0)
+
+
+def _room(recipes: Sequence[Stage], size: int, device: torch.device, dtype: torch.dtype) -> str:
+    """A sentence on the batch that the card's free memory holds at this size; "" without a card or training."""
+    if device.type != "cuda" or not any(recipe.epochs for recipe in recipes):
+        return ""
+    free = torch.cuda.mem_get_info(device)[0]
+    fits = films_that_fit(recipes, size, free, dtype)
+    return f"{free / 1e9:.0f} GB of the card are free, by computation enough for about {fits:,} films of {size} px."
+
+
 def _training_step(model: network.Network, recipe: Stage, size: int, films: int, device: torch.device) -> Work:
     dtype, process_group = devices.dtype(device, recipe.precision), ProcessGroup(device)
     optimizer = optim.make(model.train(), recipe)
@@ -155,16 +202,29 @@ def _memory(device: torch.device) -> float:
 
 
 def forecast_sentences(recipes: Sequence[Stage], films: Films, size: int, batch_size: int, notebooks: int) -> str:
-    """The forecast in two lines; or a sentence with the batch size that fits, where the batch is too large."""
+    """The forecast in two lines; a line more, with the batch that fits, where the batch is too large.
+
+    Then speed and duration are those of the batch that fits, so that they are known before anything is changed.
+    """
     device = devices.device()
-    dtype = devices.dtype_name(devices.dtype(device, recipes[0].precision))
-    where = f"Device: {provenance.device()}, {dtype}."
+    dtype = devices.dtype(device, recipes[0].precision)
+    where = f"Device: {provenance.device()}, {devices.dtype_name(dtype)}."
+    where = " ".join(filter(None, [where, _room(recipes, size, device, dtype)]))
     try:
-        speeds = measure(recipes, size, batch_size, device)
+        return f"{where} {_told(recipes, films, measure(recipes, size, batch_size, device), notebooks, device)}"
     except fit.NoRoomError as error:
-        fits, parts = max(error.fits, 1), -(-batch_size // max(error.fits, 1))
-        advice = f'try batch_size {fits} with override="accumulate={parts}"'
-        return f"{where} A batch of {batch_size} films does not fit into its memory: {advice}."
+        smaller, parts = devices.in_parts(batch_size, error.fits)
+    together = parts * max(recipe.accumulate for recipe in recipes)
+    advice = f'try batch_size {smaller} with override="accumulate={together}"'
+    refused = f"{where} A batch of {batch_size} films does not fit into its memory: {advice}."
+    try:
+        told = _told(recipes, films, measure(recipes, size, smaller, device), notebooks, device)
+    except fit.NoRoomError:
+        return refused
+    return f"{refused}\nWith that: {told}"
+
+
+def _told(recipes: Sequence[Stage], films: Films, speeds: Speeds, notebooks: int, device: torch.device) -> str:
     trained = [recipe for recipe in recipes if recipe.epochs]
     rates = ", ".join(rounded(speeds.training[recipe.groups]) for recipe in trained)
     numbers = ", ".join(str(recipe.number) for recipe in trained)
@@ -172,7 +232,7 @@ def forecast_sentences(recipes: Sequence[Stage], films: Films, size: int, batch_
     memory = f", with {speeds.memory / 1e9:.1f} GB of {'GPU ' * (device.type == 'cuda')}memory" if speeds.memory else ""
     prediction = f"prediction about {rounded(speeds.reading)} films/s"
     both = f"Training about {rates} films/s in stages {numbers}, {prediction}" if trained else prediction.capitalize()
-    return f"{where} {both}.\nFrom here on the chain takes about {duration}{memory}."
+    return f"{both}.\nFrom here on the chain takes about {duration}{memory}."
 
 
 def rounded(value: float) -> str:

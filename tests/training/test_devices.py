@@ -85,3 +85,14 @@ def test_a_stage_trains_with_its_memory_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "keep_memory", lambda at: asked.append(at) or real(at))
     tiny.train(tmp_path, {"epochs": 1})
     assert asked == [CPU]
+
+
+def test_a_step_cut_into_parts_keeps_its_films_where_they_divide():
+    assert devices.in_parts(128, 48) == (32, 4)
+    assert devices.in_parts(128, 64) == (64, 2)
+    assert devices.in_parts(127, 48) == (48, 3), "a prime has no parts, so the step is a little larger"
+    for batch in range(1, 140):
+        for fits in range(batch + 1):
+            size, parts = devices.in_parts(batch, fits)
+            assert 1 <= size <= max(fits, 1)
+            assert batch <= size * parts < batch + size

@@ -58,13 +58,35 @@ def test_it_is_told_in_two_lines(capsys):
     assert second.startswith("From here on the chain takes about ")
 
 
-def test_a_batch_that_does_not_fit_is_told_with_one_that_does(monkeypatch):
-    def measure(*_):
-        raise fit.NoRoomError(48)
+def test_a_batch_that_does_not_fit_is_told_with_one_that_does_and_how_long_that_takes(monkeypatch):
+    def measure(recipes, size, batch_size, device):
+        if batch_size > 48:
+            raise fit.NoRoomError(48)
+        return forecast.Speeds({recipes[0].groups: 10.0}, reading=100.0, memory=0)
 
     monkeypatch.setattr(forecast, "measure", measure)
     said = forecast.forecast_sentences([schedules.recipe("modern", 5)], FILMS, 224, 128, 3)
-    assert 'A batch of 128 films does not fit into its memory: try batch_size 48 with override="accumulate=3".' in said
+    assert 'A batch of 128 films does not fit into its memory: try batch_size 32 with override="accumulate=4".' in said
+    assert "With that: Training about 10 films/s" in said
+    twice = schedules.recipe("modern", 5, accumulate=2)
+    assert '"accumulate=8"' in forecast.forecast_sentences([twice], FILMS, 224, 128, 3), "on top of the recipe's own"
+
+
+@pytest.mark.parametrize("size", [224, 320, 384, 512])
+def test_memory_of_a_film_grows_with_its_area_and_halves_with_its_numbers(size):
+    recipe = schedules.recipe("published", 1)
+    one = forecast.bytes_per_film(recipe, size, torch.float32)
+    assert one == pytest.approx(forecast.bytes_per_film(recipe, 64, torch.float32) * (size / 64) ** 2, rel=0.06)
+    assert forecast.bytes_per_film(recipe, size, torch.bfloat16) == one / 2
+    assert one > forecast.bytes_per_film(schedules.recipe("modern", 2), size, torch.float32), "frozen layers keep none"
+
+
+def test_the_batch_that_fits_uses_the_memory_that_is_counted_on():
+    recipes = [schedules.recipe("published", 1)]
+    fits = forecast.films_that_fit(recipes, 384, 15e9, torch.float16)
+    film = forecast.bytes_per_film(recipes[0], 384, torch.float16)
+    assert fits * film < forecast.RESERVE * 15e9 < (fits + 1) * film + forecast.COPIES * 4 * 24e6
+    assert forecast.films_that_fit(recipes, 384, 1e8, torch.float16) == 0
 
 
 def test_numbers_are_said_as_roughly_as_they_are_known():
