@@ -288,3 +288,37 @@ def test_not_one_hit_is_no_certainty_and_few_patients_are_no_interval():
     few = localisation.table(*targets_of(np.arange(20) // 3, 1.0), replicates=50).set_index("finding")
     assert few.loc["Mass", "hit"] == 1
     assert few.loc["Mass", ["hit_low", "lift_high", "iou_low"]].isna().all(), "seven patients"
+
+
+@pytest.mark.parametrize("size", [224, 320, 384, 512])
+def test_a_cell_is_drawn_where_the_network_looks(size):
+    """The oracle is the gradient of one cell by the pixels, of a network whose weights are all alike."""
+    model, seen = network.build("none").eval(), []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    model.get_submodule("layer4").register_forward_hook(lambda *at: seen.append(at[-1]))
+    film, middle = torch.ones(1, 1, size, size, requires_grad=True), size // 64
+    model(film)
+    assert seen[0].shape[-1] == size // 32
+    pull = torch.autograd.grad(seen[0][0, :, middle, middle].sum(), film)[0][0, 0].sum(0)
+    looked = float((pull * torch.arange(size)).sum() / pull.sum())
+    heat = torch.zeros(1, 1, size // 32, size // 32)
+    heat[..., middle, middle] = 1
+    drawn = localisation._placed(heat, size)[0, 0].sum(0)
+    assert float((drawn * torch.arange(size)).sum() / drawn.sum()) == pytest.approx(looked, abs=4)
+
+
+@pytest.mark.parametrize("size", [224, 320, 384, 512])
+def test_boxes_of_1024_pixels_lie_where_direct_scaling_puts_them(size):
+    rng = np.random.default_rng(size)
+    corner, sides = rng.uniform(0, 700, (20, 2)), rng.uniform(20, 320, (20, 2))
+    names = [f"{i}.png" for i in range(20)]
+    wide = pd.DataFrame({"image": names, "finding": "Mass", "x": corner[:, 0], "y": corner[:, 1]})
+    boxes = wide.assign(w=sides[:, 0], h=sides[:, 1])
+    wanted = localisation.targets(pd.DataFrame({"image": names, "patient": range(20)}), boxes)
+    for mask, box in zip(localisation.masks(wanted, boxes, size), boxes.itertuples(), strict=True):
+        across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        exact = np.array([box.x, box.x + box.w, box.y, box.y + box.h]) * size / 1024
+        found = np.array([across[0], across[-1] + 1, down[0], down[-1] + 1])
+        assert (np.abs(found - exact) < 1).all()
