@@ -10,9 +10,9 @@ the same checkpoint and add none.
 So a reader can tell a figure that was the first look at the test part from one that was chosen among many.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,8 @@ def _films(test: pd.DataFrame) -> str:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    """The time in UTC, to the microsecond, so that the order of texts is that of the times."""
+    return datetime.now(UTC).isoformat()
 
 
 def _looks(home: paths.Run, kept: dict[str, Any]) -> pd.DataFrame:
@@ -162,13 +163,15 @@ def _looks(home: paths.Run, kept: dict[str, Any]) -> pd.DataFrame:
 def _told(looks: pd.DataFrame) -> list[str]:
     own, others = looks[looks["relation"] == "this run"], looks[looks["relation"] != "this run"]
     first = own["when"].iloc[0]
-    before = others[others["when"] < first]
+    before, since = others[others["when"] < first], others[others["when"] >= first]
     words = [f"{_times(len(rows))} by {relation}" for relation, rows in before.groupby("relation")]
     told = f"{', '.join(words)}, first on {before['when'].iloc[0][:10]}" if words else "none in this outputs folder"
+    later = [f"Since then other runs have read them: {_times(len(since))}."] if len(since) else []
     return [
         f"Readings of these test films before this run: {told}.",
         f"This run: {_times(len(own))}, checkpoints {own['checkpoint'].nunique()}, first on {first[:10]}. "
         "Nothing was chosen on them.",
+        *later,
     ]
 
 

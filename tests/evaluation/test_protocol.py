@@ -61,6 +61,8 @@ def test_readings_by_ancestors_and_other_runs_are_told(test):
     child = stage("second", 2, 1, 2, parent=first, weight=2.0)
     found = protocol.begin(paths.Run("second"), [child], test, **HOW)
     assert found.looks["relation"].value_counts().to_dict() == {"an ancestor": 1, "another run": 1, "this run": 1}
+    assert "before this run: 1 reading by an ancestor, 1 reading by another run" in str(found)
+    assert "Since then other runs have read them: 2 readings." in protocol.read(paths.Run("base")).sentences
     elsewhere = protocol.begin(paths.Run("third"), [stage("third", 1, 5, weight=3.0)], test.head(3), **HOW)
     assert elsewhere.looks["relation"].tolist() == ["this run"]
 
