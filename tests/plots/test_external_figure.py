@@ -3,7 +3,7 @@ import numpy as np
 
 from cxrlib import paths
 from cxrlib.evaluation import external, thresholds
-from cxrlib.plots import external_figures as figures
+from cxrlib.plots import results
 from cxrlib.report import report
 
 
@@ -19,7 +19,7 @@ def test_the_figure_and_the_report_show_the_drop_and_what_is_not_labelled(own_ou
     home, there = side(0, 2), side(1, 0.5)
     table = external.drop(home, there)
     fig, ax = plt.subplots()
-    figures.drop(table, ax)
+    results.external_drop(table, ax)
     assert [tick.get_text() for tick in ax.get_yticklabels()][4] == "Mass (240 and 0)"
     assert "there: no film with a known label" in [text.get_text() for text in ax.texts]
     drawn = np.concatenate([line.get_xdata() for line in ax.lines])
