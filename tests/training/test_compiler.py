@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from cxrlib.training import frozen, network
+from cxrlib.training import devices, fit, frozen, network, optim
 
 CUDA = torch.device("cuda")
 CARDS = {"H100": (9, 0, 132, 1_980_000), "A100": (8, 0, 108, 1_410_000), "T4": (7, 5, 40, 1_590_000)}
@@ -52,6 +52,21 @@ def test_only_whole_batches_are_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda run, **how: lambda values: "compiled")
     run = frozen.WholeBatches(lambda values: "plain", 8)
     assert [run(torch.zeros(n)) for n in (8, 3, 8)] == ["compiled", "plain", "compiled"]
+
+
+def test_code_becomes_a_graph_on_one_card_where_no_gradient_waits_for_further_batches(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda run, mode=None, **how: modes.append(mode) or run)
+    groups = [devices.ProcessGroup(torch.device(kind)) for kind in ("cuda", "cpu")]
+    assert [frozen.graphs_fit(group) for group in groups] == [True, False]
+    assert not frozen.graphs_fit(SimpleNamespace(device=CUDA, world=2))
+    monkeypatch.setattr(frozen, "graphs_fit", lambda group: True)
+    model, how = tiny.net(), {"known_of": len, "compiled": 8}
+    for accumulate in (1, 2):
+        recipe = tiny.recipe(accumulate=accumulate, precision="float32")
+        step = fit.Step(model, None, recipe, optim.make(model, recipe), groups[1], **how)
+        assert step.graphs == (accumulate == 1)
+    assert modes == ["reduce-overhead", None]
 
 
 def test_compile_takes_auto_yes_and_no():
