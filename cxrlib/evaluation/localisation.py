@@ -6,7 +6,6 @@ pointing without looking at the film would reach; without it findings would be r
 """
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cxrlib import UserError, labels
 from cxrlib.data import batches, records, store
@@ -253,25 +253,9 @@ def _cam(model: nn.Module, at: str, method: str):
         with torch.enable_grad():
             heat = attribute(images, target=columns)  # (B, 1, s, s) or, channel by channel, (B, C, s, s)
         heat = heat.detach().sum(1, keepdim=True).clamp(min=0)
-        return _placed(heat, images.shape[-1])[:, 0]
+        return functional.interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
     return explain
-
-
-def _placed(heat: torch.Tensor, side: int) -> torch.Tensor:
-    """Maps (B, 1, s, s) of a layer on the film's pixels, (B, 1, side, side), linear between the cells.
-
-    A ResNet's strided layers are padded by half their width, so cell i looks at the surroundings of pixel stride · i,
-    not of the middle of the i-th tile, where an ordinary enlargement would draw it half a cell too far right and down.
-    Beyond the last cell's centre its value stays.
-    """
-    cells = heat.shape[-1]
-    at = torch.arange(side, device=heat.device, dtype=heat.dtype) / 2 ** round(math.log2(side / cells))
-    at = at.clamp(max=cells - 1)
-    low = at.floor().long()
-    weight, high = at - low, (low + 1).clamp(max=cells - 1)
-    rows = torch.lerp(heat[..., low, :], heat[..., high, :], weight[:, None])
-    return torch.lerp(rows[..., low], rows[..., high], weight)
 
 
 def _occlusion(model: nn.Module):

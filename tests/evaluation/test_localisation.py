@@ -80,7 +80,7 @@ def test_forgetting_what_was_learnt_costs_the_hits(squares):
     learnt = Reader(learnt=True)
     before = [parameter.clone() for parameter in learnt.parameters()]
     hits = [judged(localisation.with_random_weights(learnt, seed), squares, "gradcam")[2] for seed in range(8)]
-    assert pd.concat(hits)["hit"].mean() < 0.3, "what is left is that squares catch the eye of any filter"
+    assert pd.concat(hits)["hit"].mean() < 0.25, "what is left is that squares catch the eye of any filter"
     assert all(torch.equal(a, b) for a, b in zip(before, learnt.parameters(), strict=True))
     twice = [localisation.with_random_weights(learnt, 3).fc.weight for _ in range(2)]
     assert torch.equal(*twice)
@@ -303,22 +303,3 @@ def test_boxes_of_1024_pixels_lie_where_direct_scaling_puts_them(size):
         exact = np.array([box.x, box.x + box.w, box.y, box.y + box.h]) * size / 1024
         found = np.array([across[0], across[-1] + 1, down[0], down[-1] + 1])
         assert (np.abs(found - exact) < 1).all()
-
-
-@pytest.mark.parametrize("size", [224, 320, 384, 512])
-def test_a_cell_is_drawn_where_the_network_looks(size):
-    """The oracle is the gradient of one cell by the pixels, of a network whose weights are all alike."""
-    model, seen = network.build("none").eval(), []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
-    model.get_submodule("layer4").register_forward_hook(lambda *at: seen.append(at[-1]))
-    film, middle = torch.ones(1, 1, size, size, requires_grad=True), size // 64
-    model(film)
-    assert seen[0].shape[-1] == size // 32
-    pull = torch.autograd.grad(seen[0][0, :, middle, middle].sum(), film)[0][0, 0].sum(0)
-    looked = float((pull * torch.arange(size)).sum() / pull.sum())
-    heat = torch.zeros(1, 1, size // 32, size // 32)
-    heat[..., middle, middle] = 1
-    drawn = localisation._placed(heat, size)[0, 0].sum(0)
-    assert float((drawn * torch.arange(size)).sum() / drawn.sum()) == pytest.approx(looked, abs=4)
