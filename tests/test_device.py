@@ -42,6 +42,7 @@ TAKERS = {
         "head_probabilities",
     },
     "cxrlib.training.fit": {"fit"},
+    "cxrlib.training.stage_folder": {"require_room"},
     "cxrlib.training.network": {"train_only", "members", "table"},
     "cxrlib.training.optim": {"make", "tensors", "restore", "learned", "given_back", "fill"},
     "cxrlib.training.devices": {"shared_statistics"},

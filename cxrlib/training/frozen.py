@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,13 +187,31 @@ def _convolve_relu(conv: nn.Conv2d, values: Tensor, shortcut: Tensor | None = No
 
 
 def _has_fused_convolution(values: Tensor) -> bool:
-    """Whether cuDNN adds a shortcut and takes relu within a convolution: in half precision, from Ampere cards on.
+    """Whether cuDNN adds a shortcut and takes relu within a convolution of this kind of values, uncompiled.
 
     torch.compile fuses them itself, and does not know this operation.
     """
-    if not values.is_cuda or values.dtype not in (torch.float16, torch.bfloat16) or torch.compiler.is_compiling():
+    if not values.is_cuda or torch.compiler.is_compiling():
         return False
-    return torch.version.hip is None and torch.cuda.get_device_capability(values.device) >= (8, 0)
+    return _fuses(values.device, values.dtype)
+
+
+@cache
+def _fuses(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a small fused convolution works on this card: tried in half precision, from Ampere cards on."""
+    if dtype not in (torch.float16, torch.bfloat16) or torch.version.hip is not None:
+        return False
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    values = torch.zeros(1, 8, 8, 8, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.zeros(8, 8, 1, 1, device=device, dtype=dtype), torch.zeros(8, device=device, dtype=dtype)
+    how = ((1, 1), (0, 0), (1, 1), 1)
+    try:
+        torch.cudnn_convolution_relu(values, weight, bias, *how)
+        torch.cudnn_convolution_add_relu(values, weight, values, 1.0, bias, *how)
+    except RuntimeError:  # this cuDNN has no such kernel for this card
+        return False
+    return True
 
 
 class FrozenFeatures:

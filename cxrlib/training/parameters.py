@@ -139,7 +139,7 @@ def _teacher(value: str, part: str) -> str:
             if paths.last_checkpoint(word) is None:
                 paths.find_checkpoint(word)
         except UserError as error:
-            return f"cannot be used: {word} is neither a run with a finished stage nor a checkpoint ({error})"
+            return f"cannot be used: {shown(word)} is neither a run with a finished stage nor a checkpoint ({error})"
     return ""
 
 

@@ -238,3 +238,46 @@ def test_a_disk_that_is_full_does_not_stop_a_training(tmp_path, monkeypatch):
     (tmp_path / "features").write_text("a file where the folder should be")
     monkeypatch.setenv(frozen.SHARED, str(tmp_path / "features"))
     assert shared(Shelf(20))[1] == 3
+
+
+def test_where_a_card_fuses_convolutions_the_folded_network_is_the_same(worn, monkeypatch):
+    """cuDNN's two operations stand for what they compute; their arguments must come as torch wants them."""
+
+    def fused(values, weight, bias, *how):
+        return torch.nn.functional.conv2d(values, weight, bias, *how).relu()
+
+    def fused_with_shortcut(values, weight, shortcut, alpha, bias, *how):
+        return (torch.nn.functional.conv2d(values, weight, bias, *how) + alpha * shortcut).relu()
+
+    images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    network.train_only(worn, ("fc",))
+    plain = frozen.fold(worn)(images)
+    monkeypatch.setattr(frozen, "_has_fused_convolution", lambda values: True)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", fused)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused_with_shortcut)
+    torch.testing.assert_close(frozen.fold(worn)(images), plain)
+
+
+def test_a_card_without_the_kernel_is_read_the_plain_way(monkeypatch):
+    class Card:
+        capability = (9, 0)
+
+    def lacks(*_):
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: Card.capability)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", lacks)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", lacks)
+    frozen._fuses.cache_clear()
+    assert not frozen._fuses(torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *_: None)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", lambda *_: None)
+    for dtype, capability, fuses in (
+        (torch.bfloat16, (9, 0), True),
+        (torch.float32, (9, 0), False),
+        (torch.float16, (7, 5), False),
+    ):
+        frozen._fuses.cache_clear()
+        Card.capability = capability
+        assert frozen._fuses(torch.device("cpu"), dtype) == fuses
+    frozen._fuses.cache_clear()
