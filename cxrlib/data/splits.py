@@ -124,7 +124,7 @@ def summary(parts: Parts) -> pd.DataFrame:
 def write(parts: Parts, path: Path) -> Path:
     """Write the split as CSV: a row per film, columns image, patient, part."""
     table = pd.concat([getattr(parts, name)[["image", "patient"]].assign(part=name) for name in _NAMES])
-    return paths.write_text(path, table.to_csv(index=False))
+    return paths.write_csv(path, table)
 
 
 def read_list(path: Path, on_assumed: Assume = keep_silent) -> pd.Index:

@@ -76,7 +76,9 @@ def begin(
     plans, readings = kept["plans"], kept["readings"]
     films, metas = _films(test), [checkpoint.read_meta(path) for path in line]
     if not readings and not notes and (home.predictions / "test.csv").is_file():
-        notes = ("There are predictions of test films without a protocol: an earlier version made them.",)
+        notes = (
+            "There are predictions of test films without a protocol: an earlier version made them, or it was deleted.",
+        )
     plan = _plan(metas, test, films, size=size, tta=tta, seed=seed, data=data)
     if not plans or _planned(plans[-1]) != _planned(plan):
         plans = [*plans, {**plan, "after_readings": len(readings)}]
@@ -90,7 +92,7 @@ def begin(
     }
     if found != kept:
         paths.write_json(home.root / FILE, found, guarded=True)
-    return Protocol(plans, _looks(home, found), notes)
+    return Protocol(plans, *_looks(home, found))
 
 
 def read(home: paths.Run) -> Protocol | None:
@@ -99,7 +101,12 @@ def read(home: paths.Run) -> Protocol | None:
         kept = _checked(paths.read_json(home.root / FILE))
     except UserError:
         return None
-    return Protocol(kept["plans"], _looks(home, kept), tuple(kept["notes"]))
+    return Protocol(kept["plans"], *_looks(home, kept))
+
+
+def is_damaged(home: paths.Run) -> bool:
+    """Whether the run has a protocol that cannot be read. The next ``begin`` keeps it aside and notes it."""
+    return (home.root / FILE).exists() and read(home) is None
 
 
 def _plan(
@@ -143,21 +150,23 @@ def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def _looks(home: paths.Run, kept: dict[str, Any]) -> pd.DataFrame:
-    """Readings of the planned films by all runs in ``outputs``, oldest first."""
+def _looks(home: paths.Run, kept: dict[str, Any]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Readings of the planned films by all runs in ``outputs``, oldest first; and the notes on what is amiss."""
     films, ancestors = kept["plans"][-1]["films"]["hash"], {*kept.get("ancestors", [])}
-    rows = []
+    rows, notes = [], list(kept["notes"])
     for file in sorted(paths.outputs().glob(f"*/{FILE}")):
+        name = file.parent.name
         try:
             looks = _checked(paths.read_json(file))["readings"]
-        except UserError:  # said where that run is looked at
+        except UserError:
+            notes.append(f"The protocol of run {name} cannot be read, so its readings are not counted.")
             continue
-        name = file.parent.name
         for look in looks:
             other = "an ancestor" if look["sha256"] in ancestors else "another run"
             relation = "this run" if name == home.name else other
             rows += [{"run": name, "relation": relation, **look}] if look["films"] == films else []
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values("when", kind="stable", ignore_index=True)
+    looks = pd.DataFrame(rows, columns=COLUMNS).sort_values("when", kind="stable", ignore_index=True)
+    return looks, tuple(notes)
 
 
 def _told(looks: pd.DataFrame) -> list[str]:

@@ -105,7 +105,7 @@ def save(fig: Figure, stem: str | Path, numbers: pd.DataFrame) -> Path:
     with paths.atomic(stem.with_name(stem.name + ".png")) as temporary:
         fewer_colours(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True, dpi=(120, 120))
     paths.write_text(stem.with_name(stem.name + ".svg"), vector.getvalue())
-    paths.write_text(stem.with_name(stem.name + ".csv"), numbers.to_csv(index=False, float_format="%.6g"))
+    paths.write_csv(stem.with_name(stem.name + ".csv"), numbers, float_format="%.6g")
     return stem.with_name(stem.name + ".png")
 
 

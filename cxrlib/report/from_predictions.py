@@ -186,7 +186,7 @@ def _write_groups(
 
 
 def _write(home: paths.Run, name: str, table: pd.DataFrame) -> None:
-    paths.write_text(home.tables / f"{name}.csv", table.to_csv(index=False))
+    paths.write_csv(home.tables / f"{name}.csv", table)
 
 
 def _closed(draw, *values, **options) -> None:

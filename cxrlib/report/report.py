@@ -54,6 +54,8 @@ def gather(home: paths.Run) -> dict[str, Any]:
     if members["runs"]:  # a mean of runs has no stages
         why["stages"] = ""
     notes = [reason for reason in why.values() if reason] + not_made_by_run(home, record)
+    if protocol.is_damaged(home):
+        notes.append("protocol.json was changed or damaged: who read the test films is not known; run cxr test again")
     past = _past(home, notes)
     why["overall"] = overall.why
     settings = {**part(record, "parameters"), **part(record, "settings")}

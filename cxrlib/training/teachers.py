@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from cxrlib import UserError, paths, provenance
-from cxrlib.data import augmentation, batches, records, splits, store
+from cxrlib.data import augmentation, batches, records, store
 from cxrlib.data.batches import SoftLabels
 from cxrlib.dataset import Dataset
 from cxrlib.training import checkpoint, devices, frozen, lineage, network
@@ -68,31 +67,24 @@ def find(teacher: str, home: paths.Run | None = None) -> list[Path]:
 
 
 def refuse_leaks(found: Sequence[Path], films: Dataset) -> None:
-    """Raise UserError for a teacher that was trained on a validation patient, or saw a test patient or a picture.
+    """Raise UserError for a teacher that saw a test patient, or was trained on a validation patient.
 
-    On the official test part, whole, only patients count, as in ``lineage.refuse_leak``.
+    A validation picture that another patient's training film shows too is no reason: the stage has the same films.
     """
-    parts = films.parts
-    for part, roles, words in ((parts.val, ("trained",), "validated"), (parts.test, tuple(lineage.ROLES), "tested")):
-        if part.empty:
-            continue
-        tested = lineage.TestedFilms.of(part, films.store)
-        for path in found:
-            seen_by_role = lineage.seen_by(path)
-            for role in roles:
-                by_patient, by_picture = (look(seen_by_role[role]) for look in (tested.by_patient, tested.by_picture))
-                _refuse(path, part, by_patient, f"is of patient {{}}, who {lineage.ROLES[role]}", words)
-                if not splits.is_official_test(part["image"]):
-                    _refuse(path, part, by_picture, f"is the image {{}}, which {lineage.ROLES[role]}", words)
-
-
-def _refuse(path: Path, part: pd.DataFrame, found: dict[int, str], words: str, use: str) -> None:
-    if found:
-        film, who = next(iter(found.items()))
-        raise UserError(
-            f"teacher {path.stem} saw {len(found)} of the {len(part)} films to be {use} on: film "
-            f"{part['image'].iloc[film]} {words.format(who)}; take a teacher of the same split, or of other patients"
-        )
+    advice = "take a teacher of the same split, or of other patients"
+    if not films.parts.test.empty:
+        rows = lineage.refuse_leak(found, films.parts.test, films.store, allow=True)
+        for row in rows[rows["patients"] > 0].to_dict("records"):
+            raise UserError(
+                f"teacher {row['checkpoint']} or an ancestor saw {row['patients']} of the patients to be tested on: "
+                f"{row['first']}; {advice}"
+            )
+    for path in found:
+        if patients := lineage.patients_trained_on(path, films.parts.val):
+            raise UserError(
+                f"teacher {path.stem} or an ancestor was trained on {len(patients)} of the patients to be validated "
+                f"on, such as {patients[0]}; {advice}"
+            )
 
 
 def probabilities(path: Path, films: Dataset) -> np.ndarray:
@@ -103,34 +95,35 @@ def probabilities(path: Path, films: Dataset) -> np.ndarray:
     train, pixels = films.parts.train, films.store
     if (size := checkpoint.size(path)) != pixels.size:
         pixels = store.build(films.films, size, progress=False)
-    meta = checkpoint.read_meta(path)
-    model = network.build("none")
-    model.precision = meta["recipe"].get("precision", "auto")
-    model.to(devices.device())
+    meta, device = checkpoint.read_meta(path), devices.device()
+    dtype = devices.inference_dtype(device, meta["recipe"].get("precision", "auto"))
     key = {
         "weights": meta["sha256"],
         "films": train["image"].tolist(),
         "pixels": pixels.pixels_of(train),
         "size": size,
-        "precision": devices.dtype_name(frozen.dtype_of(model)),
+        "precision": devices.dtype_name(dtype),
         "code": provenance.code_version(__name__, batches),
     }
     digest = provenance.digest(key)
     stem = paths.outputs() / "teachers" / f"{path.stem}-{digest[:12]}"
     if (kept := _kept(stem, digest)) is not None:
         return kept
+    model = network.build("none")
     checkpoint.load_into(model, path)
     how = augmentation.preset(meta["recipe"].get("augment", "none")).unvaried
-    values = _read(model, batches.Batches(pixels, train, batch_size=BATCH, augment=how))
+    values = _read(
+        frozen.Inference(model.to(device), dtype=dtype), batches.Batches(pixels, train, batch_size=BATCH, augment=how)
+    )
     checkpoint.write_tensors(stem, {PROBABILITIES: values}, {"key": digest, "teacher": path.stem})
     return values.numpy()
 
 
 @torch.no_grad()
-def _read(model: network.Network, films: batches.Batches) -> Tensor:
+def _read(reader: frozen.Inference, films: batches.Batches) -> Tensor:
     """Probabilities (N, 15) float32 on the CPU."""
-    reader = frozen.Inference(model, dtype=frozen.dtype_of(model))
-    return torch.cat([reader(batch.images).sigmoid().cpu() for batch in films.epoch(0, on=model.device)])
+    device = next(reader.parameters()).device
+    return torch.cat([reader(batch.images).sigmoid().cpu() for batch in films.epoch(0, on=device)])
 
 
 def _kept(stem: Path, digest: str) -> np.ndarray | None:

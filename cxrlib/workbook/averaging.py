@@ -206,8 +206,8 @@ def _write(
         predict.write(home.predictions / f"{part}.csv", getattr(parts, part), values)
     counts = splits.summary(parts).assign(seen_in_training=[None, None, seen["patients"].max()])
     counts = counts.rename_axis("part").assign(split=parts.source, size=members[0].size)
-    paths.write_text(home.tables / "data.csv", counts.to_csv())
-    paths.write_text(home.tables / "lineage.csv", seen.to_csv(index=False))
+    paths.write_csv(home.tables / "data.csv", counts, index=True)
+    paths.write_csv(home.tables / "lineage.csv", seen)
     with tqdm(total=len(from_predictions.STEPS) + 1, unit="step", ncols=79) as bar:
 
         def watch(step: str) -> None:
@@ -260,10 +260,10 @@ def _write_members(
         facts = {"size": member.size, "tta": member.tta, "weights": member.weights[:16]}
         rows.append({"member": member.name, **last, **aucs, **facts})
         findings.append(table.iloc[:-1].assign(member=member.name))
-    paths.write_text(home.tables / "members.csv", pd.DataFrame(rows).to_csv(index=False))
+    paths.write_csv(home.tables / "members.csv", pd.DataFrame(rows))
     table = pd.concat(findings)
     table = table[["member", *table.columns.drop("member")]]
-    paths.write_text(home.tables / "member_findings.csv", table.to_csv(index=False))
+    paths.write_csv(home.tables / "member_findings.csv", table)
 
 
 def _entry(home: paths.Run, made_by: str, began: float) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def test_a_changed_protocol_is_kept_aside_and_told_for_ever(test, damage):
     ]
     file.write_text(changed, encoding="utf-8")
     assert protocol.read(home) is None
+    assert protocol.is_damaged(home)
     for _ in range(2):
         found = protocol.begin(home, [path], test, **HOW)
         assert "changed or damaged" in str(found)
@@ -94,4 +95,8 @@ def test_predictions_without_a_protocol_are_told(test):
 
 def test_another_runs_damaged_protocol_does_no_harm(test):
     paths.write_text(paths.outputs() / "wrong" / protocol.FILE, json.dumps({"plans": 3}))
-    assert len(protocol.begin(paths.Run("base"), [stage("base", 1, 1)], test, **HOW).looks) == 1
+    found = protocol.begin(paths.Run("base"), [stage("base", 1, 1)], test, **HOW)
+    assert len(found.looks) == 1
+    assert "The protocol of run wrong cannot be read, so its readings are not counted." in found.sentences
+    (paths.outputs() / "wrong" / protocol.FILE).unlink()
+    assert not protocol.read(paths.Run("base")).notes, "it is not noted for ever"

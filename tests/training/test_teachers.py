@@ -136,10 +136,10 @@ def test_teachers_that_saw_what_is_validated_or_tested_are_refused(taught, tiny_
     films = dataset.open(str(tiny_phantom), 32, progress=False)
     swapped = films.parts.__class__(**{**vars(films.parts), "train": films.parts.val, "val": films.parts.train})
     other = dataset.Dataset(films.folder, films.films, films.store, swapped)
-    with pytest.raises(UserError, match=r"teacher stage1.* saw .* films to be validated on: film .* was trained on"):
+    with pytest.raises(UserError, match=r"teacher stage1.* was trained on .* patients to be validated on, such as"):
         teachers.soft_labels("base", other, 0.5)
     tested = films.parts.__class__(**{**vars(films.parts), "val": films.parts.test, "test": films.parts.val})
-    with pytest.raises(UserError, match=r"films to be tested on: film .* chose its epoch"):
+    with pytest.raises(UserError, match=r"patients to be tested on: film .* chose its epoch"):
         teachers.soft_labels("base", dataset.Dataset(films.folder, films.films, films.store, tested), 0.5)
 
 
