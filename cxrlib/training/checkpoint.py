@@ -8,6 +8,7 @@ file, whose SHA-256 the JSON names, so that it survives a lost JSON and shows a 
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -139,6 +140,7 @@ KINDS = {
     "weights": str,
     "attached": dict,
     "teachers": list,
+    "soup": list,
 }
 """Types of the JSON's entries, where they are there."""
 MOST_BYTES = {".safetensors": 1_000_000_000, ".json": 100_000_000}
@@ -156,8 +158,24 @@ class Checkpoint:
     path: Path
 
 
-def name(stage: int, lr: float, epochs_so_far: int) -> str:
-    return f"stage{stage}_{lr:g}_{epochs_so_far}"
+def name(stage: int, lr: float, epochs_so_far: int, *, soup: bool = False) -> str:
+    return f"stage{stage}_{lr:g}_{epochs_so_far}" + "_soup" * soup
+
+
+def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Mean of several checkpoints' weights and BatchNorm statistics, BatchNorm's counters from the last one.
+
+    Equal values stay equal to the bit. Wortsman et al., Model soups, 2022; of the epochs of one training, Izmailov et
+    al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018, whose second pass for the statistics
+    of BatchNorm is replaced by their mean. Raises UserError as ``load`` does.
+    """
+    total, state = {}, {}
+    for path in paths:
+        state = load(path).state
+        for key, value in state.items():
+            if value.is_floating_point():
+                total[key] = total[key].add_(value) if key in total else value.double()
+    return state | {key: (value / len(paths)).to(state[key].dtype) for key, value in total.items()}
 
 
 def save(
@@ -171,14 +189,15 @@ def save(
     data: str = "",
     fingerprint: str = "",
     code: str = "",
+    soup: Sequence[int] = (),
 ) -> Path:
     """Write the checkpoint of a stage after ``epoch`` epochs: weights first, JSON last. Returns its path.
 
     ``metrics`` are plain numbers, None where undefined. ``data`` is the fingerprint of the data, ``fingerprint`` that
-    of the stage, ``code`` the version of the modules that trained it.
+    of the stage, ``code`` the version of the modules that trained it. ``soup``: the epochs whose mean the weights are.
     """
     so_far = line.epochs_so_far + epoch
-    title = name(recipe.number, recipe.lr, so_far)
+    title = name(recipe.number, recipe.lr, so_far, soup=bool(soup))
     parent = {key: line.parent[key] for key in ("name", "sha256")} if line.parent else None
     meta = {
         "format": FORMAT,
@@ -189,6 +208,7 @@ def save(
         "recipe": asdict(recipe),
         "epoch": epoch,
         "epochs_so_far": so_far,
+        **({"soup": list(soup)} if soup else {}),
         "parent": parent,
         "weights": line.weights,
         "origin": line.origin,

@@ -416,6 +416,7 @@ class _Training:
                 self.meter = self.new_meter()
                 if not self.over():
                     self.save_when_due(within=False)
+            soup = self.soup()
         except _SignalError:
             self.save()
             raise Stopped(
@@ -424,7 +425,7 @@ class _Training:
                 "run the same cell or command again to resume"
             ) from None
         moments = optim.tensors(self.optimizer, self.model)
-        best = self.process_group.from_first(lambda: self.files.finish(self.model, self.history, moments))
+        best = self.process_group.from_first(lambda: self.files.finish(self.model, self.history, moments, soup))
         if not self.process_group.first:
             checkpoint.load_into(self.model, best)
         return Result(
@@ -497,6 +498,19 @@ class _Training:
         last = number == self.recipe.epochs or self.stops_early()
         self.process_group.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
         self.progress.close_epoch(row)
+
+    def soup(self) -> stage_folder.Soup | None:
+        """The mean of the last epochs' weights and its validation numbers; None where the recipe wants none."""
+        epochs = self.files.soup_epochs(self.history)
+        if len(epochs) < 2:
+            return None
+        state = checkpoint.mean_weights(self.files.checkpoints(epochs))
+        with optim.lent(self.model, state):
+            self.reader.refresh(self.model)
+            val, aucs = self.validate()
+        so_far, lr = self.files.line.epochs_so_far + len(self.history), self.history[-1]["lr"]
+        row = stage_folder.history_row(len(self.history), so_far, lr, math.nan, val.mean(), aucs)
+        return stage_folder.Soup(epochs, row, state)
 
     def save_when_due(self, *, within: bool) -> None:
         """Save the state if it is due, or stop after a signal. Several processes first agree on it."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -167,20 +167,30 @@ class Average:
         for name, value in values.items():
             self.values[name].copy_(value)
 
-    @contextmanager
-    def lent_to_model(self) -> Iterator[None]:
+    def lent_to_model(self) -> AbstractContextManager:
         """Put the average into the model inside the block, and its own weights back after it."""
-        weights = {name: value.clone() for name, value in self.own.items()}
-        try:
-            self._copy_to_model(self.values)
-            yield
-        finally:
-            self._copy_to_model(weights)
+        return _lent(self.own, self.values)
 
-    @torch.no_grad()
-    def _copy_to_model(self, values: dict[str, Tensor]) -> None:
-        for name, value in self.own.items():
-            value.copy_(values[name])
+
+def lent(model: network.Network, values: dict[str, Tensor]) -> AbstractContextManager:
+    """Put values into the network's trained tensors inside the block, and its own weights back after it."""
+    return _lent(learned(model), values)
+
+
+@contextmanager
+def _lent(own: dict[str, Tensor], values: dict[str, Tensor]) -> Iterator[None]:
+    weights = {name: value.clone() for name, value in own.items()}
+    try:
+        _copy(own, values)
+        yield
+    finally:
+        _copy(own, weights)
+
+
+@torch.no_grad()
+def _copy(to: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in to.items():
+        value.copy_(values[name])
 
 
 class Scaler:

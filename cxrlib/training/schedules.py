@@ -66,6 +66,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "accumulate": (1, 10_000),
     "plateau": (1, 10_000),
     "patience": (0, 10_000),
+    "soup": (0, 1_000),
     "variants": (0, 10_000),
     "lr_batch": (0, 1_000_000),
     "teacher_share": (0, 1),
@@ -156,14 +157,15 @@ class Stage:
 
     ``chosen_by``: the validation number that chooses the best epoch, "auc" (the mean over the 14 findings) or "loss" ·
     ``decay="plateau"`` halves the rate after every ``plateau`` epochs in which that number is no better · ``patience``:
-    early stopping after so many such epochs, 0 for never · ``lr_batch``: films per step to which ``lr`` belongs; with n
-    times as many the rate is √n times as high, as Adam needs it (Malladi et al., On the SDEs and Scaling Rules for
-    Adaptive Gradient Algorithms, 2022); 0: the rate stays as it is · ``variants``: fixed variants of each film, 0 for
-    new ones in every epoch · ``teacher_share``: share of the teachers' probabilities in the labels, where there are
-    teachers · ``keep_moments``: keep the parent's optimizer moments for weights that it trained too ·
-    ``split_on_oom``: split batches that do not fit into memory, instead of stopping · ``precision``: "auto" is bfloat16
-    where the device has it, else float16 on cards where it is fast, else float32 · ``compile``: torch.compile, "auto"
-    if it saves time.
+    early stopping after so many such epochs, 0 for never · ``soup``: epochs at the end whose mean weights are tried on
+    the validation films, and taken if they are better than the best epoch, 0 for none · ``lr_batch``: films per step to
+    which ``lr`` belongs; with n times as many the rate is √n times as high, as Adam needs it (Malladi et al., On the
+    SDEs and Scaling Rules for Adaptive Gradient Algorithms, 2022); 0: the rate stays as it is · ``variants``: fixed
+    variants of each film, 0 for new ones in every epoch · ``teacher_share``: share of the teachers' probabilities in
+    the labels, where there are teachers · ``keep_moments``: keep the parent's optimizer moments for weights that it
+    trained too · ``split_on_oom``: split batches that do not fit into memory, instead of stopping · ``precision``:
+    "auto" is bfloat16 where the device has it, else float16 on cards where it is fast, else float32 · ``compile``:
+    torch.compile, "auto" if it saves time.
 
     Raises UserError for any other value.
     """
@@ -188,6 +190,7 @@ class Stage:
     accumulate: int = 1
     plateau: int = 2
     patience: int = 0
+    soup: int = 0
     chosen_by: str = "auc"
     lr_batch: int = 0
     teacher_share: float = 0.5

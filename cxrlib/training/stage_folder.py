@@ -371,14 +371,15 @@ def check_writable(folder: Path) -> None:
     (folder / ".probe").unlink(missing_ok=True)
 
 
-def room(weights: int, trained: int, *, ema: bool = False) -> int:
+def room(weights: int, trained: int, *, ema: bool = False, soup: int = 0) -> int:
     """Largest disk space of a stage in bytes while it trains, from the bytes of its network and of its trained weights.
 
     That is two resume states and the one being written, each with two moments per trained weight and perhaps the moving
-    average; the best checkpoint, the last and the one being written; and the moments at the end.
+    average; the best checkpoint, the last and the one being written; the epochs that each state may still average; and
+    the moments at the end.
     """
     state = weights + 2 * trained + (weights if ema else 0)
-    return (STATES_KEPT + 1) * state + 3 * weights + 2 * trained
+    return (STATES_KEPT + 1) * (state + soup * weights) + 3 * weights + 2 * trained
 
 
 def require_room(folder: Path, model: network.Network, recipe: Stage) -> None:
@@ -386,7 +387,7 @@ def require_room(folder: Path, model: network.Network, recipe: Stage) -> None:
     state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
     held = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
-    need = room(state, trained, ema=bool(recipe.ema)) - held
+    need = room(state, trained, ema=bool(recipe.ema), soup=recipe.soup) - held
     disk.require(folder, need, f"stage {recipe.number}", "free some of a finished run by cxr tidy RUN")
 
 
@@ -468,6 +469,20 @@ def _remove_damaged_moments(folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Soup:
+    """The mean of the weights of a stage's last ``epochs``, and its validation numbers as a row of the history."""
+
+    epochs: list[int]
+    row: dict[str, Any]
+    state: dict[str, Tensor]
+
+    def is_better(self, than: dict[str, Any], chosen_by: str) -> bool:
+        """Whether its validation number is better than an epoch's, or the epoch's is not defined."""
+        mine, theirs = optim.scores([self.row, than], chosen_by)
+        return mine > theirs or (math.isnan(theirs) and not math.isnan(mine))
+
+
 class StageFolder:
     """Writer of a stage's files during training. Only the process with the folder's lock may use it.
 
@@ -482,7 +497,7 @@ class StageFolder:
         self.fingerprint = provenance.digest(who)
         self.asked = save_every()
         self.saved_at, self.save_cost = time.monotonic(), 0.0
-        self.safe: list[str] = []  # best checkpoint of each saved state, needed to resume
+        self.safe: list[list[str]] = []  # the checkpoints that each saved state needs
 
     def newest(self) -> ResumeState | None:
         """The newest state of this stage, None where there is none or the stage must start again."""
@@ -501,10 +516,10 @@ class StageFolder:
             (self.folder / name).unlink(missing_ok=True)
 
     def go_on(self, found: ResumeState) -> None:
-        """Prepare the folder to resume from a state, and keep the best checkpoint of that state."""
+        """Prepare the folder to resume from a state, and keep the checkpoints that the state needs."""
         remove_temporary_files(self.folder)
         remove_temporary_files(self.states)
-        self.safe = [found.data["best"]]
+        self.safe = [found.data["needs"]]
 
     def take_up(self) -> Path | None:
         """Prepare the folder for this stage. Returns the state to resume from, None for a start from the beginning."""
@@ -523,31 +538,49 @@ class StageFolder:
 
     def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
         start_time = time.monotonic()
-        best = self._title(self._best(from_json(data["history"]))) if data["history"] else ""
-        save_state(self.states, steps, values, {**data, "best": best, "who": self.who, "start": self.start})
-        self.safe = [*self.safe[-1:], best]
-        self._prune({*self.safe})
+        needs = self._needs(from_json(data["history"]))
+        save_state(self.states, steps, values, {**data, "needs": needs, "who": self.who, "start": self.start})
+        self.safe = [*self.safe[-1:], needs]
+        self._prune({name for names in self.safe for name in names})
         self.saved_at = time.monotonic()
         self.save_cost = self.saved_at - start_time
 
     def keep(self, model: network.Network, history: list[dict[str, Any]], batches: list[tuple], *, last: bool) -> None:
-        """Write the history, and a checkpoint if the newest epoch is the best so far or the ``last``.
+        """Write the history, and a checkpoint if the newest epoch is needed: the best so far, the ``last``, for a soup.
 
         ``batches`` are the losses of all finished epochs, as rows of ``stage_folder.BATCH_COLUMNS``.
         """
         epoch = history[-1]["epoch"]
-        if last or self._best(history) == epoch:
-            self._checkpoint(model, epoch, history[-1])
+        if last or self._best(history) == epoch or epoch in self.soup_epochs(history):
+            self._checkpoint(model.state_dict(), epoch, history[-1])
+        if self.recipe.soup:
+            self._prune({name for names in [*self.safe, self._needs(history)] for name in names})
         write_history(self.folder, history_frame(history), batches)
 
-    def finish(self, model: network.Network, history: list[dict[str, Any]], moments: dict[str, Tensor]) -> Path:
+    def soup_epochs(self, history: list[dict[str, Any]]) -> list[int]:
+        """The last epochs that a soup takes, should the stage end now; those that surely come too early left out."""
+        may_end = self.recipe.patience > 0
+        first = len(history) if may_end else self.recipe.epochs
+        return [row["epoch"] for row in history if row["epoch"] > first - self.recipe.soup]
+
+    def checkpoints(self, epochs: Sequence[int]) -> list[Path]:
+        """Files of the checkpoints after these epochs."""
+        return [self.folder / (self._title(epoch) + checkpoint.SUFFIX) for epoch in epochs]
+
+    def finish(
+        self,
+        model: network.Network,
+        history: list[dict[str, Any]],
+        moments: dict[str, Tensor],
+        soup: Soup | None = None,
+    ) -> Path:
         """Mark the stage as finished. Returns its best checkpoint, of the starting weights where it has no epochs.
 
         The network then holds the checkpoint's weights, read back from the file. ``moments`` are the final optimizer
-        moments, for the next stage.
+        moments, for the next stage. A soup is the best checkpoint where it is better than the best epoch.
         """
         if not history:
-            self._checkpoint(model, 0, {})
+            self._checkpoint(model.state_dict(), 0, {})
             write_history(self.folder, history_frame(history), [])
         checkpoint.remove_tensors(self.folder / MOMENTS)
         if moments:
@@ -555,12 +588,22 @@ class StageFolder:
             checkpoint.write_tensors((self.folder / MOMENTS).with_suffix(""), moments, meta)
         epoch = self._best(history) if history else 0
         best, last = self._title(epoch), self._title(len(history))
+        why = _why(history_frame(history), epoch, self.recipe.chosen_by)
+        tried = {}
+        if soup:
+            taken = soup.is_better(history[epoch - 1], self.recipe.chosen_by)
+            if taken:
+                best = self._checkpoint(soup.state, len(history), soup.row, soup=soup.epochs).stem
+            numbers = jsonable([{name: soup.row[name] for name in ("val_auc", "val_loss")}])[0]
+            tried = {"soup": {"epochs": soup.epochs, **numbers, "taken": taken}}
+            why += _why_soup(soup, self.recipe.chosen_by, taken=taken)
         loaded = checkpoint.load_into(model, self.folder / (best + checkpoint.SUFFIX)).checkpoint
         content = {
             "best": best,
             "last": last,
-            "why": _why(history_frame(history), epoch, self.recipe.chosen_by),
+            "why": why,
             "epoch": epoch,
+            **tried,
             "val_auc": loaded.meta["metrics"].get("val_auc"),
             "sha256": loaded.meta["sha256"],
             "fingerprint": self.fingerprint,
@@ -576,13 +619,18 @@ class StageFolder:
     def _best(self, history: list[dict[str, Any]]) -> int:
         return best_epoch(history, self.recipe.chosen_by)
 
-    def _checkpoint(self, model: network.Network, epoch: int, row: dict[str, Any]) -> None:
+    def _needs(self, history: list[dict[str, Any]]) -> list[str]:
+        """Names of the checkpoints without which the training cannot go on from after these epochs."""
+        epochs = {self._best(history), *self.soup_epochs(history)} if history else set()
+        return [self._title(epoch) for epoch in sorted(epochs)]
+
+    def _checkpoint(self, state: dict[str, Tensor], epoch: int, row: dict[str, Any], soup: Sequence[int] = ()) -> Path:
         _ = self.line.past  # computed once and cached; its time must not count as the cost of a checkpoint
         start_time = time.monotonic()
         metrics = jsonable([{name: value for name, value in row.items() if name not in TIMES}])[0]
-        checkpoint.save(
+        path = checkpoint.save(
             self.folder,
-            model.state_dict(),
+            state,
             self.recipe,
             self.line,
             epoch=epoch,
@@ -590,8 +638,10 @@ class StageFolder:
             data=self.data,
             fingerprint=self.fingerprint,
             code=self.who["code"],
+            soup=soup,
         )
         self.save_cost = self.save_cost or time.monotonic() - start_time
+        return path
 
     def _title(self, epoch: int) -> str:
         return checkpoint.name(self.recipe.number, self.recipe.lr, self.line.epochs_so_far + epoch)
@@ -602,12 +652,14 @@ class StageFolder:
             self.who | {"start": self.start}, data["who"] | {"start": data["start"]}
         ):
             return f"it has another recipe or other data: {differences}"
-        if data["best"] and not (self.folder / (data["best"] + checkpoint.SUFFIX)).is_file():
-            return f"its best checkpoint {data['best']} is missing"
-        try:
-            checkpoint.load(self.folder / (data["best"] + checkpoint.SUFFIX)) if data["best"] else None
-        except UserError as error:
-            return f"its best checkpoint is damaged ({str(error).partition(';')[0]}), so it begins anew"
+        for name in data["needs"]:
+            file = self.folder / (name + checkpoint.SUFFIX)
+            if not file.is_file():
+                return f"its checkpoint {name} is missing"
+            try:
+                checkpoint.load(file)
+            except UserError as error:
+                return f"its checkpoint {name} is damaged ({str(error).partition(';')[0]}), so it begins anew"
         return ""
 
     def _why_again(self) -> str:
@@ -647,3 +699,9 @@ def _why(history: pd.DataFrame, epoch: int, chosen_by: str) -> str:
     if math.isnan(auc):
         return f"validation AUC is undefined on these films; epoch {epoch} is the last"
     return f"highest mean validation AUC over the 14 findings, {auc:.4f}, of {len(history)} epochs"
+
+
+def _why_soup(soup: Soup, chosen_by: str, *, taken: bool) -> str:
+    number = f"{soup.row['val_loss']:.5f}" if chosen_by == "loss" else f"{soup.row['val_auc']:.4f}"
+    epochs = f"the mean weights of epochs {soup.epochs[0]} to {soup.epochs[-1]}"
+    return f"; {epochs} are better, {number}, and taken" if taken else f"; {epochs} are not better, {number}"
