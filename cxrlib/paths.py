@@ -33,9 +33,9 @@ LOCK = ".lock"
 PREDICTIONS = "predictions"
 """Folder in the outputs folder for predictions of films that a user names."""
 
-TAKEN = rf"stores|bench|{PREDICTIONS}|(phantom|rehearsal-films|compare)-.*"
-"""Reserved names in the outputs folder: film stores, benchmarks, predictions, phantom sets, rehearsal films,
-comparison pages."""
+TAKEN = rf"stores|bench|teachers|readings|{PREDICTIONS}|(phantom|rehearsal-films|compare)-.*"
+"""Reserved names in the outputs folder: film stores, benchmarks, teachers' probabilities, readings of test films,
+predictions, phantom sets, rehearsal films, comparison pages."""
 
 CHECKPOINT = ".safetensors"
 """Ending of a checkpoint's weights."""

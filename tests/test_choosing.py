@@ -1,15 +1,28 @@
 """Nothing is chosen on the test part: in no notebook does a test film reach code that fits or chooses something.
 
-A name is of the test part if it comes from ``….test`` or ``…["test"]``, or from an expression with such a name.
+Two ways to see it: the notebooks' code is read, and a run is made with noise in place of the test part. In the code a
+name is of the test part if it comes from ``….test`` or ``…["test"]``, or from an expression with such a name.
 """
 
 import ast
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from cxrlib import paths
+from cxrlib.evaluation import thresholds
+from cxrlib.phantom import phantom
+from cxrlib.plots import common
+from cxrlib.training import checkpoint, network, stage_folder
+from tests.cells import execute
 
 CHOOSING = {
     *("fit.fit", "frozen.fit_head", "gate.fit", "gate.fit_once", "losses.positive_weights", "teachers.soft_labels"),
@@ -74,3 +87,63 @@ def test_the_choosing_calls_are_there_and_a_leak_is_found():
     ):
         assert leaks(leak)
     assert not leaks("a, b = parts.val, parts.test\ngate.fit(model, train, val=a)")
+
+
+def with_noise(folder: Path, to: Path) -> Path:
+    """A copy of a data folder with noise in place of the test films, and other findings and views in their rows."""
+    shutil.copytree(folder, to)
+    random, table = np.random.default_rng(0), pd.read_csv(to / "Data_Entry_2017.csv")
+    test = table["Image Index"].isin((to / "test_list.txt").read_text().split())
+    assert 0 < test.sum() < len(table)
+    table.loc[test, "Finding Labels"] = random.choice(["Hernia", "Mass|Nodule", "No Finding"], test.sum())
+    table.loc[test, "View Position"] = random.choice(["PA", "AP"], test.sum())
+    table.to_csv(to / "Data_Entry_2017.csv", index=False)
+    for name in table.loc[test, "Image Index"]:
+        file = next(to.rglob(name))
+        shape = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).shape
+        cv2.imwrite(str(file), random.integers(0, 256, shape, np.uint8))
+    return to
+
+
+def decided(run: str) -> dict[str, Any]:
+    """All that a run of two stages fits or chooses, as plain values and hashes."""
+    home = paths.Run(run)
+    best = [paths.read_json(home.stage(k) / "best.json") for k in (1, 2)]
+    tested = home.stage(2) / f"{best[1]['best']}.safetensors"
+    kept = checkpoint.read_meta(tested)["attached"]
+    stated = {"judged_on", "rates", "judged"}
+    gate = load_file(checkpoint.gate_beside(tested))
+    return {
+        "weights": [one["result"] for one in best],
+        "chosen epochs": [(one["best"], one["why"]) for one in best],
+        "histories": [
+            stage_folder.read_history(home.stage(k)).drop(columns=stage_folder.TIMES).to_csv() for k in (1, 2)
+        ],
+        "calibration": kept[thresholds.CALIBRATION],
+        "thresholds": kept[thresholds.THRESHOLDS],
+        "gate": checkpoint.tensors_sha256(gate),
+        "reference": {name: value for name, value in kept["reference"].items() if name not in stated},
+        "validation": (home.predictions / "val.csv").read_bytes(),
+    }
+
+
+@pytest.mark.slow
+def test_noise_in_place_of_the_test_part_changes_nothing_that_is_chosen(tmp_path, monkeypatch):
+    """Stages, best epochs, calibration, thresholds, gate: to the bit, whatever the test films and their labels are."""
+    build = network.build
+    monkeypatch.setattr(network, "build", lambda weights, seed=0: build(weights, seed=seed, layers=(1, 1, 1, 1)))
+    monkeypatch.setattr(plt, "show", lambda: None)
+    films = phantom.write(tmp_path / "films", images=800, size=32, seed=1)
+    folders = {"true": films, "noise": with_noise(films, tmp_path / "noise" / "films")}
+    monkeypatch.setattr(common, "save", lambda *_, **more: None)
+    for run, folder in folders.items():
+        paths.write_json(paths.Run(run).run_json, {})
+        for stem, until in {"01_stage1": "", "02_stage2": "", "06_evaluation": "gate.fit_once"}.items():
+            how = {"size": 32, "batch_size": 32, "epochs": 2, "schedule": "scratch"}
+            execute(paths.notebooks() / f"{stem}.ipynb", until, data=str(folder), run=run, **how)
+    true, noise = decided("true"), decided("noise")
+    assert "" in true["calibration"]["reasons"], "nothing is fitted on so few films"
+    for what, value in true.items():
+        assert value == noise[what], f"{what} depend on the test part"
+    read = [(paths.Run(run).predictions / "test.csv").read_bytes() for run in folders]
+    assert read[0] != read[1], "the noise did not arrive"

@@ -44,7 +44,7 @@ TAKERS = {
     "cxrlib.training.fit": {"fit"},
     "cxrlib.training.stage_folder": {"require_room"},
     "cxrlib.training.network": {"train_only", "members", "table"},
-    "cxrlib.training.optim": {"make", "tensors", "restore", "learned", "given_back", "fill"},
+    "cxrlib.training.optim": {"make", "tensors", "restore", "learned", "lent", "given_back", "fill"},
     "cxrlib.training.devices": {"shared_statistics"},
 }
 """The public functions that take a network. Each is called here, by a notebook or by ``fit``, on the pretend device."""
@@ -188,7 +188,7 @@ def test_features_are_the_same_elsewhere(films, elsewhere):
 def test_a_stage_is_the_same_elsewhere(films, elsewhere, tmp_path, groups):
     """Remembered, recomputed and no frozen features; average, positive weights, two batches a step, validation."""
     pixels, rows = films
-    how = {"precision": "float32", "ema": 0.9, "accumulate": 2, "groups": groups, "augment": "none"}
+    how = {"precision": "float32", "ema": 0.9, "accumulate": 2, "soup": 2, "groups": groups, "augment": "none"}
     recipe = schedules.recipe("modern", 1, epochs=2, **how)
     loss = losses.make("focal", positive_weight=np.full(15, 2.0))
     found = []

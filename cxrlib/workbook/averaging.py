@@ -61,6 +61,7 @@ def run(members: Sequence[str], *, name: str = USUAL, of: str = "probabilities",
     seen, doubts = _check_leaks(own, parts, opened.store, allow_leak)
     record["data"] = record["data"] | {"doubts": [*record["data"].get("doubts", []), *doubts]}
     with paths.lock_folder(home.root):
+        _plan(home, own, parts.test, of, str(record["data"]["fingerprint"]))
         _write(home, parts, said, own, of, opened.store, seen)
         record["notebooks"][STEP] = _entry(home, made_by, began)
         record["updated"] = provenance.now()
@@ -179,6 +180,15 @@ def _trained_on_validation(name: str, file: Path, val: "pd.DataFrame", allow: bo
             "with --allow-leak"
         )
     return f"{what}, so calibration and thresholds are chosen on films that it knows"
+
+
+def _plan(home: paths.Run, members: Sequence["Member"], test: "pd.DataFrame", of: str, data: str) -> None:
+    """Write the protocol of the mean, before a number of it is computed on test films."""
+    from cxrlib.evaluation import protocol
+
+    plan = protocol.begin_mean(home, members, test, of=of, data=data)
+    paths.write_csv(home.tables / "protocol.csv", plan.looks)
+    print(plan)
 
 
 def _write(

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cxrlib import paths
-from cxrlib.evaluation import calibration, ensemble, intervals, predict, thresholds
+from cxrlib.evaluation import calibration, ensemble, intervals, predict, protocol, thresholds
 from cxrlib.labels import FINDINGS
 from cxrlib.report import from_predictions
 from cxrlib.training import checkpoint, lineage, network, schedules
@@ -84,6 +84,9 @@ def test_it_leaves_the_mean_and_all_that_a_report_needs(made):
     assert "none of its own: mean of the probabilities of a, b and c" in page.words
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
     assert not list(made.root.rglob("*.safetensors"))
+    plan = protocol.read(made)
+    assert plan.plans[0]["stages"] == ["a", "b", "c"]
+    assert "This run: 1 reading" in page.words
 
 
 def test_decisions_are_chosen_on_the_means_validation_films(made):
