@@ -290,6 +290,13 @@ def write_json(path: Path, value: Any, *, guarded: bool = False, indent: int | N
     return write_text(path, text + "\n")
 
 
+def text_of(file: Path) -> str:
+    """Text of a file, "" if it is absent or no text."""
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        return file.read_text(encoding="utf-8")
+    return ""
+
+
 def read_json(path: Path, *, check: bool = True) -> Any:
     """Read a JSON file. Raises UserError with the file's name if it is absent, damaged, or changed though guarded.
 

@@ -21,7 +21,7 @@ from cxrlib import paths
 from cxrlib.evaluation import thresholds
 from cxrlib.phantom import phantom
 from cxrlib.plots import common
-from cxrlib.training import checkpoint, network, stage_folder
+from cxrlib.training import checkpoint, history_tables, network
 from tests.cells import execute
 
 CHOOSING = {
@@ -117,7 +117,7 @@ def decided(run: str) -> dict[str, Any]:
         "weights": [one["result"] for one in best],
         "chosen epochs": [(one["best"], one["why"]) for one in best],
         "histories": [
-            stage_folder.read_history(home.stage(k)).drop(columns=stage_folder.TIMES).to_csv() for k in (1, 2)
+            history_tables.read_history(home.stage(k)).drop(columns=history_tables.TIMES).to_csv() for k in (1, 2)
         ],
         "calibration": kept[thresholds.CALIBRATION],
         "thresholds": kept[thresholds.THRESHOLDS],

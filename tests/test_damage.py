@@ -17,7 +17,7 @@ from training import tiny
 from cxrlib import UserError, paths, provenance
 from cxrlib.data import images, records, store
 from cxrlib.report import report
-from cxrlib.training import fit, stage_folder
+from cxrlib.training import fit, history_tables
 from cxrlib.workbook import run_record
 from data import samples
 
@@ -197,7 +197,7 @@ def train(folder: Path, films: tiny.TinyBatches | None = None):
 
 def outcome(folder: Path) -> dict:
     """What a stage gives to others: hashes of its weights, its best.json, its history without times."""
-    history = stage_folder.read_history(folder)[stage_folder.HISTORY_COLUMNS]
+    history = history_tables.read_history(folder)[history_tables.HISTORY_COLUMNS]
     weights = {file.name: provenance.file_sha256(file) for file in folder.glob("stage*.safetensors")}
     tables = [history.to_csv(), (folder / "batches.csv").read_text()]
     return {"weights": weights, "best": paths.read_json(folder / "best.json"), "tables": tables}
@@ -217,7 +217,7 @@ def check_damaged_stage(source: Path, file: Path, kind: str, folder: Path, whole
     words = " ".join(str(warning.message) for warning in said)
     assert outcome(folder) == whole, (file, kind)
     if hurt and (source.name == "finished") and kind != "gone":
-        restored = file.name in (stage_folder.HISTORY, "progress.json")  # repeats what other files say
+        restored = file.name in (history_tables.HISTORY, "progress.json")  # repeats what other files say
         assert restored or file.stem in words or "trained again" in words, (file, kind, words)
     assert result.best.is_file()
     shutil.rmtree(folder)

@@ -18,7 +18,10 @@ from tqdm.auto import tqdm
 
 from cxrlib import UserError, labels, paths
 from cxrlib.data import parallel
-from cxrlib.phantom import film_files, hospitals, phantom
+from cxrlib.phantom import hospitals, phantom
+
+UID_ROOT = "2.25."
+"""Root of unique identifiers that are made from a number (DICOM PS3.5, B.2)."""
 
 LATERALS = 4
 """Every fourth study has a lateral, where the dataset has them."""
@@ -241,6 +244,50 @@ def _side(pixels: np.ndarray) -> np.ndarray:
     return film
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """PNG of 8 bits."""
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def png_16_bits(pixels: np.ndarray) -> bytes:
+    """PNG of 16 bits that uses the whole range."""
+    return cv2.imencode(".png", pixels.astype(np.uint16) * 257)[1].tobytes()
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """JPEG of quality 95."""
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def dicom(
+    pixels: np.ndarray, *, name: str, sex: str, age: int, view: str, bits: int = 8, inverted: bool = False
+) -> bytes:
+    """DICOM of a chest film, uncompressed. ``name`` makes the unique identifier, ``inverted`` a MONOCHROME1 film.
+
+    ``bits`` is 8, or 12 in 16. ``view`` "" leaves the view position out.
+    """
+    from pydicom import Dataset, FileMetaDataset, uid
+
+    values = pixels if bits == 8 else pixels.astype(np.uint16) << (bits - 8)
+    values = 2**bits - 1 - values if inverted else values
+    film = Dataset()
+    film.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
+    film.SOPInstanceUID = UID_ROOT + str(int.from_bytes(hashlib.sha256(name.encode()).digest()[:14], "big"))
+    film.Modality, film.BodyPartExamined, film.ViewPosition = "DX", "CHEST", view
+    film.PatientID, film.PatientSex, film.PatientAge = name, sex, f"{age:03d}Y"
+    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME1" if inverted else "MONOCHROME2"
+    film.Rows, film.Columns = values.shape
+    film.BitsAllocated = 8 if bits == 8 else 16
+    film.BitsStored, film.HighBit, film.PixelRepresentation = bits, bits - 1, 0
+    film.PixelData = values.astype("u1" if bits == 8 else "<u2").tobytes()
+    film["PixelData"].VR = "OB" if bits == 8 else "OW"
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    file = io.BytesIO()
+    film.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
 def _csv(header: str, rows: Iterator[list] | list[list]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -357,7 +404,7 @@ def _vindr_file(case: Case) -> str:
 
 def _vindr_encode(pixels: np.ndarray, case: Case) -> bytes:
     how = {"name": case.code("vindr")[:32], "sex": case.sex, "age": case.age, "view": "PA"}
-    return film_files.dicom(pixels, **how, bits=12, inverted=case.number % 2 == 1)
+    return dicom(pixels, **how, bits=12, inverted=case.number % 2 == 1)
 
 
 def _vindr_tables(cases: list[Case], boxes: list[Boxes], size: int, seed: int) -> Tables:
@@ -390,7 +437,7 @@ def _rsna_file(case: Case) -> str:
 
 
 def _rsna_encode(pixels: np.ndarray, case: Case) -> bytes:
-    return film_files.dicom(pixels, name=_rsna_id(case), sex=case.sex, age=case.age, view=case.view)
+    return dicom(pixels, name=_rsna_id(case), sex=case.sex, age=case.age, view=case.view)
 
 
 def _rsna_tables(cases: list[Case], boxes: list[Boxes], size: int, seed: int) -> Tables:
@@ -456,25 +503,25 @@ LAYOUTS: dict[str, Layout] = {
     "nih": Layout(
         lambda case: f"images/{phantom.file_name(case.patient, case.follow_up)}",
         _none,
-        lambda pixels, case: film_files.png(pixels),
+        lambda pixels, case: png(pixels),
         _nih_tables,
     ),
     "chexpert": Layout(
         _chexpert_file,
         lambda case: _chexpert_file(case, "view2_lateral"),
-        lambda pixels, case: film_files.jpeg(pixels),
+        lambda pixels, case: jpeg(pixels),
         _chexpert_tables,
     ),
     "mimic": Layout(
         _mimic_file,
         lambda case: _mimic_file(case, "lateral"),
-        lambda pixels, case: film_files.jpeg(pixels),
+        lambda pixels, case: jpeg(pixels),
         _mimic_tables,
     ),
     "padchest": Layout(
         _padchest_file,
         lambda case: _padchest_file(case, "L"),
-        lambda pixels, case: film_files.png_16_bits(pixels),
+        lambda pixels, case: png_16_bits(pixels),
         _padchest_tables,
     ),
     "vindr": Layout(_vindr_file, _none, _vindr_encode, _vindr_tables),
@@ -482,7 +529,7 @@ LAYOUTS: dict[str, Layout] = {
     "openi": Layout(
         lambda case: f"NLMCXR_png/{_openi_id(case)}.png",
         lambda case: f"NLMCXR_png/{_openi_id(case, '2001')}.png",
-        lambda pixels, case: film_files.png(pixels),
+        lambda pixels, case: png(pixels),
         _openi_tables,
     ),
 }

@@ -23,7 +23,18 @@ from torch.optim import Optimizer
 from cxrlib import UserError, metrics, paths
 from cxrlib.data import batches, records
 from cxrlib.labels import LABELS
-from cxrlib.training import checkpoint, devices, frozen, lineage, losses, network, optim, schedules, stage_folder
+from cxrlib.training import (
+    checkpoint,
+    devices,
+    frozen,
+    history_tables,
+    lineage,
+    losses,
+    network,
+    optim,
+    schedules,
+    stage_folder,
+)
 from cxrlib.training.devices import ProcessGroup
 from cxrlib.training.frozen import FrozenFeatures, Inference
 from cxrlib.training.progress import Progress, Watch
@@ -333,7 +344,7 @@ def fit(
         checkpoint.load_into(model, best)
         model.to(process_group.device, memory_format=torch.channels_last)  # as after a training
         process_group.from_first(lambda: stage_folder.clean_finished(folder))
-        return Result(stage_folder.read_history(folder), stage_folder.read_batches(folder), best, trained=False)
+        return Result(history_tables.read_history(folder), history_tables.read_batches(folder), best, trained=False)
     process_group.from_first(lambda: stage_folder.check_writable(folder))
     process_group.from_first(lambda: stage_folder.require_room(folder, model, recipe))
     model.to(process_group.device, memory_format=torch.channels_last)
@@ -429,8 +440,8 @@ class _Training:
         if not self.process_group.first:
             checkpoint.load_into(self.model, best)
         return Result(
-            stage_folder.history_frame(self.history),
-            stage_folder.batch_losses_frame(self.losses),
+            history_tables.history_frame(self.history),
+            history_tables.batch_losses_frame(self.losses),
             best,
             True,
             resumed_from,
@@ -489,12 +500,12 @@ class _Training:
         """Write the epoch's history row, and a checkpoint if the epoch is the best so far or the last."""
         number, train = self.epoch + 1, self.meter.of_all(self.process_group)
         so_far, lr = self.files.line.epochs_so_far + number, self.highest_rate()
-        row = stage_folder.history_row(number, so_far, lr, train.mean(), val.mean(), aucs)
+        row = history_tables.history_row(number, so_far, lr, train.mean(), val.mean(), aucs)
         row |= {"skipped": self.step.scaler.skipped}
         row |= {"seconds": self.meter.seconds, "images_per_s": sum(train.films) / self.meter.seconds}
         self.history.append(row)
         for part, of_part in (("train", train), ("val", val)):
-            self.losses += stage_folder.loss_rows(number, part, of_part.losses, of_part.films)
+            self.losses += history_tables.loss_rows(number, part, of_part.losses, of_part.films)
         last = number == self.recipe.epochs or self.stops_early()
         self.process_group.from_first(lambda: self.files.keep(self.model, self.history, self.losses, last=last))
         self.progress.close_epoch(row)
@@ -509,7 +520,7 @@ class _Training:
             self.reader.refresh(self.model)
             val, aucs = self.validate()
         so_far, lr = self.files.line.epochs_so_far + len(self.history), self.history[-1]["lr"]
-        row = stage_folder.history_row(len(self.history), so_far, lr, math.nan, val.mean(), aucs)
+        row = history_tables.history_row(len(self.history), so_far, lr, math.nan, val.mean(), aucs)
         return stage_folder.Soup(epochs, row, state)
 
     def save_when_due(self, *, within: bool) -> None:
@@ -568,7 +579,7 @@ class _Training:
         )
         position = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "parts": self.step.parts}
         position |= {"scaler": self.step.scaler.state()}
-        history = {"history": stage_folder.jsonable(self.history), "losses": self.losses}
+        history = {"history": history_tables.jsonable(self.history), "losses": self.losses}
         return values, {**position, "seconds": self.meter.seconds, **history}
 
     def resume(self) -> str:
@@ -587,7 +598,7 @@ class _Training:
         self.epoch, self.batch, self.steps = (saved.data[name] for name in ("epoch", "batch", "steps"))
         self.step.parts = saved.data["parts"]
         self.step.scaler.restore(saved.data["scaler"])
-        self.history = stage_folder.from_json(saved.data["history"])
+        self.history = history_tables.from_json(saved.data["history"])
         self.losses = [tuple(row) for row in saved.data["losses"]]
         meter_state = stage_folder.part_of_tensors(saved.tensors, "meter")
         share = (

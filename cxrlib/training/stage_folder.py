@@ -1,10 +1,9 @@
-"""Folder of a stage: its identity, resume states, history, checkpoints, and best.json, which marks it as finished.
+"""Folder of a stage: its identity, resume states, checkpoints, and best.json, which marks it as finished.
 
 Each saved state is a pair ``state/<steps>.safetensors`` and ``.json``; the two newest are kept, so that a state
 damaged by a power cut costs only the minutes since the one before.
 """
 
-import csv
 import json
 import math
 import os
@@ -17,30 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from cxrlib import UserError, disk, metrics, paths, provenance
 from cxrlib.data import batches, records
-from cxrlib.labels import FINDINGS
-from cxrlib.training import checkpoint, lineage, losses, network, optim
+from cxrlib.training import checkpoint, history_tables, lineage, losses, network, optim
 from cxrlib.training.schedules import Stage
 
 BATCH_SETTINGS = ("batch_size", "seed", "shuffle", "cap", "augment", "variants")
-HISTORY_COLUMNS = [
-    "epoch",
-    "epochs_so_far",
-    "lr",
-    "train_loss",
-    "val_loss",
-    "val_auc",
-    *(f"auc_{name}" for name in FINDINGS),
-]
-TIMES = ["seconds", "images_per_s"]
-EXTRA = ["skipped", *TIMES]
-BATCH_COLUMNS = ["epoch", "part", "batch", "films", "loss"]
 NOT_IN_CODE = ("cxrlib.training.progress", "cxrlib.training.schedules", "cxrlib.data.splits")
 """Modules that do not change a stage's result: the progress display; schedules and split, whose recipe and films are in
 the identity."""
@@ -99,108 +84,6 @@ def identity_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
         names = [name for name in names if name in new and name in old and name != "code"]
     changes = [f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in names]
     return ", ".join([*["the workbook's code for training has changed since"] * other_code, *changes])
-
-
-def history_row(
-    epoch: int, epochs_so_far: int, lr: float, train_loss: float, val_loss: float, aucs: np.ndarray
-) -> dict:
-    """History row of one epoch. ``val_auc`` is the mean over the 14 findings, without undefined ones (NaN)."""
-    findings = np.asarray(aucs, np.float64)[: len(FINDINGS)]
-    mean = float(np.nanmean(findings)) if np.isfinite(findings).any() else math.nan
-    return dict(
-        zip(HISTORY_COLUMNS, [epoch, epochs_so_far, lr, train_loss, val_loss, mean, *findings.tolist()], strict=True)
-    )
-
-
-def history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=[*HISTORY_COLUMNS, *EXTRA])
-
-
-def best_epoch(rows: list[dict[str, Any]], chosen_by: str = "auc") -> int:
-    """Epoch with the highest validation AUC or the lowest loss, the first of equals; the last if none is defined."""
-    values = optim.scores(rows, chosen_by)
-    defined = [position for position, value in enumerate(values) if not math.isnan(value)]
-    return rows[max(defined, key=values.__getitem__) if defined else -1]["epoch"]
-
-
-def loss_rows(epoch: int, part: str, values: Sequence[float], films: Sequence[int]) -> list[tuple]:
-    """Losses of an epoch's batches as rows of ``BATCH_COLUMNS``; ``part`` is "train" or "val"."""
-    return [(epoch, part, at, n, value) for at, (value, n) in enumerate(zip(values, films, strict=True), 1)]
-
-
-def batch_losses_frame(rows: Sequence[Sequence]) -> pd.DataFrame:
-    """Table of batches: epoch and batch (from 1), part, number of films, mean loss."""
-    return pd.DataFrame(rows, columns=BATCH_COLUMNS)
-
-
-HISTORY = "history.json"
-"""Texts of ``history.csv`` and ``batches.csv`` as training wrote them, by name, guarded by their hash."""
-
-
-def write_history(folder: Path, history: pd.DataFrame, batches: Sequence[Sequence]) -> None:
-    """Write ``batches.csv`` and ``history.csv``, and both again in ``HISTORY``, each file atomically."""
-    tables = {"batches.csv": batch_losses_frame(batches), "history.csv": history}
-    texts = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
-    for name, text in texts.items():
-        paths.write_text(folder / name, text)
-    paths.write_json(folder / HISTORY, texts, guarded=True)
-
-
-def restore_history(folder: Path) -> None:
-    """Write a table again that is not what training wrote, with a warning. The stage need not be trained again for it.
-
-    If ``HISTORY`` itself is absent or damaged, it is written again from the tables. Raises UserError, OSError,
-    ValueError or KeyError if they cannot be read either.
-    """
-    try:
-        texts = paths.read_json(folder / HISTORY)
-    except UserError:
-        read_history(folder), read_batches(folder)
-        names = [name for name in ("batches.csv", "history.csv") if (folder / name).is_file()]
-        paths.write_json(folder / HISTORY, {name: _text(folder / name) for name in names}, guarded=True)
-        return
-    for name, text in texts.items():
-        if _text(folder / name) != text:
-            paths.write_text(folder / name, text)
-            warnings.warn(
-                f"{folder / name} was not what training wrote; it is written again from {HISTORY}", stacklevel=2
-            )
-
-
-def _text(file: Path) -> str:
-    """Text of a file, "" if it is absent or no text."""
-    with suppress(FileNotFoundError, UnicodeDecodeError):
-        return file.read_text(encoding="utf-8")
-    return ""
-
-
-def read_batches(folder: Path) -> pd.DataFrame:
-    """Losses by batch from a stage folder; empty where an older version did not write them."""
-    if not (folder / "batches.csv").is_file():
-        return batch_losses_frame([])
-    with (folder / "batches.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))[1:]
-    return batch_losses_frame(
-        [(int(epoch), part, int(at), int(films), float(loss)) for epoch, part, at, films, loss in lines]
-    )
-
-
-def read_history(folder: Path) -> pd.DataFrame:
-    """History from a stage folder, every float exact to the last bit, which pandas does not guarantee."""
-    with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    rows = [{name: float(text or "nan") for name, text in line.items()} for line in lines]
-    return history_frame(rows).fillna({"skipped": 0}).astype({"epoch": int, "epochs_so_far": int, "skipped": int})
-
-
-def jsonable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with None instead of NaN, which JSON lacks."""
-    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
-
-
-def from_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The inverse of ``jsonable``."""
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
 def _films(part: Any) -> dict[str, Any]:
@@ -407,7 +290,7 @@ def finished_checkpoint(folder: Path, who: dict[str, Any], start: str) -> Path |
         found = checkpoint.load(folder / (best["best"] + checkpoint.SUFFIX)).path
         if (last := best.get("last", best["best"])) != best["best"]:
             checkpoint.load(folder / (last + checkpoint.SUFFIX))
-        restore_history(folder)
+        history_tables.restore_history(folder)
         _remove_damaged_moments(folder)
         return found
     except (UserError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another version: train
@@ -435,7 +318,7 @@ def moments_hash(parent: Path | None) -> str:
     if parent is None:
         return ""
     if not (file := parent.with_name(MOMENTS)).is_file():
-        gone = _text(parent.with_name(TIDIED)).strip()
+        gone = paths.text_of(parent.with_name(TIDIED)).strip()
         why = f"cxr tidy removed the moments of {parent.parent} at {gone}" if gone else f"there is no {file}"
         warnings.warn(f"the optimizer starts anew, as without keep_moments: {why}", stacklevel=2)
         return ""
@@ -512,7 +395,7 @@ class StageFolder:
             warnings.warn(f"the stage in {self.folder} is trained again: {reason}", stacklevel=2)
         remove_temporary_files(self.folder)
         clear_states(self.states)
-        for name in ("best.json", "history.csv", "batches.csv", HISTORY, TIDIED, paths.AGAIN):
+        for name in ("best.json", "history.csv", "batches.csv", history_tables.HISTORY, TIDIED, paths.AGAIN):
             (self.folder / name).unlink(missing_ok=True)
 
     def go_on(self, found: ResumeState) -> None:
@@ -538,7 +421,7 @@ class StageFolder:
 
     def save(self, steps: int, values: dict[str, Any], data: dict[str, Any]) -> None:
         start_time = time.monotonic()
-        needs = self._needs(from_json(data["history"]))
+        needs = self._needs(history_tables.from_json(data["history"]))
         save_state(self.states, steps, values, {**data, "needs": needs, "who": self.who, "start": self.start})
         self.safe = [*self.safe[-1:], needs]
         self._prune({name for names in self.safe for name in names})
@@ -548,14 +431,14 @@ class StageFolder:
     def keep(self, model: network.Network, history: list[dict[str, Any]], batches: list[tuple], *, last: bool) -> None:
         """Write the history, and a checkpoint if the newest epoch is needed: the best so far, the ``last``, for a soup.
 
-        ``batches`` are the losses of all finished epochs, as rows of ``stage_folder.BATCH_COLUMNS``.
+        ``batches`` are the losses of all finished epochs, as rows of ``history_tables.BATCH_COLUMNS``.
         """
         epoch = history[-1]["epoch"]
         if last or self._best(history) == epoch or epoch in self.soup_epochs(history):
             self._checkpoint(model.state_dict(), epoch, history[-1])
         if self.recipe.soup:
             self._prune({name for names in [*self.safe, self._needs(history)] for name in names})
-        write_history(self.folder, history_frame(history), batches)
+        history_tables.write_history(self.folder, history_tables.history_frame(history), batches)
 
     def soup_epochs(self, history: list[dict[str, Any]]) -> list[int]:
         """The last epochs that a soup takes, should the stage end now; those that surely come too early left out."""
@@ -581,20 +464,20 @@ class StageFolder:
         """
         if not history:
             self._checkpoint(model.state_dict(), 0, {})
-            write_history(self.folder, history_frame(history), [])
+            history_tables.write_history(self.folder, history_tables.history_frame(history), [])
         checkpoint.remove_tensors(self.folder / MOMENTS)
         if moments:
             meta = {"fingerprint": self.fingerprint, "optimizer": self.recipe.optimizer}
             checkpoint.write_tensors((self.folder / MOMENTS).with_suffix(""), moments, meta)
         epoch = self._best(history) if history else 0
         best, last = self._title(epoch), self._title(len(history))
-        why = _why(history_frame(history), epoch, self.recipe.chosen_by)
+        why = _why(history_tables.history_frame(history), epoch, self.recipe.chosen_by)
         tried = {}
         if soup:
             taken = soup.is_better(history[epoch - 1], self.recipe.chosen_by)
             if taken:
                 best = self._checkpoint(soup.state, len(history), soup.row, soup=soup.epochs).stem
-            numbers = jsonable([{name: soup.row[name] for name in ("val_auc", "val_loss")}])[0]
+            numbers = history_tables.jsonable([{name: soup.row[name] for name in ("val_auc", "val_loss")}])[0]
             tried = {"soup": {"epochs": soup.epochs, **numbers, "taken": taken}}
             why += _why_soup(soup, self.recipe.chosen_by, taken=taken)
         loaded = checkpoint.load_into(model, self.folder / (best + checkpoint.SUFFIX)).checkpoint
@@ -617,7 +500,7 @@ class StageFolder:
         return loaded.path
 
     def _best(self, history: list[dict[str, Any]]) -> int:
-        return best_epoch(history, self.recipe.chosen_by)
+        return history_tables.best_epoch(history, self.recipe.chosen_by)
 
     def _needs(self, history: list[dict[str, Any]]) -> list[str]:
         """Names of the checkpoints without which the training cannot go on from after these epochs."""
@@ -627,14 +510,14 @@ class StageFolder:
     def _checkpoint(self, state: dict[str, Tensor], epoch: int, row: dict[str, Any], soup: Sequence[int] = ()) -> Path:
         _ = self.line.past  # computed once and cached; its time must not count as the cost of a checkpoint
         start_time = time.monotonic()
-        metrics = jsonable([{name: value for name, value in row.items() if name not in TIMES}])[0]
+        lasting = {name: value for name, value in row.items() if name not in history_tables.TIMES}
         path = checkpoint.save(
             self.folder,
             state,
             self.recipe,
             self.line,
             epoch=epoch,
-            metrics=metrics,
+            metrics=history_tables.jsonable([lasting])[0],
             data=self.data,
             fingerprint=self.fingerprint,
             code=self.who["code"],

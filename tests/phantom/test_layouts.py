@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cxrlib import UserError, labels
 from cxrlib.data import check, images, records, sources, splits
-from cxrlib.phantom import film_files, hospitals, layouts, phantom
+from cxrlib.phantom import hospitals, layouts, phantom
 
 SMALL = {"images": 5, "size": 32, "seed": 5}
 
@@ -65,7 +65,7 @@ def test_jpeg_films_are_close_to_what_was_drawn():
     pixels = phantom.draw(["Effusion"], size=64).pixels
     import cv2
 
-    read = cv2.imdecode(np.frombuffer(film_files.jpeg(pixels), np.uint8), cv2.IMREAD_GRAYSCALE)
+    read = cv2.imdecode(np.frombuffer(layouts.jpeg(pixels), np.uint8), cv2.IMREAD_GRAYSCALE)
     assert np.abs(read.astype(int) - pixels).mean() < 2
 
 

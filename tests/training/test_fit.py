@@ -13,7 +13,7 @@ import torch
 
 from cxrlib import UserError, paths, provenance
 from cxrlib.data.augmentation import preset
-from cxrlib.training import checkpoint, fit, lineage, network, stage_folder
+from cxrlib.training import checkpoint, fit, history_tables, lineage, network, stage_folder
 
 THIS = Path(tiny.__file__)
 SETTINGS = {"ema": 0.9, "epochs": 3, "groups": ("layer4", "fc")}
@@ -61,8 +61,8 @@ def same(one, other):
     for name in names:
         assert provenance.file_sha256(one / name) == provenance.file_sha256(other / name), name
     pd.testing.assert_frame_equal(
-        stage_folder.read_history(one)[stage_folder.HISTORY_COLUMNS],
-        stage_folder.read_history(other)[stage_folder.HISTORY_COLUMNS],
+        history_tables.read_history(one)[history_tables.HISTORY_COLUMNS],
+        history_tables.read_history(other)[history_tables.HISTORY_COLUMNS],
         check_exact=True,
     )
     assert (one / "batches.csv").read_bytes() == (other / "batches.csv").read_bytes()
@@ -74,7 +74,7 @@ def test_a_stage_leaves_what_the_design_promises(undisturbed):
     where, result = undisturbed
     assert result.trained
     assert result.history["epoch"].tolist() == [1, 2, 3]
-    assert [*result.history.columns] == [*stage_folder.HISTORY_COLUMNS, *stage_folder.EXTRA]
+    assert [*result.history.columns] == [*history_tables.HISTORY_COLUMNS, *history_tables.EXTRA]
     best = json.loads((where / "best.json").read_text())
     assert checkpoint.best(where) == result.best
     assert result.history["val_auc"].max() == best["val_auc"]
@@ -111,7 +111,7 @@ def test_the_best_epoch_is_the_one_of_the_highest_validation_auc_and_is_no_alias
 
 def test_undefined_aucs_are_left_out_and_an_undefined_mean_is_no_end(tmp_path):
     some = np.array([0.5, np.nan, 1.0] + [np.nan] * 12)
-    assert stage_folder.history_row(1, 1, 0.1, 0.1, 0.1, some)["val_auc"] == 0.75
+    assert history_tables.history_row(1, 1, 0.1, 0.1, 0.1, some)["val_auc"] == 0.75
     result = tiny.train(tmp_path, {"epochs": 2, "groups": ("fc",)}, score=lambda *_: np.full(15, np.nan))
     assert result.best.stem == "stage1_0.001_2"
     assert result.history["val_auc"].isna().all()

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from cxrlib import UserError, paths
-from cxrlib.training import checkpoint, fit, job, stage_folder
+from cxrlib.training import checkpoint, fit, history_tables, job
 from cxrlib.workbook import settings
 
 HOW = {"stage": 1, "size": 32, "batch_size": 16, "lr": 0.01}
@@ -41,7 +41,7 @@ def test_two_processes_end_as_one_does_and_are_recognised(tiny_phantom, quiet):
     two = job.train(run="two", **how)
     assert one.trained
     assert not two.trained, "the job's stage is not recognised by one process"
-    smooth = [name for name in stage_folder.HISTORY_COLUMNS if "auc" not in name]
+    smooth = [name for name in history_tables.HISTORY_COLUMNS if "auc" not in name]
     pd.testing.assert_frame_equal(one.history[smooth], two.history[smooth], rtol=1e-3, atol=1e-3)
     # Two of the few validation films that change places change an AUC at once, by rounding alone.
     assert (one.history["val_auc"] - two.history["val_auc"]).abs().max() < 0.05

@@ -11,7 +11,19 @@ import torch
 
 from cxrlib import UserError
 from cxrlib.data.augmentation import preset
-from cxrlib.training import checkpoint, devices, fit, frozen, job, losses, network, optim, schedules, stage_folder
+from cxrlib.training import (
+    checkpoint,
+    devices,
+    fit,
+    frozen,
+    history_tables,
+    job,
+    losses,
+    network,
+    optim,
+    schedules,
+    stage_folder,
+)
 
 STEADY = {"warmup": 0.0, "decay": "none", "optimizer": "adamw", "precision": "float32"}
 
@@ -246,7 +258,7 @@ def test_fixed_views_come_again_after_as_many_epochs(tmp_path):
 
 def test_every_batchs_loss_is_kept_and_the_epochs_are_their_means(tmp_path):
     result = tiny.train(tmp_path, {"epochs": 2})
-    kept = stage_folder.read_batches(tmp_path)
+    kept = history_tables.read_batches(tmp_path)
     assert kept.equals(result.batches)
     assert kept.groupby(["epoch", "part"])["films"].sum().tolist() == [24, 12] * 2
     for (epoch, part), own in kept.groupby(["epoch", "part"]):
