@@ -45,7 +45,7 @@ TAKERS = {
     "cxrlib.training.stage_folder": {"require_room"},
     "cxrlib.training.network": {"train_only", "members", "table"},
     "cxrlib.training.optim": {"make", "tensors", "restore", "learned", "lent", "given_back", "fill"},
-    "cxrlib.training.devices": {"shared_statistics"},
+    "cxrlib.training.processes": {"shared_statistics"},
 }
 """The public functions that take a network. Each is called here, by a notebook or by ``fit``, on the pretend device."""
 

@@ -1,4 +1,4 @@
-"""Figures of a dataset: how frequent findings are, which occur together, who the patients are, and example films.
+"""Figures of a dataset: its findings, patients and example films, and how good its labels are.
 
 Films are frames as ``records.read`` gives them. Each figure's numbers come from a function of their own, so that what
 is drawn can be saved beside it.
@@ -16,11 +16,16 @@ from matplotlib.ticker import MaxNLocator
 
 from cxrlib import metrics
 from cxrlib.data import images, records
+from cxrlib.data.radiologists import GROUPS
 from cxrlib.labels import FINDINGS, LABELS, display_name
 from cxrlib.plots import common
 
 FOLLOW_UPS = (1, 2, 3, 4, 5, 10, 20, 50, 100, np.inf)
 """Lower ends of the classes of films per patient; the last is the end of the last class."""
+
+LABEL_SETS = {"test": "films of the test set", "val": "films of the validation set"}
+LABEL_KINDS = {"read": "radiologists", "mined": "mined labels"}
+LABEL_COLOURS = {"read": common.SPLIT_COLOURS["train"], "mined": common.SPLIT_COLOURS["val"]}
 
 
 def prevalences(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -260,4 +265,86 @@ def outline_boxes(boxes: pd.DataFrame, ax: Axes) -> Axes:
     for box in boxes.itertuples():
         ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec="white", lw=2.4))
         ax.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec=common.RUN_COLOURS[1], lw=1.2))
+    return ax
+
+
+def label_agreement(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+    """PPV and sensitivity of the mined labels, a panel each; ``table`` as from ``label_quality.agreement``."""
+    names, heights = list(GROUPS), common.row_heights(list(GROUPS))
+    titles = {"ppv": "PPV of the mined label", "sensitivity": "Sensitivity of the mined label"}
+    for (column, title), ax in zip(titles.items(), axes, strict=True):
+        sets = [part for part in LABEL_SETS if part in set(table["set"])]
+        for i, part in enumerate(sets):
+            rows = table[table["set"] == part].set_index("finding").reindex(names)
+            y, colour = heights + common.row_offset(i, len(sets)), common.SPLIT_COLOURS[part]
+            name = f"{LABEL_SETS[part]} ({rows['films'].max():,.0f})"
+            common.whiskers(
+                ax, rows[column], rows[f"{column}_low"], rows[f"{column}_high"], y, colour, common.MARKERS[i], name
+            )
+        common.name_rows(ax, names, heights)
+        ax.set(xlim=(-0.02, 1.02), title=title, xlabel="share, 95 % interval by patient")
+        if table.empty:
+            common.blank(ax, "no film was read by radiologists")
+    axes[1].tick_params(labelleft=False)
+    if not table.empty:
+        axes[0].legend(loc="upper center", bbox_to_anchor=(1.02, -0.16), ncols=2)
+    return axes
+
+
+def label_curve_points(found: pd.DataFrame, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """ROC curves of the network against both kinds of label: columns finding, labels ("read" or "mined"), positives,
+    rate, sensitivity; one row with NaN where a class is absent. ``found`` as from ``radiologists.beside``."""
+    rows = []
+    for name, values in scores.items():
+        for kind in LABEL_KINDS:
+            truth = found[f"{kind}_{name}"].to_numpy()
+            known = np.isfinite(truth)
+            x = y = np.array([np.nan])
+            if known.any() and not metrics.reason(truth[known]):
+                curve = metrics.roc_curve(truth[known], values[known])
+                x, y = curve.x, curve.y
+            row = {"finding": name, "labels": kind, "positives": int((truth[known] == 1).sum())}
+            rows.append(pd.DataFrame({**row, "rate": x, "sensitivity": y}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def label_curves(points: pd.DataFrame, mined: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+    """ROC curves against both kinds of label, and the mined label itself as a point against the radiologists.
+
+    ``points`` as from ``curve_points``, ``mined`` as from ``label_quality.beside_curve``. The dotted line is chance.
+    """
+    mined = mined.set_index("finding")
+    for name, ax in zip(GROUPS, axes, strict=True):
+        these = points[points["finding"] == name]
+        ax.plot([0, 1], [0, 1], ":", color=common.MUTED, lw=0.8)
+        for kind, dash in (("mined", (0, (4, 1.5))), ("read", "-")):
+            rows = these[these["labels"] == kind]
+            label = f"network, against {LABEL_KINDS[kind]} ({rows['positives'].iloc[0]:,} positive)"
+            ax.plot(rows["rate"], rows["sensitivity"], ls=dash, color=LABEL_COLOURS[kind], label=label)
+        point, look = mined.loc[name, ["rate", "mined"]], {"ms": 7, "mec": "white", "zorder": 5}
+        label = "mined label, against radiologists"
+        ax.plot(point["rate"], point["mined"], "D", color=common.SPLIT_COLOURS["test"], label=label, **look)
+        ax.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="false-positive rate")
+        if these["rate"].isna().all():
+            common.blank(ax, "one class only, or no films")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=2.6)
+    axes[0].set_ylabel("sensitivity")
+    return axes
+
+
+def label_jumps(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Share of gaps in a finding that was on the film before and is on the film after, beside independent films.
+
+    ``table`` as from ``label_quality.jumps``. Findings without such films are left out.
+    """
+    rows = table[table["triples"] > 0].sort_values("gap", ascending=False, kind="stable")
+    if rows.empty:
+        return common.blank(ax, "no patient has a finding on two films\nwith another film between them")
+    heights = np.arange(len(rows))[::-1].astype(float)
+    common.whiskers(ax, rows["gap"], rows["low"], rows["high"], heights, common.SPLIT_COLOURS["train"], "o", "observed")
+    ax.plot(rows["independent"], heights, "|", color=common.MUTED, ms=9, mew=1.6, label="if films were independent")
+    names = [f"{display_name(row.finding)}  (n = {row.triples:,})" for row in rows.itertuples()]
+    common.name_rows(ax, names, heights)
+    ax.set(xlim=(-0.02, 1.02), xlabel="share of middle films that lack the finding, 95 % interval by patient")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=2)
     return ax

@@ -32,11 +32,12 @@ from cxrlib.training import (
     losses,
     network,
     optim,
+    processes,
     schedules,
     stage_folder,
 )
-from cxrlib.training.devices import ProcessGroup
 from cxrlib.training.frozen import FrozenFeatures, Inference
+from cxrlib.training.processes import ProcessGroup
 from cxrlib.training.progress import Progress, Watch
 from cxrlib.training.schedules import Stage
 
@@ -331,7 +332,7 @@ def fit(
     runs out. Raises ``Stopped`` on Ctrl-C, SIGTERM or a notebook's interrupt. After an error the network holds its
     starting weights again, so that the same call resumes.
     """
-    folder, process_group = Path(folder), devices.launched_group(device)
+    folder, process_group = Path(folder), processes.launched_group(device)
     recipe = schedules.for_batch_size(recipe, train.batch_size)
     loss = losses.for_soft_labels(loss) if getattr(train, "soft", None) else loss
     network.train_only(model, recipe.groups)
@@ -355,7 +356,7 @@ def fit(
         stage_folder.own_randomness(seed, process_group.device),
         optim.given_back(model),
         devices.explain_failures(process_group.device, f"stage {recipe.number}", train.batch_size),
-        devices.shared_statistics(model, process_group),
+        processes.shared_statistics(model, process_group),
         Progress(folder, recipe, len(train), shown=progress, watch=watch, writes=process_group.first) as shown,
     ):
         files = stage_folder.StageFolder(folder, recipe, line, identity, start, data)
@@ -380,7 +381,7 @@ class _Training:
     files: stage_folder.StageFolder
     progress: Progress
     signalled: Callable[[], str]
-    process_group: devices.ProcessGroup
+    process_group: processes.ProcessGroup
     moments: dict[str, torch.Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:

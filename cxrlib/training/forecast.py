@@ -16,7 +16,7 @@ from cxrlib import UserError, provenance
 from cxrlib.data.batches import Batch
 from cxrlib.labels import LABELS
 from cxrlib.training import devices, fit, frozen, losses, network, optim, schedules
-from cxrlib.training.devices import ProcessGroup
+from cxrlib.training.processes import ProcessGroup
 from cxrlib.training.schedules import HEAD, Stage
 
 BUDGET = 5.0

@@ -28,8 +28,8 @@ from cxrlib import UserError, provenance
 from cxrlib.data import batches
 from cxrlib.data.batches import Batches
 from cxrlib.training import checkpoint, devices, network
-from cxrlib.training.devices import ProcessGroup
 from cxrlib.training.losses import Loss
+from cxrlib.training.processes import ProcessGroup
 from cxrlib.training.schedules import Stage
 
 COMPILE_SECONDS = 60.0

@@ -24,7 +24,17 @@ from tqdm.auto import tqdm
 
 from cxrlib import UserError, dataset, paths
 from cxrlib.data import records
-from cxrlib.training import checkpoint, devices, fit, lineage, losses, network, parameters, schedules, teachers
+from cxrlib.training import (
+    checkpoint,
+    fit,
+    lineage,
+    losses,
+    network,
+    parameters,
+    processes,
+    schedules,
+    teachers,
+)
 from cxrlib.training.progress import Progress
 
 WRONG, STOPPED = 2, 130
@@ -66,7 +76,7 @@ def train(
     given |= {"weights": weights, "ckpt": ckpt, "allow_missing": allow_missing}
     given |= {"exclude": exclude, "uncertain": uncertain, "teacher": teacher}
     folder = parameters.judge(f"stage{stage}", given)
-    process_group = devices.launched_group()
+    process_group = processes.launched_group()
     parent = lineage.parent_of_stage(folder, stage, ckpt)
     if parent:
         checkpoint.load(parent)
@@ -195,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         _exit(str(error) or "stopped", STOPPED)
     else:
-        if devices.launched_group().first:
+        if processes.launched_group().first:
             print(f"{'trained' if result.trained else 'finished before'}: {result.best.name}")
 
 
@@ -231,7 +241,7 @@ def _exit(message: str, code: int) -> None:
     """Print the message and end at once. A normal exit would wait for other processes, which may have ended."""
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(code) if devices.launched_group().world > 1 else sys.exit(code)
+    os._exit(code) if processes.launched_group().world > 1 else sys.exit(code)
 
 
 def _environment(processes: int, gpus: int) -> dict[str, str]:

@@ -22,7 +22,7 @@ import torch
 from cxrlib import metrics
 from cxrlib.data import augmentation, batches, records, store
 from cxrlib.training import devices, fit, frozen, losses, network, optim, schedules
-from cxrlib.training.devices import ProcessGroup
+from cxrlib.training.processes import ProcessGroup
 from cxrlib.training.schedules import Stage
 from tests.benchmarks import original_training
 from tests.benchmarks.bench_data import FULLRES, scratch

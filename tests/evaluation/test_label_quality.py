@@ -10,7 +10,7 @@ from cxrlib import labels
 from cxrlib.data import radiologists, records
 from cxrlib.data.radiologists import GROUPS
 from cxrlib.evaluation import label_quality, predict
-from cxrlib.plots import label_figures
+from cxrlib.plots import exploration
 
 
 def made(n=600, seed=0, noise=0.15):
@@ -154,7 +154,7 @@ def test_few_films_are_undefined_and_say_why(films):
     table = label_quality.agreement(found)
     assert len(table) == (3 if films else 0)
     fig, axes = plt.subplots(1, 2)
-    label_figures.agreement(table, axes)
+    exploration.label_agreement(table, axes)
     plt.close(fig)
     assert label_quality.against_both(found, scores)["p"].isna().all()
     curve = label_quality.beside_curve(found, scores)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from cxrlib.training import devices, fit, frozen, network, optim
+from cxrlib.training import fit, frozen, network, optim, processes
 
 CUDA = torch.device("cuda")
 CARDS = {"H100": (9, 0, 132, 1_980_000), "A100": (8, 0, 108, 1_410_000), "T4": (7, 5, 40, 1_590_000)}
@@ -57,7 +57,7 @@ def test_only_whole_batches_are_compiled(monkeypatch):
 def test_code_becomes_a_graph_on_one_card_where_no_gradient_waits_for_further_batches(monkeypatch):
     modes = []
     monkeypatch.setattr(torch, "compile", lambda run, mode=None, **how: modes.append(mode) or run)
-    groups = [devices.ProcessGroup(torch.device(kind)) for kind in ("cuda", "cpu")]
+    groups = [processes.ProcessGroup(torch.device(kind)) for kind in ("cuda", "cpu")]
     assert [frozen.graphs_fit(group) for group in groups] == [True, False]
     assert not frozen.graphs_fit(SimpleNamespace(device=CUDA, world=2))
     monkeypatch.setattr(frozen, "graphs_fit", lambda group: True)

@@ -3,9 +3,9 @@ import tiny
 import torch
 
 from cxrlib.data.augmentation import preset
-from cxrlib.training import checkpoint, devices, frozen, network
+from cxrlib.training import checkpoint, devices, frozen, network, processes
 
-ALONE = devices.launched_group("cpu")
+ALONE = processes.launched_group("cpu")
 SPLITS = [network.GROUPS[first:] for first in range(1, 6)]
 
 
@@ -108,7 +108,7 @@ def test_beside_an_accelerator_no_file_is_made(tmp_path):
     for kind, room in (("meta", 0), ("cpu", frozen.DISK)):
         assert (
             frozen.FrozenFeatures(
-                model, tiny.TinyBatches(4), devices.ProcessGroup(torch.device(kind)), folder=tmp_path
+                model, tiny.TinyBatches(4), processes.ProcessGroup(torch.device(kind)), folder=tmp_path
             ).disk
             == room
         )

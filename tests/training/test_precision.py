@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from cxrlib import UserError
-from cxrlib.training import checkpoint, devices, fit, network, optim
+from cxrlib.training import checkpoint, devices, fit, network, optim, processes
 
 CUDA, MPS, CPU = (torch.device(kind) for kind in ("cuda", "mps", "cpu"))
 
@@ -180,4 +180,4 @@ def test_the_moving_average_is_that_of_its_formula():
             moves = value.is_floating_point()
             expected[name] = torch.lerp(expected[name], value, share) if moves else value.clone()
     assert all(torch.equal(average.values[name], value) for name, value in expected.items())
-    assert devices.launched_group("cpu").device == CPU
+    assert processes.launched_group("cpu").device == CPU

@@ -9,7 +9,7 @@ import torch
 from cxrlib import labels, metrics
 from cxrlib.data import batches
 from cxrlib.data.store import Store
-from cxrlib.training import devices, fit, frozen, losses, optim
+from cxrlib.training import fit, frozen, losses, optim, processes
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_accumulated_gradients_are_those_of_all_known_labels_at_once(parts):
     films, model, loss = Holed(16, batch_size=6), tiny.net().eval(), losses.make("bce")
     recipe = tiny.recipe(split_on_oom=True)
     step = fit.Step(
-        model, loss, recipe, optim.make(model, recipe), devices.ProcessGroup("cpu"), known_of=films.known_of
+        model, loss, recipe, optim.make(model, recipe), processes.ProcessGroup("cpu"), known_of=films.known_of
     )
     step.parts, of = parts, int(films.known(0).sum())
     values = [step.learn(batch, lambda one: one.images, of, last=True) for batch in films.epoch(0)]
