@@ -17,7 +17,7 @@ from cxrlib.training import checkpoint, fit, history_tables, job
 from cxrlib.workbook import settings
 
 HOW = {"stage": 1, "size": 32, "batch_size": 16, "lr": 0.01}
-EXACT = "optimizer=sgd precision=float32 augment=light"
+EXACT = "optimizer=sgd precision=float32 augment=light soup=2 chosen_by=loss"
 
 
 @pytest.fixture
@@ -46,6 +46,9 @@ def test_two_processes_end_as_one_does_and_are_recognised(tiny_phantom, quiet):
     # Two of the few validation films that change places change an AUC at once, by rounding alone.
     assert (one.history["val_auc"] - two.history["val_auc"]).abs().max() < 0.05
     assert one.batches[["epoch", "part", "batch", "films"]].equals(two.batches[["epoch", "part", "batch", "films"]])
+    means = [paths.read_json(result.best.with_name("best.json"))["soup"] for result in (one, two)]
+    assert means[0]["val_loss"] == pytest.approx(means[1]["val_loss"], rel=1e-3)
+    assert means[0]["taken"] == means[1]["taken"]
     ours, theirs = (checkpoint.load(result.best).state for result in (one, two))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=2e-2, atol=2e-3, msg=name)
