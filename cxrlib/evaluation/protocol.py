@@ -149,9 +149,8 @@ def folder() -> Path:
 
 def _record(home: paths.Run, films: str, test: pd.DataFrame, readings: Iterable[dict[str, Any]]) -> None:
     """Write the film list and the readings that are not there yet, as files of their own; a whole one stays."""
-    names = _film_list(films)
-    if not names.is_file():
-        paths.write_text(names, "".join(f"{name}\n" for name in _names(test)))
+    if not _listed(films):
+        paths.write_text(_film_list(films), "".join(f"{name}\n" for name in _names(test)))
     there = {(look["run"], *_key(look)) for look in _recorded()[0]}
     for look in readings:
         file = folder() / f"{home.name}-{provenance.digest(_key(look))[:16]}.json"
@@ -174,6 +173,14 @@ def _recorded() -> tuple[list[dict[str, Any]], int]:
 
 def _film_list(films: str) -> Path:
     return folder() / f"films-{films}.txt"
+
+
+def _listed(films: str) -> set[str]:
+    """Names of the films with this hash, empty where their list is absent or damaged."""
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        names = _film_list(films).read_text(encoding="utf-8").splitlines()
+        return {*names} if provenance.digest(names)[:16] == films else set()
+    return set()
 
 
 def read(home: paths.Run) -> Protocol | None:
@@ -272,13 +279,8 @@ def _relation(look: dict[str, Any], home: paths.Run, kept: dict[str, Any]) -> st
 
 def _shared_films(planned: dict[str, Any], others: Iterable[str]) -> dict[str, int]:
     """How many of the planned films each set of films has, by its hash; 0 where its list is not there."""
-    lists: dict[str, set[str]] = {}
-    for films in {planned["hash"], *others}:
-        with suppress(FileNotFoundError, UnicodeDecodeError):
-            lists[films] = {*_film_list(films).read_text(encoding="utf-8").splitlines()}
-    mine = lists.get(planned["hash"], set())
-    found = {films: len(mine & lists.get(films, set())) for films in others}
-    return found | {planned["hash"]: planned["number"]}
+    mine = _listed(planned["hash"])
+    return {films: len(mine & _listed(films)) for films in others} | {planned["hash"]: planned["number"]}
 
 
 def _told(looks: pd.DataFrame, films: dict[str, Any]) -> list[str]:

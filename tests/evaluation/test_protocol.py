@@ -78,6 +78,13 @@ def test_readings_of_sets_that_share_films_are_told(test):
     assert "Other sets with some of these films: 2 readings, at most 3 of 6 films." in (
         protocol.read(paths.Run("base")).sentences
     )
+    for damaged in protocol.folder().glob("films-*.txt"):
+        damaged.write_text(damaged.read_text() + "another.png\n")
+    again = protocol.begin(paths.Run("fourth"), [stage("fourth", 1, 6, weight=4.0)], test.iloc[4:], **HOW)
+    assert again.looks["relation"].tolist() == ["this run"], "a damaged list of films is not believed"
+    assert (
+        protocol.begin(paths.Run("third"), [stage("third", 1, 5, weight=3.0)], mine, **HOW).looks["shared"].max() == 3
+    )
     elsewhere = test.assign(dataset="our-hospital")
     found = protocol.begin(paths.Run("fifth"), [stage("fifth", 1, 7, weight=5.0)], elsewhere, **HOW)
     assert found.looks["relation"].tolist() == ["this run"], "films of another dataset can have the same names"
