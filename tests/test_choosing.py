@@ -106,22 +106,19 @@ def with_noise(folder: Path, to: Path) -> Path:
 
 
 def decided(run: str) -> dict[str, Any]:
-    """All that a run of two stages fits or chooses, as plain values and hashes."""
+    """All that a run of one stage fits or chooses, as plain values and hashes."""
     home = paths.Run(run)
-    best = [paths.read_json(home.stage(k) / "best.json") for k in (1, 2)]
-    tested = home.stage(2) / f"{best[1]['best']}.safetensors"
+    best = paths.read_json(home.stage(1) / "best.json")
+    tested = checkpoint.best(home.stage(1))
     kept = checkpoint.read_meta(tested)["attached"]
-    stated = {"judged_on", "rates", "judged"}
-    gate = load_file(checkpoint.gate_beside(tested))
+    stated = {"judged_on", "rates"}
     return {
-        "weights": [one["result"] for one in best],
-        "chosen epochs": [(one["best"], one["why"]) for one in best],
-        "histories": [
-            history_tables.read_history(home.stage(k)).drop(columns=history_tables.TIMES).to_csv() for k in (1, 2)
-        ],
+        "weights": best["result"],
+        "best epoch": (best["best"], best["why"]),
+        "history": history_tables.read_history(home.stage(1)).drop(columns=history_tables.TIMES).to_csv(),
         "calibration": kept[thresholds.CALIBRATION],
         "thresholds": kept[thresholds.THRESHOLDS],
-        "gate": checkpoint.tensors_sha256(gate),
+        "gate": checkpoint.tensors_sha256(load_file(checkpoint.gate_beside(tested))),
         "reference": {name: value for name, value in kept["reference"].items() if name not in stated},
         "validation": (home.predictions / "val.csv").read_bytes(),
     }
@@ -129,7 +126,7 @@ def decided(run: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_noise_in_place_of_the_test_part_changes_nothing_that_is_chosen(tmp_path, monkeypatch):
-    """Stages, best epochs, calibration, thresholds, gate: to the bit, whatever the test films and their labels are."""
+    """Weights, best epoch, calibration, thresholds, gate: to the bit, whatever the test films and their labels are."""
     build = network.build
     monkeypatch.setattr(network, "build", lambda weights, seed=0: build(weights, seed=seed, layers=(1, 1, 1, 1)))
     monkeypatch.setattr(plt, "show", lambda: None)
@@ -138,7 +135,7 @@ def test_noise_in_place_of_the_test_part_changes_nothing_that_is_chosen(tmp_path
     monkeypatch.setattr(common, "save", lambda *_, **more: None)
     for run, folder in folders.items():
         paths.write_json(paths.Run(run).run_json, {})
-        for stem, until in {"01_stage1": "", "02_stage2": "", "06_evaluation": "gate.fit_once"}.items():
+        for stem, until in {"01_stage1": "", "06_evaluation": "gate.fit_once"}.items():
             how = {"size": 32, "batch_size": 32, "epochs": 2, "schedule": "scratch"}
             execute(paths.notebooks() / f"{stem}.ipynb", until, data=str(folder), run=run, **how)
     true, noise = decided("true"), decided("noise")
