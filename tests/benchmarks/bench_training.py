@@ -43,7 +43,7 @@ def step(size: int = 224, batch: int = 16, rounds: int = 5, precision: str = "au
     for number in range(1, 6):
         ours, theirs = our_step(number, size, batch, precision=precision), their_step(number, size, batch)
         took = in_turns(rounds, ours=ours, theirs=theirs)
-        where = f"{size} px, batch {batch}, precision {precision}, frozen layers computed each time; {how()}"
+        where = f"{size} px, batch {batch}, frozen layers computed each time; {how(precision)}"
         name = "training: step in float32" if exact else "training: step"
         target = ">= 1.5 x" if exact else ">= 2 x" if number < 5 else ""
         rows.append(rate(f"{name}, stage {number}", took["ours"], batch, took["theirs"], batch, target, where))
@@ -213,9 +213,9 @@ class Anew(batches.Batches):
         return None
 
 
-def how() -> str:
+def how(precision: str = "auto") -> str:
     """The precision that ours takes here, and the threads of both."""
-    return f"ours in {devices.dtype_name(devices.dtype(CPU))}, {torch.get_num_threads()} threads"
+    return f"ours in {devices.dtype_name(devices.dtype(CPU, precision))}, {torch.get_num_threads()} threads"
 
 
 def train_ours(recipes: list[Stage] | tuple[Stage, ...], train: batches.Batches, val: batches.Batches) -> None:
