@@ -1,6 +1,8 @@
 """Fixtures of every floor: the real films beside the checkout, a tiny phantom set, an outputs folder of its own."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,12 +32,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA card here"))
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
 @pytest.fixture(autouse=True)
-def own_outputs(tmp_path_factory, monkeypatch):
-    """Every test writes its runs, stores and phantom sets into a folder of its own, never into the user's."""
+def own_outputs(request, tmp_path_factory) -> Iterator[Path]:
+    """Every test writes its runs, stores and phantom sets into a folder of its own, never into the user's.
+
+    It is emptied after the test, unless the test failed: all of them together are 20 GB. The empty folder stays, so
+    that no later test gets the same name.
+    """
     folder = tmp_path_factory.mktemp("outputs")
-    monkeypatch.setenv("CXR_OUTPUTS", str(folder))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXR_OUTPUTS", str(folder))
+        yield folder
+    if not request.node.stash.get(FAILED, False):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
 
 
 @pytest.fixture(scope="session")
