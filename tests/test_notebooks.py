@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cxrlib.training import schedules
 from cxrlib.workbook import settings
 from tests import pictures
 
@@ -179,6 +180,13 @@ def test_a_parameter_has_one_name_one_default_and_one_type_everywhere():
             defaults.setdefault(name, set()).add((type(value), value))
     assert defaults.pop("size") == {(int, 64), (int, 0)}, "a test takes the size of its checkpoint"
     assert {name: values for name, values in defaults.items() if len(values) > 1} == {}
+
+
+@pytest.mark.parametrize("book", [*STAGES, *SOLUTIONS], ids=lambda book: f"{book.parent.name}/{book.stem}")
+def test_the_comment_on_the_schedule_names_them_all(book):
+    source = "\n".join(settings.source(cell) for _, cell in code(book))
+    for comment in re.findall(r'^schedule = "\w+" *# (.*)$', source, re.MULTILINE):
+        assert set(re.findall(r"\w+", comment)) - {"or"} == set(schedules.SCHEDULES)
 
 
 def test_the_stages_have_the_same_parameters():
