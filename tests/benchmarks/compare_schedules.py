@@ -12,17 +12,22 @@ drawn films can be the ones to learn: ``cxr phantom``), or random; others such a
 
 ``--variant "modern ema=0 stage1.lr=0.003"`` (repeatable) tries a schedule with other settings, of all its stages or of
 one. Variants are compared with their schedule on validation films alone, so that choosing among them leaves the test
-part unseen.
+part unseen. What was chosen there is then read on the test films, too: ``--chosen "modern ema=0"``.
+
+``--until_validation_stops`` trains each schedule and seed at ``--passes``, then at 1.5 times as many, and so on, until
+two in a row bring no higher validation AUC. The best one is the run that is read on the test films and told.
 
 ``--jobs 8`` trains so many at a time, each in a process of its own; with ``--seconds`` none is begun after that time,
 and the table is of the finished ones.
 """
 
 import argparse
+import math
 import multiprocessing
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,20 +45,24 @@ from cxrlib.training.schedules import Stage
 from tests.benchmarks import verdict
 
 SCHEDULES = ("seed", "modern", "control", "published")
+LONGER = 1.5
+"""Factor from one number of passes to the next in ``--until_validation_stops``."""
+PATIENCE = 2
+"""So many longer trainings in a row without a higher validation AUC end it: that of few films is noisy."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A schedule, or a variant of one, whose stages have as many epochs as all others of the comparison together."""
+    """A schedule, or a variant of one, whose stages have a number of epochs together; ``tested``: on test films too."""
 
     name: str
     schedule: str
     recipes: tuple[Stage, ...]
+    tested: bool
 
     @property
-    def plain(self) -> bool:
-        """Whether this is a schedule as it stands, which may see the test part."""
-        return self.name == self.schedule
+    def passes(self) -> int:
+        return sum(recipe.epochs for recipe in self.recipes)
 
 
 @dataclass(frozen=True)
@@ -67,15 +76,18 @@ class Setting:
     weights: str
 
 
-def trial(words: str, passes: int) -> Trial:
-    """The trial that words such as ``"modern ema=0 stage1.lr=0.003"`` describe. Raises UserError for unknown ones."""
+def trial(words: str, passes: int, *, chosen: bool = False) -> Trial:
+    """The trial that words such as ``"modern ema=0 stage1.lr=0.003"`` describe. Raises UserError for unknown ones.
+
+    The test films are for schedules as they stand, and for variants that were ``chosen`` before.
+    """
     schedule, *changes = words.split()
     recipes = []
     for number in range(1, 6):
         own = [word.partition(".")[2] for word in changes if word.startswith(f"stage{number}.")]
         common = [word for word in changes if not word.startswith("stage")]
         recipes.append(schedules.recipe(schedule, number, override=" ".join([*common, *own])))
-    return Trial(" ".join(words.split()), schedule, scaled(tuple(recipes), passes))
+    return Trial(" ".join(words.split()), schedule, scaled(tuple(recipes), passes), tested=chosen or not changes)
 
 
 def scaled(recipes: tuple[Stage, ...], passes: int) -> tuple[Stage, ...]:
@@ -129,37 +141,42 @@ def learn(
 
 def place_of(one: Trial, seed: int, setting: Setting, folder: Path) -> Path:
     name = "".join(c if c.isalnum() or c in ".=" else "_" for c in one.name)
-    passes = sum(recipe.epochs for recipe in one.recipes)
-    return folder / f"{setting.source.name}-{setting.pixels.size}-{passes}" / f"{name}-{seed}"
-
-
-def finished(one: Trial, seed: int, setting: Setting, folder: Path) -> dict:
-    """The note of a finished run, ``{}`` where it has to be trained."""
-    note = place_of(one, seed, setting, folder) / "result.json"
-    found = paths.read_json(note) if note.is_file() else {}
-    return found if found.get("who") == identity(one, seed, setting) else {}
+    return folder / f"{setting.source.name}-{setting.pixels.size}-{one.passes}" / f"{name}-{seed}"
 
 
 def run(one: Trial, seed: int, setting: Setting, folder: Path) -> verdict.Run:
     """Train a trial with a seed, unless that is done, and read validation films, and test films where it may."""
     place = place_of(one, seed, setting, folder)
     parts = splits.make(setting.films, setting.source, seed=seed)
-    asked = {"val": parts.val, "test": parts.test} if one.plain else {"val": parts.val}
+    asked = {"val": parts.val, "test": parts.test} if one.tested else {"val": parts.val}
     who = identity(one, seed, setting)
-    found = finished(one, seed, setting, folder)
-    if not found:
-        print(f"{time.strftime('%T')} {one.name}, seed {seed}", flush=True)
+    note = place / "result.json"
+    found = paths.read_json(note) if note.is_file() else {}
+    if found.get("who") != who:
+        print(f"{time.strftime('%T')} {one.name}, seed {seed}, {one.passes} passes", flush=True)
         histories, model = train(one, seed, setting, parts, place)
         for name, films in asked.items():
             given = batches.Batches(setting.pixels, films, batch_size=2 * setting.batch_size)
             predict.write(place / f"{name}.csv", films, predict.predict(model, given))
         histories.to_csv(place / "history.csv", index=False)
         found = {"who": who, "seconds": float(histories["seconds"].sum())}
-        paths.write_json(place / "result.json", found)
+        paths.write_json(note, found)
         for stage in place.glob("stage*"):  # 300 MB each
             shutil.rmtree(stage)
     readings = {name: predict.read(place / f"{name}.csv", films) for name, films in asked.items()}
-    return verdict.Run(one.name, one.schedule, seed, found["seconds"], readings)
+    return verdict.Run(one.name, one.schedule, seed, one.passes, found["seconds"], readings)
+
+
+def run_until_validation_stops(one: Trial, seed: int, setting: Setting, folder: Path) -> verdict.Run:
+    """Run a trial at its passes, then at more and more, until the validation AUC rises no more: the best of them."""
+    best = longest = run(one, seed, setting, folder)
+    in_vain = 0
+    while in_vain < PATIENCE:
+        longer = replace(one, recipes=scaled(one.recipes, math.ceil(LONGER * longest.passes)))
+        longest = run(longer, seed, setting, folder)
+        better = longest.auc("val") > best.auc("val")
+        best, in_vain = (longest, 0) if better else (best, in_vain + 1)
+    return best
 
 
 def train(
@@ -183,9 +200,8 @@ def identity(one: Trial, seed: int, setting: Setting) -> str:
     start = provenance.file_sha256(file) if file.is_file() else setting.weights
     recipes = [{**asdict(recipe), "groups": list(recipe.groups), "purpose": ""} for recipe in one.recipes]
     pixels = {"data": setting.pixels.fingerprint, "size": setting.pixels.size, "batch_size": setting.batch_size}
-    return provenance.digest(
-        {"recipes": recipes, "seed": seed, "start": start, "code": stage_folder.code_version(), **pixels}
-    )
+    code = {"code": stage_folder.code_version()} | ({"tested": True} if one.tested and one.name != one.schedule else {})
+    return provenance.digest({"recipes": recipes, "seed": seed, "start": start, **code, **pixels})
 
 
 def main() -> int:
@@ -203,15 +219,17 @@ def main() -> int:
     print(f"start: {start}", flush=True)
     setting = Setting(films, pixels, source, given.batch_size, weights or "none")
     trials = [trial(words, given.passes) for words in (*given.schedules.split(), *given.variant)]
-    where = f"{len(films)} films of {source.name}, {given.size} px, batch {given.batch_size}, {given.passes} passes, "
+    trials += [trial(words, given.passes, chosen=True) for words in given.chosen]
+    passes = f"{given.passes} passes" + (" or more, until validation stops" if given.until_validation_stops else "")
+    where = f"{len(films)} films of {source.name}, {given.size} px, batch {given.batch_size}, {passes}, "
     where += f"start: {start}; {torch.get_num_threads()} threads"
     wanted = [(one, seed) for seed in range(given.seeds) for one in trials]
+    one_run = run_until_validation_stops if given.until_validation_stops else run
     if given.jobs > 1:
-        train_in_processes(wanted, setting, folder, given.jobs, given.seconds)
-        wanted = [(one, seed) for one, seed in wanted if finished(one, seed, setting, folder)]
+        wanted = train_in_processes(one_run, wanted, setting, folder, given.jobs, given.seconds)
     runs = []
     for one, seed in wanted:
-        runs.append(run(one, seed, setting, folder))
+        runs.append(one_run(one, seed, setting, folder))
         if given.jobs == 1 or len(runs) == len(wanted):
             table = verdict.table(runs, where)
             paths.write_text(paths.outputs() / "bench" / "schedules.csv", table.to_csv(index=False))
@@ -222,23 +240,30 @@ def main() -> int:
 
 
 def train_in_processes(
-    wanted: list[tuple[Trial, int]], setting: Setting, folder: Path, jobs: int, seconds: float
-) -> None:
-    """Train what is wanted, so many at a time. What is not begun after ``seconds`` (0: no limit) is left out."""
+    one_run: Callable, wanted: list[tuple[Trial, int]], setting: Setting, folder: Path, jobs: int, seconds: float
+) -> list[tuple[Trial, int]]:
+    """Train what is wanted, so many at a time, and give what is done.
+
+    What is not begun after ``seconds`` (0: no limit) is left out.
+    """
     until = time.time() + seconds if seconds else float("inf")
     how = (setting.source, setting.pixels.size, setting.batch_size, setting.weights, folder, until)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for done in [pool.submit(_train_one, one, seed, *how) for one, seed in wanted]:
-            done.result()
+        done = [pool.submit(_train_one, one_run, one, seed, *how) for one, seed in wanted]
+        return [which for which, job in zip(wanted, done, strict=True) if job.result()]
 
 
 def _train_one(
-    one: Trial, seed: int, source: Path, size: int, batch_size: int, weights: str, folder: Path, until: float
-) -> None:
+    one_run: Callable, one: Trial, seed: int, source: Path, size: int, batch_size: int, weights: str, folder: Path,
+    until: float,
+) -> bool:  # fmt: skip
+    """Whether it was done; False if there was no time left to begin."""
     if time.time() > until:
-        return
+        return False
     films = records.read(source)
-    run(one, seed, Setting(films, store.build(films, size, progress=False), source, batch_size, weights), folder)
+    setting = Setting(films, store.build(films, size, progress=False), source, batch_size, weights)
+    one_run(one, seed, setting, folder)
+    return True
 
 
 def parser() -> argparse.ArgumentParser:
@@ -247,6 +272,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", required=True, help="folder in the NIH layout")
     made.add_argument("--schedules", default=" ".join(SCHEDULES), help="which, in one word each")
     made.add_argument("--variant", action="append", default=[], help="a schedule and settings, for validation alone")
+    made.add_argument("--chosen", action="append", default=[], help="a variant chosen before, for the test films too")
+    made.add_argument(
+        "--until_validation_stops", action="store_true", help="1.5 times the passes until that helps no more"
+    )
     made.add_argument("--seeds", type=int, default=3, help="runs of each, seeds 0, 1, …")
     made.add_argument("--size", type=int, default=64, help="side of the films in pixels")
     made.add_argument("--batch_size", type=int, default=32)

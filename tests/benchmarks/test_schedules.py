@@ -39,8 +39,9 @@ def test_too_few_passes_are_refused():
 def test_a_variant_changes_all_stages_or_one():
     found = compare_schedules.trial("modern ema=0 stage1.lr=0.003", 16)
     own = compare_schedules.trial("modern", 16)
-    assert not found.plain
-    assert own.plain
+    assert not found.tested
+    assert own.tested
+    assert compare_schedules.trial("modern ema=0", 16, chosen=True).tested
     assert {stage.ema for stage in found.recipes} == {0.0}
     assert found.recipes[0].lr == 0.003
     assert [stage.lr for stage in found.recipes[1:]] == [stage.lr for stage in own.recipes[1:]]
@@ -60,7 +61,7 @@ def test_differences_by_seed_are_a_paired_t_test():
 
 def test_a_schedule_does_not_differ_from_its_equal():
     runs = [made("seed", seed, 1.0) for seed in range(2)]
-    runs += [verdict.Run("modern", "modern", run.seed, 1.0, run.readings) for run in runs]
+    runs += [verdict.Run("modern", "modern", run.seed, 9, 1.0, run.readings) for run in runs]
     row = chosen(verdict.table(runs, ""), "difference by patient", "test")
     assert [row["value"], row["low"], row["high"]] == [0, 0, 0]
 
@@ -81,6 +82,31 @@ def test_a_variant_is_compared_on_validation_films_alone():
     assert chosen(table, "difference by seed", "val")["against"] == "modern"
 
 
+def test_a_chosen_variant_is_compared_on_the_test_films_too():
+    runs = [made("modern", seed, 1.0) for seed in range(2)]
+    runs += [made("modern ema=0", seed, 1.2, schedule="modern") for seed in range(2)]
+    assert chosen(verdict.table(runs, ""), "difference by patient", "test")["against"] == "modern"
+
+
+@pytest.mark.parametrize(
+    ("qualities", "expected"),
+    [((0.5, 0.9, 0.7, 0.6, 3.0), 18), ((0.5, 0.4, 0.3, 3.0), 12), ((0.5, 0.4, 1.0, 0.9, 0.9, 3.0), 27),
+     ((0.5, 0.5, 0.5, 3.0), 12), ((0.5, 0.8, 1.1, 1.5, 1.2, 1.4), 41)],
+)  # fmt: skip
+def test_a_schedule_gets_more_passes_until_validation_stops(qualities, expected, monkeypatch):
+    by_passes = dict(zip((12, 18, 27, 41, 62, 93), qualities, strict=False))
+
+    def run(one, seed, setting, folder):
+        """A run in which more passes on test films would always be better."""
+        readings = made("modern", 0, by_passes[one.passes], parts=("val",)).readings
+        readings["test"] = made("modern", 0, one.passes, parts=("test",)).readings["test"]
+        return verdict.Run(one.name, one.schedule, seed, one.passes, 1.0, readings)
+
+    monkeypatch.setattr(compare_schedules, "run", run)
+    found = compare_schedules.run_until_validation_stops(compare_schedules.trial("modern", 12), 0, None, None)
+    assert found.passes == expected
+
+
 def made(name, seed, quality, schedule="", parts=("val", "test")):
     """A run whose scores tell labels apart the better the higher its quality; all have the same films."""
     random, noise = np.random.default_rng(0), np.random.default_rng([seed, len(name)])
@@ -88,7 +114,7 @@ def made(name, seed, quality, schedule="", parts=("val", "test")):
     scores = 1 / (1 + np.exp(-(quality * labels + noise.normal(size=labels.shape))))
     reading = predict.Predictions([f"{i}.png" for i in range(120)], np.arange(120) // 2, labels, scores)
     assert metrics.mean_auc(labels, scores) > 0.5
-    return verdict.Run(name, schedule or name, seed, 1.0, dict.fromkeys(parts, reading))
+    return verdict.Run(name, schedule or name, seed, 9, 1.0, dict.fromkeys(parts, reading))
 
 
 def chosen(table, what, part):

@@ -11,17 +11,18 @@ from cxrlib import metrics
 from cxrlib.evaluation import intervals, predict
 
 REPLICATES = 1000
-COLUMNS = ["what", "schedule", "against", "part", "seeds", "films", "value", "low", "high", "sd", "p", "p_holm",
-           "seconds", "conditions"]  # fmt: skip
+COLUMNS = ["what", "schedule", "against", "part", "seeds", "passes", "films", "value", "low", "high", "sd", "p",
+           "p_holm", "seconds", "conditions"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its predictions by part ("val", and "test" where it was read), and the seconds it trained."""
+    """A finished run: its predictions by part ("val", and "test" where it was read), its passes and seconds."""
 
     name: str
     schedule: str
     seed: int
+    passes: int
     seconds: float
     readings: dict[str, predict.Predictions]
 
@@ -37,7 +38,8 @@ def table(runs: list[Run], conditions: str) -> pd.DataFrame:
     ``what``: "run", with its interval by patient · "mean" over seeds, ``sd`` between them · "difference by seed", the
     mean of paired differences with Student's interval over seeds · "difference by patient", the same mean with a
     bootstrap of the test patients that all runs share, which says how far other films would have moved it.
-    Variants are compared with their own schedule, and on validation films alone. ``p_holm`` allows for several pairs.
+    Variants are compared with their own schedule, on the parts that were read. ``p_holm`` allows for several pairs.
+    ``passes``: of a run, or their mean.
     """
     rows = [_run(run, part) for run in runs for part in run.readings]
     names = list(dict.fromkeys(run.name for run in runs))
@@ -50,25 +52,27 @@ def table(runs: list[Run], conditions: str) -> pd.DataFrame:
 def _run(run: Run, part: str) -> dict:
     found = run.readings[part]
     value, low, high = _bootstrap(run, part).mean_auc
-    return {"what": "run", "schedule": run.name, "part": part, "seeds": run.seed, "films": len(found.images),
-            "value": value, "low": low, "high": high, "seconds": round(run.seconds, 1)}  # fmt: skip
+    return {"what": "run", "schedule": run.name, "part": part, "seeds": run.seed, "passes": run.passes,
+            "films": len(found.images), "value": value, "low": low, "high": high,
+            "seconds": round(run.seconds, 1)}  # fmt: skip
 
 
 def _mean(runs: dict[int, Run], part: str) -> dict:
     values = [run.auc(part) for run in runs.values()]
     first = next(iter(runs.values()))
-    return {"what": "mean", "schedule": first.name, "part": part, "seeds": len(values),
+    passes, seconds = (float(np.mean([getattr(run, name) for run in runs.values()])) for name in ("passes", "seconds"))
+    return {"what": "mean", "schedule": first.name, "part": part, "seeds": len(values), "passes": passes,
             "films": len(first.readings[part].images), "value": np.mean(values), "sd": _sd(values),
-            "seconds": round(float(np.mean([run.seconds for run in runs.values()])), 1)}  # fmt: skip
+            "seconds": round(seconds, 1)}  # fmt: skip
 
 
 def _pairs(by_name: dict[str, dict[int, Run]], part: str) -> list[dict]:
-    """Differences of the schedules among themselves, and of each variant from its schedule (validation alone)."""
+    """Differences of the schedules among themselves, and of each variant from its schedule."""
     runs = {name: next(iter(found.values())) for name, found in by_name.items()}
+    runs = {name: run for name, run in runs.items() if part in run.readings}
     plain = [name for name, run in runs.items() if name == run.schedule]
     pairs = list(combinations(plain, 2))
-    if part == "val":
-        pairs += [(name, run.schedule) for name, run in runs.items() if name not in plain and run.schedule in plain]
+    pairs += [(name, run.schedule) for name, run in runs.items() if name not in plain and run.schedule in plain]
     rows = []
     for name, against in pairs:
         shared = sorted(by_name[name].keys() & by_name[against].keys())
