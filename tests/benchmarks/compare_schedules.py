@@ -15,7 +15,8 @@ one. Variants are compared with their schedule on validation films alone, so tha
 part unseen. What was chosen there is then read on the test films, too: ``--chosen "modern ema=0"``.
 
 ``--until_validation_stops`` trains each schedule and seed at ``--passes``, then at 1.5 times as many, and so on, until
-two in a row bring no higher validation AUC. The best one is the run that is read on the test films and told.
+two in a row bring no higher validation AUC. The best one is the run that is told. Test predictions of the others lie
+beside it, but nothing looks at them.
 
 ``--jobs 8`` trains so many at a time, each in a process of its own; with ``--seconds`` none is begun after that time,
 and the table is of the finished ones.
@@ -88,6 +89,13 @@ def trial(words: str, passes: int, *, chosen: bool = False) -> Trial:
         common = [word for word in changes if not word.startswith("stage")]
         recipes.append(schedules.recipe(schedule, number, override=" ".join([*common, *own])))
     return Trial(" ".join(words.split()), schedule, scaled(tuple(recipes), passes), tested=chosen or not changes)
+
+
+def all_trials(given: argparse.Namespace) -> list[Trial]:
+    """The trials that a call asks for, each once. A variant that is chosen, too, is read on the test films."""
+    trials = [trial(words, given.passes) for words in (*given.schedules.split(), *given.variant)]
+    trials += [trial(words, given.passes, chosen=True) for words in given.chosen]
+    return list({one.name: one for one in trials}.values())
 
 
 def scaled(recipes: tuple[Stage, ...], passes: int) -> tuple[Stage, ...]:
@@ -218,8 +226,7 @@ def main() -> int:
         weights, start = pretrained(other, given.pretrain_epochs, given.size, given.batch_size, folder)
     print(f"start: {start}", flush=True)
     setting = Setting(films, pixels, source, given.batch_size, weights or "none")
-    trials = [trial(words, given.passes) for words in (*given.schedules.split(), *given.variant)]
-    trials += [trial(words, given.passes, chosen=True) for words in given.chosen]
+    trials = all_trials(given)
     passes = f"{given.passes} passes" + (" or more, until validation stops" if given.until_validation_stops else "")
     where = f"{len(films)} films of {source.name}, {given.size} px, batch {given.batch_size}, {passes}, "
     where += f"start: {start}; {torch.get_num_threads()} threads"

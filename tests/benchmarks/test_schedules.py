@@ -49,6 +49,16 @@ def test_a_variant_changes_all_stages_or_one():
         compare_schedules.trial("modern emma=0", 16)
 
 
+def test_a_variant_that_is_chosen_too_is_trained_once():
+    words = ["--data", "x", "--schedules", "modern", "--variant", "modern  ema=0", "--variant", "modern clip=0"]
+    found = compare_schedules.all_trials(compare_schedules.parser().parse_args([*words, "--chosen", "modern ema=0"]))
+    assert [(one.name, one.tested) for one in found] == [
+        ("modern", True),
+        ("modern ema=0", True),
+        ("modern clip=0", False),
+    ]
+
+
 def test_differences_by_seed_are_a_paired_t_test():
     runs = [made(name, seed, quality) for name, quality in (("seed", 0.4), ("modern", 1.0)) for seed in range(4)]
     row = chosen(verdict.table(runs, "here"), "difference by seed", "test")
